@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: MIT
+ * data.h - JSONL preference pairs (or SFT rows) to token ids. */
+#ifndef BDPO_DATA_H
+#define BDPO_DATA_H
+#include "template.h"
+#include "../io/json.h"
+
+enum data_kind { DATA_PAIRS, DATA_SFT };
+enum data_specials { DATA_SPECIALS_TEXT, DATA_SPECIALS_ERROR, DATA_SPECIALS_ALLOW };
+struct data_opts { /* from the config's "data" section */
+    int64_t max_length, max_prompt_length;
+    bool string_prompts_user; /* string prompts as one user turn through the template; else raw text */
+    enum data_specials specials;
+    bool skip_bad_rows;
+    int64_t max_bad_rows;
+    double max_dropped, subsample;
+    uint64_t seed;
+    int32_t vocab_size; /* the model's: an id at or above it is an error */
+    int32_t threads;
+};
+
+struct example {
+    int64_t at;         /* of the prompt in dataset.ids; chosen and rejected follow it directly */
+    int32_t np, nw, nl; /* tokens: prompt >= 1, chosen >= 1, rejected >= 1 (SFT: 0) */
+    int32_t file;       /* index into dataset.files */
+    int64_t line;       /* from 1, in the decompressed file */
+};
+struct data_stats {
+    int64_t rows, bad, dropped_empty, dropped_equal, dropped_cut, truncated_prompts, truncated_responses, special_text, kept;
+};
+struct dataset { /* valid when zeroed; immutable after load */
+    int32_t *ids;
+    int64_t n_ids;
+    struct example *ex;
+    int64_t n;
+    char **files; /* owned copies of the paths */
+    int32_t n_files;
+    int64_t longest;  /* max over examples of np + nw + nl */
+    struct data_stats stats;
+    char digest[65];  /* fingerprint of the files' decompressed bytes */
+};
+
+/* Read every row of the files, in order, in all forms of docs/data.md; tokenise; cut; drop degenerate pairs; subsample.
+ * Two passes are not needed, but nothing is used before all rows were checked. Bad rows: ERR_INPUT listing the first 20 with
+ * file:line[:col], unless skip_bad_rows (then up to max_bad_rows, listed on stderr). Too many dropped, or nothing left: ERR_INPUT. */
+int dataset_load(struct dataset *d, char *const *paths, int32_t n_paths, enum data_kind kind, const struct data_opts *o,
+                 const struct tokenizer *tok, const struct chat_template *tmpl);
+void dataset_release(struct dataset *d);
+/* One line: "train.jsonl: 1500 rows, 1498 kept (1 empty, 1 equal), 12 prompts and 3 responses cut"; adds to b. */
+int dataset_describe(const struct dataset *d, struct buf *b);
+
+/* One prompt of `generate`: a row's "prompt" (text or messages), or the whole-conversation forms' shared start, as ids with the
+ * generation prompt, cut to its last max_prompt_length tokens (and its BOS). *end: the token that ends a response. */
+int data_encode_prompt(struct ids *out, int32_t *end, const json_t *row, const struct data_opts *o, const struct tokenizer *tok,
+                       const struct chat_template *tmpl, const char *file, int64_t line);
+#endif

@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: MIT
+ * template.h - chat templates as pieces (never as programs): prefix and suffix per role, default system prompt, BOS,
+ * generation prompt, end-of-turn token. */
+#ifndef BDPO_TEMPLATE_H
+#define BDPO_TEMPLATE_H
+#include "tokenizer.h"
+
+struct message {
+    const char *role, *content; /* content may hold any text */
+    size_t content_len;
+};
+struct chat_template; /* immutable after open */
+
+/* `name`: "auto" (recognised by the markers in the template text of DIR/chat_template.jinja or of tokenizer_config.json:
+ * <|im_start|>: chatml, with the default system prompt where that text has one; <|start_header_id|>: llama3), "chatml", "llama3" or "raw".
+ * "auto" without any template text gives raw. A template text that is not recognised: ERR_INPUT naming what can be set.
+ * system_prompt (may be NULL): put first where the conversation has no system message; overrides the template's default. */
+int template_open(struct chat_template **out, const struct tokenizer *t, const char *dir, const char *name, const char *system_prompt);
+void template_close(struct chat_template *c);
+const char *template_name(const struct chat_template *c);
+
+/* Append the ids of a conversation; with add_generation_prompt the header of the assistant's turn last. Content is encoded with
+ * `mode`; the markers are single ids. BOS first where the template (or for raw the tokenizer) has one, once.
+ * raw has no roles: contents are joined as they are. ERR_INPUT for an unknown role, an empty list. */
+int template_encode(const struct chat_template *c, const struct message *msg, int64_t n, bool add_generation_prompt,
+                    enum special_mode mode, struct ids *out);
+/* A string prompt as it is: BOS once where the tokenizer adds one, then the text. */
+int template_encode_raw(const struct chat_template *c, const char *text, size_t len, enum special_mode mode, struct ids *out);
+/* The token that ends a response: the template's end-of-turn, raw: EOS. `conversation` false: a raw string row (EOS). -1: none. */
+int32_t template_end(const struct chat_template *c, bool conversation);
+#endif

@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: MIT
+ * file.h - files that are read whole, written all or not at all, and line by line through gzip. */
+#ifndef BDPO_FILE_H
+#define BDPO_FILE_H
+#include "../base/mem.h"
+#include "../base/sha256.h"
+
+/* Whole regular file into *out (owned by the caller, NUL-terminated). Missing, directory, FIFO, over `max` bytes: ERR_INPUT. */
+int file_read(char **out, size_t *len, const char *path, int64_t max);
+bool file_exists(const char *path);
+bool dir_exists(const char *path);
+/* Create a directory and its parents (mode 0777 & ~umask). ERR_IO naming path and reason. */
+int dir_make(const char *path);
+/* "dir/name"; the caller frees. */
+int path_join(char **out, const char *dir, const char *name);
+/* Last component of a path (borrowed from path; "" never: "." for an empty path). */
+const char *path_base(const char *path);
+/* Delete a directory tree; symlinks in it are unlinked, never followed. Absent is fine. */
+int dir_remove(const char *path);
+/* fsync a directory. */
+int dir_sync(const char *path);
+/* Bytes free for this user on the file system of path (or of its nearest existing parent); -1 where unknown. */
+int64_t disk_free(const char *path);
+
+/* A file being written as PATH.tmp-PID; nothing appears at PATH before file_commit. Valid when zeroed. */
+struct file_out {
+    int fd; /* -1: closed. 0 in a zeroed struct counts as closed too, with `path` NULL */
+    char *path, *tmp;
+    int64_t bytes;
+    uint32_t crc; /* zlib crc32 of all bytes written */
+    uint8_t *hold; /* write buffer */
+    size_t held;
+};
+int file_create(struct file_out *f, const char *path);
+int file_put(struct file_out *f, const void *data, size_t len);
+/* Flush, fsync, check the size, rename to PATH, fsync the parent. On failure the temporary file is gone and PATH as before. */
+int file_commit(struct file_out *f);
+/* Drop what was written; safe after commit and on a zeroed struct. */
+void file_abandon(struct file_out *f);
+/* create + put + commit. */
+int file_write_all(const char *path, const void *data, size_t len);
+int file_copy(const char *from, const char *to);
+
+/* Lines of a .jsonl or .jsonl.gz file (gzip recognised by name .gz; concatenated members fine). */
+struct line_reader;
+int lines_open(struct line_reader **out, const char *path);
+/* 1: *line (borrowed until the next call, NUL-terminated, without "\n" or "\r\n"), *len, 0: end, < 0: error.
+ * A UTF-8 BOM on line 1 is skipped. Errors (ERR_INPUT, file:line): truncated or corrupt gzip, trailing garbage, plain text
+ * named .gz, a line over 64 MiB, a NUL byte. Only a clean end of file gives 0. */
+int lines_next(struct line_reader *r, char **line, size_t *len);
+int64_t lines_number(const struct line_reader *r); /* of the line last returned, from 1 */
+/* Digest of all (decompressed) bytes so far; call after the end for the file's content hash. */
+void lines_digest(const struct line_reader *r, uint8_t digest[32]);
+void lines_close(struct line_reader *r);
+
+/* Advisory lock on DIR/.lock (flock). 0: held in *fd until close. Held by another process: ERR_INPUT naming its pid and host. */
+int dir_lock(int *fd, const char *dir);
+#endif

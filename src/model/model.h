@@ -1,0 +1,90 @@
+/* SPDX-License-Identifier: MIT
+ * model.h - a decoder-only transformer (Qwen2/2.5/3, LLaMA): parameters, forward, log-probabilities, backward. */
+#ifndef BDPO_MODEL_H
+#define BDPO_MODEL_H
+#include "arch.h"
+#include "../data/batch.h"
+#include "../io/safetensors.h"
+#include "../ops/plan.h"
+
+enum { PARAM_SLICES_MAX = 3 };
+struct param_slice { /* one Hugging Face tensor: rows [row, row + rows) of a parameter */
+    char name[96];
+    int64_t row, rows;
+};
+struct param { /* q, k, v and gate, up are stored fused: one matrix each */
+    struct tensor w;         /* f32, 1-d or 2-d; a view into model.weights */
+    int64_t offset;          /* elements from the start of the flat weights (64-byte aligned) */
+    bool decay;              /* weight decay applies: matrices only */
+    int32_t n_slices;
+    struct param_slice slice[PARAM_SLICES_MAX];
+};
+
+struct layer { /* indices into params; -1: absent */
+    int32_t norm1, qkv, qkv_bias, q_norm, k_norm, o, o_bias, norm2, gate_up, gate_up_bias, down, down_bias;
+};
+
+struct acts { /* what one layer's backward needs; see docs/DESIGN.md for the walk */
+    struct tensor x, rstd1, h1, qkv, qk, rstd_q, rstd_k, att, lse, x2, rstd2, h2, gu, act;
+};
+
+struct model { /* valid when zeroed */
+    struct arch arch;
+    const struct backend *be;
+    struct param *params;
+    int32_t n_params, embed, final_norm, head; /* head == embed when tied */
+    struct layer *layers;
+    int64_t n_flat;             /* elements of the flat weights with padding */
+    struct tensor weights, grads; /* flat f32 [n_flat]; grads.data NULL where not training */
+
+    struct tensor rope;         /* [positions, 2, D/2] */
+    struct acts *acts;          /* [n_acts]: L when every layer is kept, else 1 (recomputed, or inference) */
+    int32_t n_acts;
+    bool recompute;
+    struct tensor *block_in;    /* [L] layer inputs, when recomputing */
+    struct tensor resid, stream, xf, rstd_f, hf; /* residual pieces and the final norm */
+    struct tensor hsel, logp, lse;     /* response positions: hidden, log-probability, log-sum-exp */
+    struct tensor dx, dh, dqkv, dgu, datt, dhsel, coef, scratch; /* backward */
+    struct tensor ids, pos, src, target; /* i32, device copies of the batch */
+    float *host;                /* [N_max] */
+    const struct batch *batch;  /* of the last forward */
+    int64_t T_max, N_max;
+};
+
+struct model_size { /* what buffers must hold */
+    int64_t T, N, positions; /* tokens and response positions of a micro-batch; positions of the rope table */
+    bool train;              /* gradients and backward buffers */
+    bool recompute;          /* keep layer inputs only */
+};
+
+/* Parameter table and layers from arch; no memory for tensors yet. */
+int model_init(struct model *m, const struct backend *be, const struct arch *a);
+/* Book weights (and gradients). */
+int model_plan_weights(struct model *m, struct plan *p, bool train);
+/* Book activations and scratch for batches up to `size`. */
+int model_plan_buffers(struct model *m, struct plan *p, const struct model_size *size);
+/* After plan_grant: set the views of params, upload the rope table. */
+int model_ready(struct model *m);
+void model_release(struct model *m); /* not the plan's memory */
+
+/* weights.c ------------------------------------------------------------------------------------------------------ */
+/* Fill weights from DIR's safetensors (F32, F16, BF16). Missing tensor, wrong shape, NaN or Inf: ERR_INPUT with expected and found.
+ * Extra tensors: one warning on stderr (rotary inv_freq buffers and a tied lm_head equal to the embedding: silently). */
+int model_load(struct model *m, const char *dir);
+/* init "random": normal(0, initializer_range) for matrices and embedding, 0 for biases, 1 for norms; pure function of seed. */
+int model_random(struct model *m, uint64_t seed);
+enum st_dtype model_dir_dtype(const char *dir, const struct arch *a); /* dtype of the input's files (most elements); ST_F32 where none */
+/* Write a Hugging Face directory `dir` (created whole under a temporary name, then renamed; an existing one is replaced): model.safetensors, or shards of at
+ * most shard_bytes with an index; config.json from source_dir with its dtype set; tokenizer and template files copied. */
+int model_save(struct model *m, const char *dir, const char *source_dir, enum st_dtype dtype, int64_t shard_bytes);
+
+/* forward.c, backward.c -------------------------------------------------------------------------------------------- */
+/* Hidden states of a micro-batch; keeps what the backward needs, as planned. */
+int model_forward(struct model *m, const struct batch *b);
+/* logp[S] (host, double): sums over each sequence's response tokens. After model_forward. Synchronises. */
+int model_logp(struct model *m, const struct batch *b, double *logp);
+/* A callback when the gradients of parameters [first, first + n) are final for this micro-batch. May be NULL. */
+typedef int model_ready_fn(void *payload, int32_t first, int32_t n);
+/* grads += sum over sequences of coef[s] d logp[s] / d weights. coef[S] host. After model_logp of the same batch. */
+int model_backward(struct model *m, const struct batch *b, const double *coef, model_ready_fn *ready, void *payload);
+#endif

@@ -1,0 +1,166 @@
+/* SPDX-License-Identifier: MIT
+ * ops.h - tensors and the backend interface. Shape letters: T tokens, S sequences, P pairs, N response positions,
+ * C hidden, F ffn, H/K query/kv heads, D head size, V vocabulary, L layers.
+ * All op_* return 0 or ERR_DEVICE; wrong shapes are bugs (BUG_IF). Results are bit-equal between two runs with the
+ * same inputs and thread count. f32 accumulation unless said. */
+#ifndef BDPO_OPS_H
+#define BDPO_OPS_H
+#include "../base/base.h"
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum dtype { DT_F32, DT_I32 };
+
+/* A view: never owns `data`. Row-major, dim[0] slowest, unused trailing dims are 1. Rows (the index dim[0]) may be
+ * strided: `ld` elements apart; ld = product of dim[1..3] when contiguous, and only ops that say so take another. */
+struct tensor {
+    void *data;
+    int64_t dim[4];
+    int64_t ld;
+    enum dtype dtype;
+};
+
+/* Varlen attention: segment s has `len` query rows from row `q` of q/o. They attend to the whole prefix, kv rows
+ * [prefix, prefix + prefix_len), and causally to their own kv rows [own, own + len). In training own = q.
+ * Segments of one group (a pair's prompt, chosen, rejected) are consecutive; kv rows are shared only inside a group. */
+struct segment {
+    int32_t q, len, own, prefix, prefix_len;
+};
+struct segments {
+    const struct segment *seg; /* host memory [n] */
+    const int32_t *group;      /* host memory [n_groups + 1]: first segment of each group */
+    int32_t n, n_groups;
+};
+
+struct adamw { /* one AdamW update, as in PyTorch: decoupled decay, bias correction */
+    double lr, beta1, beta2, eps, weight_decay;
+    int64_t step;      /* from 1 */
+    double grad_scale; /* multiplies g first (mean and clip) */
+};
+
+struct ctx; /* a backend's private state: device, stream, library handles, threads */
+
+#include "ops_list.h"
+struct ops { /* one table per backend; every slot is filled or the link fails */
+#define OP(name, ...) int (*name)(struct ctx * cx, __VA_ARGS__);
+    OPS(OP)
+#undef OP
+};
+#define OP(name, ...)                            \
+    int cpu_##name(struct ctx *cx, __VA_ARGS__); \
+    int cuda_##name(struct ctx *cx, __VA_ARGS__);
+OPS(OP)
+#undef OP
+
+struct memops { /* memory of a backend, apart from math */
+    int (*alloc)(struct ctx *cx, void **out, int64_t bytes); /* 64-byte aligned, zeroed; ERR_OOM */
+    void (*release)(struct ctx *cx, void *p);
+    int (*to_device)(struct ctx *cx, void *dst, const void *host, int64_t bytes);
+    int (*to_host)(struct ctx *cx, void *host, const void *src, int64_t bytes);
+    int (*copy)(struct ctx *cx, void *dst, const void *src, int64_t bytes); /* device to device, may not overlap */
+};
+
+struct backend {
+    const char *name; /* "cpu", "cuda" */
+    struct ctx *cx;
+    const struct ops *op;
+    const struct memops *mem;
+    int32_t threads; /* CPU threads in use */
+};
+/* CPU: threads 0 = the cores this process may use. Valid until backend_close. */
+int cpu_open(struct backend *be, int32_t threads);
+/* 0, or ERR_INPUT with the reason that no device can be used (link-time twin cuda/none.c in a build without CUDA). */
+int cuda_open(struct backend *be, int32_t threads);
+void backend_close(struct backend *be);
+void cpu_close(struct ctx *cx);
+void cuda_close(struct ctx *cx);
+
+/* --- tensors ------------------------------------------------------------------------------------------------- */
+int64_t dtype_size(enum dtype t);                 /* bytes an element */
+int64_t tensor_count(const struct tensor *t);     /* elements: product of dims */
+int64_t tensor_row(const struct tensor *t);       /* elements a row: dim[1] * dim[2] * dim[3] */
+bool tensor_contiguous(const struct tensor *t);
+/* A contiguous view of `data` with up to 4 dims (pass 1 for unused). */
+struct tensor tensor_view(void *data, enum dtype dtype, int64_t d0, int64_t d1, int64_t d2, int64_t d3);
+/* Rows [first, first + n) of t. */
+struct tensor tensor_rows(const struct tensor *t, int64_t first, int64_t n);
+/* Columns [first, first + n) of every row of a 2-d t (a strided view). */
+struct tensor tensor_cols(const struct tensor *t, int64_t first, int64_t n);
+
+/* --- the ops: checked entries, one per row of ops_list.h ------------------------------------------------------- */
+/* y[M,N] = alpha op(a) op(b) + beta y; op(a) is [M,K] (a stored [K,M] if ta), op(b) is [K,N] (b stored [N,K] if tb).
+ * beta is 0 or 1 (0: y is not read). f32; all three may have strided rows. y aliases neither input. */
+int op_gemm(const struct backend *be, struct tensor *y, const struct tensor *a, bool ta, const struct tensor *b, bool tb,
+            float alpha, float beta);
+/* y[T,N] += b[N]. */
+int op_bias_fwd(const struct backend *be, struct tensor *y, const struct tensor *b);
+/* db[N] += sum_T dy[T,N]. */
+int op_bias_bwd(const struct backend *be, struct tensor *db, const struct tensor *dy);
+/* y[n,C] = x[index[n], C]; index i32, in range (the caller's duty, as data are checked at load). y and x do not overlap. */
+int op_gather(const struct backend *be, struct tensor *y, const struct tensor *x, const struct tensor *index);
+/* dx[index[n], C] += dy[n, C], in the order of n (repeated indices add in that order). */
+int op_scatter_add(const struct backend *be, struct tensor *dx, const struct tensor *dy, const struct tensor *index);
+/* sum = x + r (r NULL: sum is not written and may be NULL, s = x); y[T,C] = s * rstd * w, rstd[T] = 1/sqrt(mean_C(s^2) + eps).
+ * sum may alias x or r. y may not alias them. */
+int op_rmsnorm_fwd(const struct backend *be, struct tensor *y, struct tensor *rstd, struct tensor *sum,
+                   const struct tensor *x, const struct tensor *r, const struct tensor *w, float eps);
+/* dx[T,C] += dL/ds, dw[C] += dL/dw for y = s * rstd * w; x is s. dx may not alias dy.
+ * dw is summed over fixed blocks of 64 rows, then over blocks in order (independent of the thread count).
+ * Scratch: op_rmsnorm_bwd_scratch(T, C) bytes. */
+int op_rmsnorm_bwd(const struct backend *be, struct tensor *dx, struct tensor *dw, const struct tensor *dy,
+                   const struct tensor *x, const struct tensor *w, const struct tensor *rstd, struct tensor *scratch);
+int64_t op_rmsnorm_bwd_scratch(int64_t T, int64_t C);
+/* Per-head RMSNorm (Qwen3's QK-norm): x, y are [T, n*D] with strided rows allowed, w[D], rstd[T, n] contiguous;
+ * every run of D columns is normed by itself. y may alias x. */
+int op_headnorm_fwd(const struct backend *be, struct tensor *y, struct tensor *rstd, const struct tensor *x,
+                    const struct tensor *w, float eps);
+/* dx[T, n*D] = (not +=) dL/dx; dw[D] += ; x is the forward's input. dx may alias dy. Strided rows allowed.
+ * Scratch: op_headnorm_bwd_scratch(T, D). */
+int op_headnorm_bwd(const struct backend *be, struct tensor *dx, struct tensor *dw, const struct tensor *dy,
+                    const struct tensor *x, const struct tensor *w, const struct tensor *rstd, struct tensor *scratch);
+int64_t op_headnorm_bwd_scratch(int64_t T, int64_t D);
+/* Rotary embedding in place on x[T, n*D] (strided rows allowed): in each head, with c, s = table[pos[t], 0/1, i],
+ * (x_i, x_{i+D/2}) -> (x_i c - x_{i+D/2} s, x_{i+D/2} c + x_i s); inverse: s negated (the backward).
+ * pos i32[T]; table f32 [positions, 2, D/2] (cos, then sin). */
+int op_rope(const struct backend *be, struct tensor *x, int32_t head_size, const struct tensor *pos,
+            const struct tensor *table, bool inverse);
+/* o[T, H*D], lse[T, H] (contiguous) = softmax(scale q k^T) v over each segment's keys (see struct segment), blocked, with
+ * an online log-sum-exp; q[T, H*D], k, v [Tk, K*D] may have strided rows; query head h reads kv head h / (H/K). */
+int op_attention_fwd(const struct backend *be, struct tensor *o, struct tensor *lse, const struct tensor *q,
+                     const struct tensor *k, const struct tensor *v, const struct segments *segs, int32_t head_size,
+                     float scale);
+/* dq, dk, dv (strided rows allowed) = (not +=) gradients; dk, dv rows of a shared prompt are the sums over its group's
+ * segments in order. Every row of dk, dv that some segment owns is written. */
+int op_attention_bwd(const struct backend *be, struct tensor *dq, struct tensor *dk, struct tensor *dv,
+                     const struct tensor *dout, const struct tensor *o, const struct tensor *lse, const struct tensor *q,
+                     const struct tensor *k, const struct tensor *v, const struct segments *segs, int32_t head_size,
+                     float scale);
+/* y[T,F] = silu(g) * u, gu[T,2F] = [g | u]. */
+int op_swiglu_fwd(const struct backend *be, struct tensor *y, const struct tensor *gu);
+/* dgu[T,2F] = gradients of g and u (not +=). dgu may alias gu. */
+int op_swiglu_bwd(const struct backend *be, struct tensor *dgu, const struct tensor *dy, const struct tensor *gu);
+/* logp[n] = z[target[n]] - lse[n], lse = log sum_V exp(z), z = h[N,C] w[V,C]^T: in tiles over N x V with an online
+ * log-sum-exp; the whole of z never exists. Scratch: op_logp_scratch(N, V) bytes. */
+int op_logp_fwd(const struct backend *be, struct tensor *logp, struct tensor *lse, const struct tensor *h,
+                const struct tensor *w, const struct tensor *target, struct tensor *scratch);
+/* With coef[n] = dL/dlogp[n]: dz = coef (onehot(target) - exp(z - lse)), recomputed by tiles;
+ * dh[N,C] = dz w (not +=), dw[V,C] += dz^T h. */
+int op_logp_bwd(const struct backend *be, struct tensor *dh, struct tensor *dw, const struct tensor *coef,
+                const struct tensor *lse, const struct tensor *h, const struct tensor *w, const struct tensor *target,
+                struct tensor *scratch);
+int64_t op_logp_scratch(int64_t N, int64_t V);
+/* g' = grad_scale g; m = b1 m + (1-b1) g'; v = b2 v + (1-b2) g'^2; w -= lr wd w; w -= lr mh / (sqrt(vh) + eps),
+ * mh = m / (1 - b1^step), vh = v / (1 - b2^step). Flat, f32. Loshchilov & Hutter, as torch.optim.AdamW. */
+int op_adamw(const struct backend *be, struct tensor *w, struct tensor *m, struct tensor *v, const struct tensor *g,
+             const struct adamw *opt);
+/* *out (host) = sum x^2, accumulated in double over fixed blocks (independent of the thread count). */
+int op_sumsq(const struct backend *be, double *out, const struct tensor *x);
+/* y += x; the same count. */
+int op_add(const struct backend *be, struct tensor *y, const struct tensor *x);
+/* y = value (f32), or (int32_t)value (i32). */
+int op_fill(const struct backend *be, struct tensor *y, float value);
+#ifdef __cplusplus
+}
+#endif
+#endif
