@@ -20,8 +20,12 @@ struct param { /* q, k, v and gate, up are stored fused: one matrix each */
     struct param_slice slice[PARAM_SLICES_MAX];
 };
 
+struct linear { /* y = x w^T + b: indices into params; b -1: none. The one place where dense, LoRA and 4-bit weights differ (linear.c) */
+    int32_t w, b;
+};
 struct layer { /* indices into params; -1: absent */
-    int32_t norm1, qkv, qkv_bias, q_norm, k_norm, o, o_bias, norm2, gate_up, gate_up_bias, down, down_bias;
+    int32_t norm1, norm2, q_norm, k_norm;
+    struct linear qkv, o, gate_up, down;
 };
 
 struct acts { /* what one layer's backward needs; see docs/DESIGN.md for the walk */
@@ -77,6 +81,14 @@ enum st_dtype model_dir_dtype(const char *dir, const struct arch *a); /* dtype o
 /* Write a Hugging Face directory `dir` (created whole under a temporary name, then renamed; an existing one is replaced): model.safetensors, or shards of at
  * most shard_bytes with an index; config.json from source_dir with its dtype set; tokenizer and template files copied. */
 int model_save(struct model *m, const char *dir, const char *source_dir, enum st_dtype dtype, int64_t shard_bytes);
+
+/* linear.c: the only callers of op_gemm on weights; a packed copy of a weight is made and kept here ---------------- */
+/* y[T,N] = x[T,K] w^T (+ b). Rows of x and y may be strided. */
+int linear_fwd(const struct model *m, const struct linear *l, struct tensor *y, const struct tensor *x);
+/* dx[T,K] = dy w (NULL: not wanted), dw += dy^T x, db += sum_T dy. */
+int linear_bwd(const struct model *m, const struct linear *l, struct tensor *dx, const struct tensor *dy, const struct tensor *x);
+/* The gradient view of parameter i. */
+struct tensor model_grad(const struct model *m, int32_t i);
 
 /* forward.c, backward.c -------------------------------------------------------------------------------------------- */
 /* Hidden states of a micro-batch; keeps what the backward needs, as planned. */

@@ -90,9 +90,10 @@ struct tensor tensor_cols(const struct tensor *t, int64_t first, int64_t n);
 
 /* --- the ops: checked entries, one per row of ops_list.h ------------------------------------------------------- */
 /* y[M,N] = alpha op(a) op(b) + beta y; op(a) is [M,K] (a stored [K,M] if ta), op(b) is [K,N] (b stored [N,K] if tb).
- * beta is 0 or 1 (0: y is not read). f32; all three may have strided rows. y aliases neither input. */
+ * beta is 0 or 1 (0: y is not read). f32; all three may have strided rows. y aliases neither input.
+ * packed: NULL, or b's copy in the layout that the backend's GEMM likes best (a handle the backend made; f32 on the CPU has none). */
 int op_gemm(const struct backend *be, struct tensor *y, const struct tensor *a, bool ta, const struct tensor *b, bool tb,
-            float alpha, float beta);
+            const void *packed, float alpha, float beta);
 /* y[T,N] += b[N]. */
 int op_bias_fwd(const struct backend *be, struct tensor *y, const struct tensor *b);
 /* db[N] += sum_T dy[T,N]. */

@@ -2,8 +2,8 @@
  * ops_list.h - the one list of kernels. OP(name, parameters after `struct ctx *cx`). It expands to the slots of
  * struct ops, to the prototypes cpu_* and cuda_*, and to the tables. What each computes is written at op_* in ops.h. */
 #define OPS(OP)                                                                                                       \
-    OP(gemm, struct tensor *y, const struct tensor *a, bool ta, const struct tensor *b, bool tb, float alpha,         \
-       float beta)                                                                                                    \
+    OP(gemm, struct tensor *y, const struct tensor *a, bool ta, const struct tensor *b, bool tb,                      \
+       const void *packed, float alpha, float beta)                                                                   \
     OP(bias_fwd, struct tensor *y, const struct tensor *b)                                                            \
     OP(bias_bwd, struct tensor *db, const struct tensor *dy)                                                          \
     OP(gather, struct tensor *y, const struct tensor *x, const struct tensor *index)                                  \
