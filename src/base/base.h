@@ -64,7 +64,7 @@ const char *err_quote(char *out, size_t size, const char *text, size_t len);
 /* Several problems reported in one pass: one line each, the first DIAG_MAX kept, all counted. */
 enum { DIAG_MAX = 20 };
 struct diag {
-    int64_t count;
+    int64_t count, shown;
     size_t len;
     char text[6144];
 };

@@ -7,11 +7,19 @@
 
 static _Thread_local char msg[8192];
 
+/* Built apart, because the arguments may point into msg: err_set(code, "... %s", err_msg()). */
+static void PRINTF_LIKE(2, 0) put_msg(size_t at, const char *fmt, va_list ap)
+{
+    static _Thread_local char next[sizeof msg];
+    vsnprintf(next, sizeof next - at, fmt, ap);
+    memcpy(msg + at, next, sizeof msg - at);
+}
+
 int err_set(int code, const char *fmt, ...)
 {
     va_list ap;
     va_start(ap, fmt);
-    vsnprintf(msg, sizeof msg, fmt, ap);
+    put_msg(0, fmt, ap);
     va_end(ap);
     return code;
 }
@@ -30,11 +38,13 @@ static size_t put_place(char *out, size_t size, const char *file, int64_t line, 
 
 int err_at(int code, const char *file, int64_t line, int64_t col, const char *fmt, ...)
 {
-    const size_t n = put_place(msg, sizeof msg, file, line, col);
+    char place[4200];
+    const size_t n = put_place(place, sizeof place, file, line, col);
     va_list ap;
     va_start(ap, fmt);
-    vsnprintf(msg + n, sizeof msg - n, fmt, ap);
+    put_msg(n, fmt, ap);
     va_end(ap);
+    memcpy(msg, place, n);
     return code;
 }
 
@@ -60,13 +70,20 @@ int err_exit_code(int code)
 {
     if (code >= 0) return 0;
     switch (code) {
-    case ERR_INPUT: return 2;
-    case ERR_STOPPED: return 75;
-    case ERR_COMM: return 76;
-    case ERR_DIVERGED: return 80;
-    case ERR_REPLICA: return 81;
-    case ERR_CHECKPOINT: return 82;
-    default: return 1;
+    case ERR_INPUT:
+        return 2;
+    case ERR_STOPPED:
+        return 75;
+    case ERR_COMM:
+        return 76;
+    case ERR_DIVERGED:
+        return 80;
+    case ERR_REPLICA:
+        return 81;
+    case ERR_CHECKPOINT:
+        return 82;
+    default:
+        return 1;
     }
 }
 
@@ -78,39 +95,44 @@ void bug(const char *file, int line, const char *what)
 
 const char *err_quote(char *out, size_t size, const char *text, size_t len)
 {
-    size_t n = 0;
-    const size_t show = MIN(len, (size_t)60);
+    size_t n = 0, i = 0;
     BUG_IF(size < 8);
-    for (size_t i = 0; i < show && n + 8 < size; i++) {
+    for (; i < len && i < 60 && n + 8 < size; i++) {
         const unsigned char c = (unsigned char)text[i];
         if (c >= 32 && c < 127)
             out[n++] = (char)c;
         else
             n += (size_t)snprintf(out + n, size - n, "\\x%02x", c);
     }
-    out[n] = 0;
-    if (show < len && n + 4 <= size) memcpy(out + n, "...", 4);
+    memcpy(out + n, i < len ? "..." : "", i < len ? 4 : 1);
     return out;
 }
 
 void diag_add(struct diag *d, const char *file, int64_t line, int64_t col, const char *fmt, ...)
 {
-    if (d->count++ >= DIAG_MAX || d->len + 600 > sizeof d->text) return;
-    if (d->len) d->text[d->len++] = '\n';
-    if (file) d->len += put_place(d->text + d->len, sizeof d->text - d->len, file, line, col);
+    char place[4200] = "", text[500];
     va_list ap;
+    d->count++;
+    if (d->shown >= DIAG_MAX || d->shown + 1 < d->count) return;
+    if (file) put_place(place, sizeof place, file, line, col);
     va_start(ap, fmt);
-    const int n = vsnprintf(d->text + d->len, 500, fmt, ap);
+    vsnprintf(text, sizeof text, fmt, ap);
     va_end(ap);
-    if (n > 0) d->len += (size_t)MIN(n, 499);
+    const int n = snprintf(d->text + d->len, sizeof d->text - d->len, "%s%s%s", d->len ? "\n" : "",
+                           place, text);
+    if (n < 0 || (size_t)n >= sizeof d->text - d->len) {
+        d->text[d->len] = 0; /* no room for this one, and none after it */
+        return;
+    }
+    d->len += (size_t)n;
+    d->shown++;
 }
 
 int diag_result(const struct diag *d, int code)
 {
-    int64_t shown = 1;
     if (d->count == 0) return 0;
-    for (size_t i = 0; i < d->len; i++) shown += d->text[i] == '\n';
-    if (shown < d->count)
-        return err_set(code, "%s\nerror: %lld more problems like these", d->text, (long long)(d->count - shown));
+    if (d->shown < d->count)
+        return err_set(code, "%s\nerror: %lld more problems like these", d->text,
+                       (long long)(d->count - d->shown));
     return err_set(code, "%s", d->text);
 }

@@ -8,7 +8,8 @@ int mem_calloc(void **out, int64_t n, size_t size)
 {
     int64_t bytes;
     *out = NULL;
-    if (n < 0 || !mul_ok(n, (int64_t)size, &bytes)) return err_set(ERR_OOM, "a size overflows 64 bits");
+    if (n < 0 || !mul_ok(n, (int64_t)size, &bytes))
+        return err_set(ERR_OOM, "a size overflows 64 bits");
     *out = calloc(1, bytes ? (size_t)bytes : 1);
     if (!*out) return err_set(ERR_OOM, "out of memory: %lld bytes", (long long)bytes);
     return 0;
@@ -62,7 +63,7 @@ int buf_adds(struct buf *b, const char *s)
     return buf_add(b, s, strlen(s));
 }
 
-static int buf_addv(struct buf *b, const char *fmt, va_list ap)
+static int PRINTF_LIKE(2, 0) buf_addv(struct buf *b, const char *fmt, va_list ap)
 {
     va_list again;
     va_copy(again, ap);

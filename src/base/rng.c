@@ -4,7 +4,8 @@
 
 static void philox4x32(uint32_t out[4], uint64_t key, uint64_t lo, uint64_t hi)
 {
-    uint32_t c0 = (uint32_t)lo, c1 = (uint32_t)(lo >> 32), c2 = (uint32_t)hi, c3 = (uint32_t)(hi >> 32);
+    uint32_t c0 = (uint32_t)lo, c1 = (uint32_t)(lo >> 32), c2 = (uint32_t)hi,
+             c3 = (uint32_t)(hi >> 32);
     uint32_t k0 = (uint32_t)key, k1 = (uint32_t)(key >> 32);
     for (int r = 0; r < 10; r++) {
         const uint64_t p0 = (uint64_t)0xD2511F53u * c0, p1 = (uint64_t)0xCD9E8D57u * c2;
@@ -45,7 +46,8 @@ double rng_normal(uint64_t seed, uint64_t stream, uint64_t index)
 
 void rng_permutation(int64_t *perm, int64_t n, uint64_t seed, uint64_t stream)
 {
-    for (int64_t i = 0; i < n; i++) perm[i] = i;
+    for (int64_t i = 0; i < n; i++)
+        perm[i] = i;
     for (int64_t i = n - 1; i > 0; i--) {
         /* multiply-shift: the bias is below n / 2^64 */
         const uint64_t r = rng_u64(seed, stream, (uint64_t)i);

@@ -22,10 +22,12 @@ static void compress(uint32_t h[8], const uint8_t *p)
 {
     uint32_t w[64], s[8];
     for (int i = 0; i < 16; i++)
-        w[i] = (uint32_t)p[4 * i] << 24 | (uint32_t)p[4 * i + 1] << 16 | (uint32_t)p[4 * i + 2] << 8 | p[4 * i + 3];
+        w[i] = (uint32_t)p[4 * i] << 24 | (uint32_t)p[4 * i + 1] << 16 |
+               (uint32_t)p[4 * i + 2] << 8 | p[4 * i + 3];
     for (int i = 16; i < 64; i++) {
         const uint32_t a = w[i - 15], b = w[i - 2];
-        w[i] = w[i - 16] + w[i - 7] + (rotr(a, 7) ^ rotr(a, 18) ^ (a >> 3)) + (rotr(b, 17) ^ rotr(b, 19) ^ (b >> 10));
+        w[i] = w[i - 16] + w[i - 7] + (rotr(a, 7) ^ rotr(a, 18) ^ (a >> 3)) +
+               (rotr(b, 17) ^ rotr(b, 19) ^ (b >> 10));
     }
     memcpy(s, h, sizeof s);
     for (int i = 0; i < 64; i++) {
@@ -37,7 +39,8 @@ static void compress(uint32_t h[8], const uint8_t *p)
         s[4] += t1;
         s[0] = t1 + t2;
     }
-    for (int i = 0; i < 8; i++) h[i] += s[i];
+    for (int i = 0; i < 8; i++)
+        h[i] += s[i];
 }
 
 void sha256_init(struct sha256 *s)
@@ -52,6 +55,7 @@ void sha256_add(struct sha256 *s, const void *data, size_t len)
 {
     const uint8_t *p = data;
     size_t have = s->bytes % 64;
+    if (len == 0) return; /* data may be NULL then */
     s->bytes += len;
     if (have) {
         const size_t n = MIN(64 - have, len);
@@ -61,7 +65,8 @@ void sha256_add(struct sha256 *s, const void *data, size_t len)
         if (have + n < 64) return;
         compress(s->h, s->block);
     }
-    for (; len >= 64; p += 64, len -= 64) compress(s->h, p);
+    for (; len >= 64; p += 64, len -= 64)
+        compress(s->h, p);
     if (len) memcpy(s->block, p, len);
 }
 
@@ -70,9 +75,11 @@ void sha256_end(struct sha256 *s, uint8_t digest[32])
     const uint64_t bits = s->bytes * 8;
     uint8_t tail[72] = { 0x80 };
     const size_t have = s->bytes % 64, pad = (have < 56 ? 56 : 120) - have;
-    for (int i = 0; i < 8; i++) tail[pad + (size_t)i] = (uint8_t)(bits >> (56 - 8 * i));
+    for (int i = 0; i < 8; i++)
+        tail[pad + (size_t)i] = (uint8_t)(bits >> (56 - 8 * i));
     sha256_add(s, tail, pad + 8);
-    for (int i = 0; i < 32; i++) digest[i] = (uint8_t)(s->h[i / 4] >> (24 - 8 * (i % 4)));
+    for (int i = 0; i < 32; i++)
+        digest[i] = (uint8_t)(s->h[i / 4] >> (24 - 8 * (i % 4)));
 }
 
 void sha256_hex(struct sha256 *s, char hex[65])

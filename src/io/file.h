@@ -5,6 +5,10 @@
 #include "../base/mem.h"
 #include "../base/sha256.h"
 
+/* Open a regular file for reading (symlinks are followed); the caller closes *fd. Missing, directory, FIFO, device: ERR_INPUT. */
+int file_open(int *fd, int64_t *size, const char *path);
+/* One read(2), again after EINTR; *got 0 at the end. `path` is for the message. ERR_IO. */
+int file_read_some(int fd, const char *path, void *out, size_t len, size_t *got);
 /* Whole regular file into *out (owned by the caller, NUL-terminated). Missing, directory, FIFO, over `max` bytes: ERR_INPUT. */
 int file_read(char **out, size_t *len, const char *path, int64_t max);
 bool file_exists(const char *path);
@@ -15,7 +19,9 @@ int dir_make(const char *path);
 int path_join(char **out, const char *dir, const char *name);
 /* Last component of a path (borrowed from path; "" never: "." for an empty path). */
 const char *path_base(const char *path);
-/* Delete a directory tree; symlinks in it are unlinked, never followed. Absent is fine. */
+/* Directory part of a path, "." or "/" where it has none; the caller frees. */
+int path_parent(char **out, const char *path);
+/* Delete a directory tree (or a file); symlinks in it are unlinked, never followed. Absent is fine. */
 int dir_remove(const char *path);
 /* fsync a directory. */
 int dir_sync(const char *path);
@@ -33,7 +39,8 @@ struct file_out {
 };
 int file_create(struct file_out *f, const char *path);
 int file_put(struct file_out *f, const void *data, size_t len);
-/* Flush, fsync, check the size, rename to PATH, fsync the parent. On failure the temporary file is gone and PATH as before. */
+/* Flush, fsync, check the size, rename to PATH, fsync the parent. On failure the temporary file is gone and PATH as before
+ * (but where only the fsync of the parent failed: PATH is the new file then). */
 int file_commit(struct file_out *f);
 /* Drop what was written; safe after commit and on a zeroed struct. */
 void file_abandon(struct file_out *f);

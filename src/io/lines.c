@@ -1,0 +1,197 @@
+/* SPDX-License-Identifier: MIT */
+#include "file.h"
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include <zlib.h>
+
+enum { IN_BYTES = 1 << 16, FILL_BYTES = 1 << 18, LINE_MAX_BYTES = 64 << 20 };
+
+/* inflate() itself, not gzread(): the latter passes trailing garbage and plain text in silence */
+struct line_reader {
+    char *path;
+    int fd;
+    bool gz, open_member, any_member, eof, failed;
+    z_stream z; /* of the member that is open */
+    uint8_t *in;
+    char *text; /* text[at..have): read, not yet returned; one byte more is allocated */
+    int64_t cap, at, have, scanned;
+    int64_t number;
+    struct sha256 sha;
+};
+
+static int lines_fail(struct line_reader *r, const char *what)
+{
+    r->failed = true;
+    return err_at(ERR_INPUT, r->path, r->number + 1, 0, "%s", what);
+}
+
+static bool has_suffix(const char *s, const char *suffix)
+{
+    const size_t n = strlen(s), m = strlen(suffix);
+    return n >= m && strcmp(s + n - m, suffix) == 0;
+}
+
+int lines_open(struct line_reader **out, const char *path)
+{
+    struct line_reader *r;
+    int64_t size;
+    int rc = 0;
+    *out = NULL;
+    TRY(MEM_NEW(&r, 1));
+    r->fd = -1;
+    TRY_OUT(mem_strdup(&r->path, path));
+    r->gz = has_suffix(path, ".gz");
+    TRY_OUT(MEM_NEW(&r->in, IN_BYTES));
+    TRY_OUT(file_open(&r->fd, &size, path));
+    sha256_init(&r->sha);
+    *out = r;
+out:
+    if (rc < 0) lines_close(r);
+    return rc;
+}
+
+void lines_close(struct line_reader *r)
+{
+    if (!r) return;
+    if (r->open_member) inflateEnd(&r->z);
+    if (r->fd >= 0) close(r->fd);
+    free(r->path);
+    free(r->in);
+    free(r->text);
+    free(r);
+}
+
+/* Start the next gzip member at the bytes that are left in r->z, which are at least 1. */
+static int member_begin(struct line_reader *r)
+{
+    Bytef *next = r->z.next_in;
+    const uInt left = r->z.avail_in;
+    if (next[0] != 0x1f || (left > 1 && next[1] != 0x8b))
+        return lines_fail(r, r->any_member ? "garbage after the end of the gzip data"
+                                           : "is named .gz but is not gzip data; rename it");
+    memset(&r->z, 0, sizeof r->z);
+    r->z.next_in = next;
+    r->z.avail_in = left;
+    if (inflateInit2(&r->z, 15 + 16) != Z_OK)
+        return err_set(ERR_OOM, "out of memory for gzip decompression");
+    r->open_member = r->any_member = true;
+    return 0;
+}
+
+static int fill_gz(struct line_reader *r, char *out, size_t len, size_t *got)
+{
+    *got = 0;
+    while (*got == 0) {
+        if (r->z.avail_in == 0) {
+            size_t n;
+            TRY(file_read_some(r->fd, r->path, r->in, IN_BYTES, &n));
+            if (n == 0) {
+                if (r->open_member)
+                    return lines_fail(r, "gzip data is truncated: the file is not complete");
+                if (!r->any_member) return lines_fail(r, "is named .gz but is empty");
+                r->eof = true;
+                return 0;
+            }
+            r->z.next_in = r->in;
+            r->z.avail_in = (uInt)n;
+        }
+        if (!r->open_member) TRY(member_begin(r));
+        r->z.next_out = (Bytef *)out;
+        r->z.avail_out = (uInt)len;
+        const int z = inflate(&r->z, Z_NO_FLUSH);
+        *got = len - r->z.avail_out;
+        if (z == Z_STREAM_END) {
+            inflateEnd(&r->z);
+            r->open_member = false;
+        } else if (z == Z_MEM_ERROR) {
+            r->failed = true;
+            return err_set(ERR_OOM, "out of memory for gzip decompression");
+        } else if (z != Z_OK && z != Z_BUF_ERROR) {
+            r->failed = true;
+            return err_at(ERR_INPUT, r->path, r->number + 1, 0, "gzip data is corrupt: %s",
+                          r->z.msg ? r->z.msg : "bad data");
+        }
+    }
+    return 0;
+}
+
+/* Read more text behind what is there. Sets r->eof at a clean end. */
+static int fill(struct line_reader *r)
+{
+    size_t got = 0;
+    if (r->at) {
+        memmove(r->text, r->text + r->at, (size_t)(r->have - r->at));
+        r->have -= r->at;
+        r->scanned -= r->at;
+        r->at = 0;
+    }
+    TRY(MEM_GROW(&r->text, &r->cap, r->have + FILL_BYTES + 1));
+    if (r->gz) {
+        TRY(fill_gz(r, r->text + r->have, FILL_BYTES, &got));
+    } else {
+        TRY(file_read_some(r->fd, r->path, r->text + r->have, FILL_BYTES, &got));
+        r->eof = got == 0;
+    }
+    sha256_add(&r->sha, r->text + r->have, got);
+    r->have += (int64_t)got;
+    return 0;
+}
+
+/* The line that ends before r->text[end], whose text goes on at `next`. */
+static int take(struct line_reader *r, int64_t end, int64_t next, char **line, size_t *len)
+{
+    char *s = r->text + r->at;
+    size_t n = (size_t)(end - r->at);
+    if (next > end && n && s[n - 1] == '\r') n--;
+    if (r->number == 0) {
+        if (n >= 2 && (memcmp(s, "\xff\xfe", 2) == 0 || memcmp(s, "\xfe\xff", 2) == 0))
+            return lines_fail(r, "is UTF-16 text; save it as UTF-8");
+        if (n >= 3 && memcmp(s, "\xef\xbb\xbf", 3) == 0) {
+            s += 3;
+            n -= 3;
+        }
+    }
+    if (n > LINE_MAX_BYTES) return lines_fail(r, "the line is longer than 64 MiB");
+    if (memchr(s, 0, n)) return lines_fail(r, "the line holds a NUL byte: not text");
+    s[n] = 0;
+    r->at = r->scanned = next;
+    r->number++;
+    *line = s;
+    *len = n;
+    return 1;
+}
+
+int lines_next(struct line_reader *r, char **line, size_t *len)
+{
+    *line = NULL;
+    *len = 0;
+    if (r->failed) return lines_fail(r, "cannot be read on after an error");
+    for (;;) {
+        if (r->have > r->scanned) {
+            const char *nl = memchr(r->text + r->scanned, '\n', (size_t)(r->have - r->scanned));
+            if (nl) return take(r, nl - r->text, nl - r->text + 1, line, len);
+            r->scanned = r->have;
+        }
+        if (r->eof) return r->have > r->at ? take(r, r->have, r->have, line, len) : 0;
+        /* 2 more for "\r\n", 3 for a BOM */
+        if (r->have - r->at > LINE_MAX_BYTES + 5)
+            return lines_fail(r, "the line is longer than 64 MiB");
+        const int rc = fill(r);
+        if (rc < 0) {
+            r->failed = true;
+            return rc;
+        }
+    }
+}
+
+int64_t lines_number(const struct line_reader *r)
+{
+    return r->number;
+}
+
+void lines_digest(const struct line_reader *r, uint8_t digest[32])
+{
+    struct sha256 s = r->sha;
+    sha256_end(&s, digest);
+}
