@@ -23,12 +23,15 @@ struct param { /* q, k, v and gate, up are stored fused: one matrix each */
 struct linear { /* y = x w^T + b: indices into params; b -1: none. The one place where dense, LoRA and 4-bit weights differ (linear.c) */
     int32_t w, b;
 };
-struct layer { /* indices into params; -1: absent */
-    int32_t norm1, norm2, q_norm, k_norm;
+struct layer { /* indices into params; -1: absent. A layer's parameters are [norm1, end) */
+    int32_t norm1, norm2, q_norm, k_norm, end;
     struct linear qkv, o, gate_up, down;
 };
 
-struct acts { /* what one layer's backward needs; see docs/DESIGN.md for the walk */
+/* What one layer's backward needs; see docs/DESIGN.md for the walk. x [T,C] is the layer's input, h1 = norm1(x),
+ * qkv [T,(H+2K)D] (q and k rotated in place, or before their norm when qk_norm; then qk [T,(H+K)D] holds them normed and
+ * rotated), att [T,HD], lse [T,H], x2 = x + o(att), h2 = norm2(x2), gu [T,2F], act [T,F]. The backward overwrites gu. */
+struct acts {
     struct tensor x, rstd1, h1, qkv, qk, rstd_q, rstd_k, att, lse, x2, rstd2, h2, gu, act;
 };
 
@@ -36,7 +39,7 @@ struct model { /* valid when zeroed */
     struct arch arch;
     const struct backend *be;
     struct param *params;
-    int32_t n_params, embed, final_norm, head; /* head == embed when tied */
+    int32_t n_params, embed, final_norm, head; /* head == embed when tied. Order: embed, layers, final norm, head */
     struct layer *layers;
     int64_t n_flat;             /* elements of the flat weights with padding */
     struct tensor weights, grads; /* flat f32 [n_flat]; grads.data NULL where not training */
@@ -46,9 +49,9 @@ struct model { /* valid when zeroed */
     int32_t n_acts;
     bool recompute;
     struct tensor *block_in;    /* [L] layer inputs, when recomputing */
-    struct tensor resid, stream, xf, rstd_f, hf; /* residual pieces and the final norm */
+    struct tensor stream, xf, rstd_f, hf; /* a branch's output [T,C] before it is added; the final norm */
     struct tensor hsel, logp, lse;     /* response positions: hidden, log-probability, log-sum-exp */
-    struct tensor dx, dh, dqkv, dgu, datt, dhsel, coef, scratch; /* backward */
+    struct tensor dx, dh, dqkv, dact, datt, dhsel, coef, scratch; /* backward */
     struct tensor ids, pos, src, target; /* i32, device copies of the batch */
     float *host;                /* [N_max] */
     const struct batch *batch;  /* of the last forward */
@@ -67,8 +70,11 @@ int model_init(struct model *m, const struct backend *be, const struct arch *a);
 int model_plan_weights(struct model *m, struct plan *p, bool train);
 /* Book activations and scratch for batches up to `size`. */
 int model_plan_buffers(struct model *m, struct plan *p, const struct model_size *size);
-/* After plan_grant: set the views of params, upload the rope table. */
+/* After plan_grant: set the views of params, upload the rope table where one is booked. */
 int model_ready(struct model *m);
+/* Book, and after the grant fill, the rope table (model_plan_buffers, model_ready and decode.c do it). */
+int model_plan_rope(struct model *m, struct plan *p, int64_t positions);
+int model_upload_rope(const struct model *m);
 void model_release(struct model *m); /* not the plan's memory */
 
 /* weights.c ------------------------------------------------------------------------------------------------------ */
@@ -77,7 +83,8 @@ void model_release(struct model *m); /* not the plan's memory */
 int model_load(struct model *m, const char *dir);
 /* init "random": normal(0, initializer_range) for matrices and embedding, 0 for biases, 1 for norms; pure function of seed. */
 int model_random(struct model *m, uint64_t seed);
-enum st_dtype model_dir_dtype(const char *dir, const struct arch *a); /* dtype of the input's files (most elements); ST_F32 where none */
+/* The dtype of most elements in DIR's files (F32, F16 or BF16); without files ST_F32, which loses nothing. */
+enum st_dtype model_dir_dtype(const char *dir, const struct arch *a);
 /* Write a Hugging Face directory `dir` (created whole under a temporary name, then renamed; an existing one is replaced): model.safetensors, or shards of at
  * most shard_bytes with an index; config.json from source_dir with its dtype set; tokenizer and template files copied. */
 int model_save(struct model *m, const char *dir, const char *source_dir, enum st_dtype dtype, int64_t shard_bytes);
@@ -97,6 +104,6 @@ int model_forward(struct model *m, const struct batch *b);
 int model_logp(struct model *m, const struct batch *b, double *logp);
 /* A callback when the gradients of parameters [first, first + n) are final for this micro-batch. May be NULL. */
 typedef int model_ready_fn(void *payload, int32_t first, int32_t n);
-/* grads += sum over sequences of coef[s] d logp[s] / d weights. coef[S] host. After model_logp of the same batch. */
+/* grads += sum over sequences of coef[s] d logp[s] / d weights. coef[S] host. Once after model_logp of the same batch. */
 int model_backward(struct model *m, const struct batch *b, const double *coef, model_ready_fn *ready, void *payload);
 #endif

@@ -1,0 +1,110 @@
+/* SPDX-License-Identifier: MIT */
+#include "layer.h"
+
+/* Through the head: dhsel, the head's gradient, then dx = dL/d(input of the final norm). */
+static int head_backward(struct model *m, const struct batch *b, const double *coef)
+{
+    const int64_t T = b->T, N = b->N;
+    const struct tensor hsel = tensor_rows(&m->hsel, 0, N), target = tensor_rows(&m->target, 0, N);
+    const struct tensor lse = tensor_rows(&m->lse, 0, N), src = tensor_rows(&m->src, 0, N);
+    const struct tensor xf = tensor_rows(&m->xf, 0, T), rstd = tensor_rows(&m->rstd_f, 0, T);
+    struct tensor cf = tensor_rows(&m->coef, 0, N), dhsel = tensor_rows(&m->dhsel, 0, N);
+    struct tensor dx = tensor_rows(&m->dx, 0, T), dh = tensor_rows(&m->dh, 0, T);
+    struct tensor dw = model_grad(m, m->head), dnorm = model_grad(m, m->final_norm);
+    for (int64_t n = 0; n < N; n++)
+        m->host[n] = (float)coef[b->seq[n]];
+    TRY(m->be->mem->to_device(m->be->cx, cf.data, m->host, N * dtype_size(DT_F32)));
+    TRY(op_logp_bwd(m->be, &dhsel, &dw, &cf, &lse, &hsel, &m->params[m->head].w, &target,
+                    &m->scratch));
+    TRY(op_fill(m->be, &dh, 0));
+    TRY(op_scatter_add(m->be, &dh, &dhsel, &src));
+    TRY(op_fill(m->be, &dx, 0));
+    return op_rmsnorm_bwd(m->be, &dx, &dnorm, &dh, &xf, &m->params[m->final_norm].w, &rstd,
+                          &m->scratch);
+}
+
+/* dx is dL/d(layer's output) and becomes dL/dx2. gu is overwritten with its own gradient. */
+static int mlp_backward(struct model *m, const struct layer *y, struct acts *t)
+{
+    const int64_t T = t->x.dim[0];
+    struct tensor dx = tensor_rows(&m->dx, 0, T), dh = tensor_rows(&m->dh, 0, T),
+                  dact = tensor_rows(&m->dact, 0, T);
+    struct tensor dnorm = model_grad(m, y->norm2);
+    TRY(linear_bwd(m, &y->down, &dact, &dx, &t->act));
+    TRY(op_swiglu_bwd(m->be, &t->gu, &dact, &t->gu));
+    TRY(linear_bwd(m, &y->gate_up, &dh, &t->gu, &t->h2));
+    return op_rmsnorm_bwd(m->be, &dx, &dnorm, &dh, &t->x2, &m->params[y->norm2].w, &t->rstd2,
+                          &m->scratch);
+}
+
+static int headnorm_backward(struct model *m, const struct layer *y, struct acts *t,
+                             struct tensor *dq, struct tensor *dk)
+{
+    struct tensor q_in, k_in, v, dqn = model_grad(m, y->q_norm), dkn = model_grad(m, y->k_norm);
+    layer_qkv(&m->arch, &t->qkv, NULL, &q_in, &k_in, &v);
+    TRY(op_headnorm_bwd(m->be, dq, &dqn, dq, &q_in, &m->params[y->q_norm].w, &t->rstd_q,
+                        &m->scratch));
+    return op_headnorm_bwd(m->be, dk, &dkn, dk, &k_in, &m->params[y->k_norm].w, &t->rstd_k,
+                           &m->scratch);
+}
+
+/* dx is dL/dx2 and becomes dL/dx. */
+static int attention_backward(struct model *m, const struct layer *y, struct acts *t,
+                              const struct segments *segs)
+{
+    const struct arch *a = &m->arch;
+    const int64_t T = t->x.dim[0];
+    const int32_t D = (int32_t)a->D;
+    const struct tensor pos = tensor_rows(&m->pos, 0, T);
+    struct tensor dx = tensor_rows(&m->dx, 0, T), dh = tensor_rows(&m->dh, 0, T);
+    struct tensor datt = tensor_rows(&m->datt, 0, T), dqkv = tensor_rows(&m->dqkv, 0, T);
+    struct tensor dnorm = model_grad(m, y->norm1), q, k, v, dq, dk, dv;
+    layer_qkv(a, &t->qkv, a->qk_norm ? &t->qk : NULL, &q, &k, &v);
+    layer_qkv(a, &dqkv, NULL, &dq, &dk, &dv);
+    TRY(linear_bwd(m, &y->o, &datt, &dx, &t->att));
+    TRY(op_attention_bwd(m->be, &dq, &dk, &dv, &datt, &t->att, &t->lse, &q, &k, &v, segs, D,
+                         layer_scale(a)));
+    TRY(op_rope(m->be, &dq, D, &pos, &m->rope, true));
+    TRY(op_rope(m->be, &dk, D, &pos, &m->rope, true));
+    if (a->qk_norm) TRY(headnorm_backward(m, y, t, &dq, &dk));
+    TRY(linear_bwd(m, &y->qkv, &dh, &dqkv, &t->h1));
+    return op_rmsnorm_bwd(m->be, &dx, &dnorm, &dh, &t->x, &m->params[y->norm1].w, &t->rstd1,
+                          &m->scratch);
+}
+
+static int layer_backward(struct model *m, int64_t l, int64_t T, const struct segments *segs)
+{
+    const struct layer *y = &m->layers[l];
+    struct acts t = layer_acts(m, l, T);
+    if (m->recompute) {
+        TRY(op_rmsnorm_fwd(m->be, &t.h1, &t.rstd1, NULL, &t.x, NULL, &m->params[y->norm1].w,
+                           (float)m->arch.rms_eps));
+        TRY(layer_forward(m, l, &t, segs));
+    }
+    TRY(mlp_backward(m, y, &t));
+    return attention_backward(m, y, &t, segs);
+}
+
+static int report(model_ready_fn *ready, void *payload, int32_t first, int32_t n)
+{
+    return ready ? ready(payload, first, n) : 0;
+}
+
+int model_backward(struct model *m, const struct batch *b, const double *coef,
+                   model_ready_fn *ready, void *payload)
+{
+    const struct segments segs = batch_segments(b);
+    const struct tensor ids = tensor_rows(&m->ids, 0, b->T), dx = tensor_rows(&m->dx, 0, b->T);
+    struct tensor dembed = model_grad(m, m->embed);
+    BUG_IF(m->batch != b);
+    m->batch = NULL; /* activations are used up */
+    TRY(head_backward(m, b, coef));
+    TRY(report(ready, payload, m->final_norm, m->n_params - m->final_norm));
+    for (int64_t l = m->arch.L - 1; l >= 0; l--) {
+        const struct layer *y = &m->layers[l];
+        TRY(layer_backward(m, l, b->T, &segs));
+        TRY(report(ready, payload, y->norm1, y->end - y->norm1));
+    }
+    TRY(op_scatter_add(m->be, &dembed, &dx, &ids));
+    return report(ready, payload, m->embed, 1);
+}

@@ -1,0 +1,20 @@
+/* SPDX-License-Identifier: MIT
+ * layer.h - what forward.c, backward.c and decode.c share inside this folder. */
+#ifndef BDPO_LAYER_H
+#define BDPO_LAYER_H
+#include "model.h"
+
+/* The first T rows of layer l's activations; x is the layer's input wherever that is kept. */
+struct acts layer_acts(const struct model *m, int64_t l, int64_t T);
+/* q [T, H*D], k, v [T, K*D]: columns of qkv, or q and k of qk where that holds them (qk NULL otherwise). */
+void layer_qkv(const struct arch *a, const struct tensor *qkv, const struct tensor *qk, struct tensor *q, struct tensor *k,
+               struct tensor *v);
+/* From t->h1 on: qkv, norms, rope, attention, o, x2, the MLP up to t->act. `x` is the layer's input. */
+int layer_forward(const struct model *m, int64_t l, struct acts *t, const struct segments *segs);
+/* 1 / sqrt(D) */
+float layer_scale(const struct arch *a);
+static inline struct segments batch_segments(const struct batch *b)
+{
+    return (struct segments){ b->seg, b->group, b->n_seg, b->n_groups };
+}
+#endif

@@ -1,0 +1,242 @@
+/* SPDX-License-Identifier: MIT */
+#include "model.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { LAYER_PARAMS_MAX = 12, ALIGN_ELEMENTS = 16 /* 64 bytes of float32 */ };
+
+/* Append a parameter of `cols` columns (0: a vector) with no rows yet; its index. */
+static int32_t add_param(struct model *m, int64_t cols)
+{
+    struct param *p = &m->params[m->n_params];
+    p->w = tensor_view(NULL, DT_F32, 0, MAX(cols, (int64_t)1), 1, 1);
+    p->decay = cols > 0;
+    return m->n_params++;
+}
+
+static void add_slice(struct model *m, int32_t i, int64_t rows, const char *fmt, ...)
+    PRINTF_LIKE(4, 5);
+static void add_slice(struct model *m, int32_t i, int64_t rows, const char *fmt, ...)
+{
+    struct param *p = &m->params[i];
+    struct param_slice *s = &p->slice[p->n_slices];
+    va_list ap;
+    BUG_IF(p->n_slices == PARAM_SLICES_MAX);
+    va_start(ap, fmt);
+    const int n = vsnprintf(s->name, sizeof s->name, fmt, ap);
+    va_end(ap);
+    BUG_IF(n < 0 || (size_t)n >= sizeof s->name);
+    s->row = p->w.dim[0];
+    s->rows = rows;
+    p->w.dim[0] += rows;
+    p->n_slices++;
+}
+
+static int32_t add_norm(struct model *m, int64_t n, int l, const char *name)
+{
+    const int32_t i = add_param(m, 0);
+    add_slice(m, i, n, "model.layers.%d.%s.weight", l, name);
+    return i;
+}
+
+/* A linear layer of up to three Hugging Face modules "MODULE.NAME" stacked by rows. */
+static struct linear add_linear(struct model *m, int l, const char *module,
+                                const char *const *names, const int64_t *rows, int n, int64_t cols,
+                                bool bias)
+{
+    struct linear lin = { add_param(m, cols), -1 };
+    for (int i = 0; i < n; i++)
+        add_slice(m, lin.w, rows[i], "model.layers.%d.%s.%s.weight", l, module, names[i]);
+    if (!bias) return lin;
+    lin.b = add_param(m, 0);
+    for (int i = 0; i < n; i++)
+        add_slice(m, lin.b, rows[i], "model.layers.%d.%s.%s.bias", l, module, names[i]);
+    return lin;
+}
+
+static void add_layer(struct model *m, int l)
+{
+    static const char *const qkv[] = { "q_proj", "k_proj", "v_proj" }, *const o[] = { "o_proj" },
+                             *const gate_up[] = { "gate_proj", "up_proj" },
+                             *const down[] = { "down_proj" };
+    const struct arch *a = &m->arch;
+    const int64_t q_rows = a->H * a->D, kv_rows = a->K * a->D;
+    struct layer *y = &m->layers[l];
+    y->q_norm = y->k_norm = -1;
+    y->norm1 = add_norm(m, a->C, l, "input_layernorm");
+    y->qkv = add_linear(m, l, "self_attn", qkv, (const int64_t[]){ q_rows, kv_rows, kv_rows }, 3,
+                        a->C, a->qkv_bias);
+    if (a->qk_norm) {
+        y->q_norm = add_norm(m, a->D, l, "self_attn.q_norm");
+        y->k_norm = add_norm(m, a->D, l, "self_attn.k_norm");
+    }
+    y->o = add_linear(m, l, "self_attn", o, &a->C, 1, q_rows, a->o_bias);
+    y->norm2 = add_norm(m, a->C, l, "post_attention_layernorm");
+    y->gate_up =
+        add_linear(m, l, "mlp", gate_up, (const int64_t[]){ a->F, a->F }, 2, a->C, a->mlp_bias);
+    y->down = add_linear(m, l, "mlp", down, &a->C, 1, a->F, a->mlp_bias);
+    y->end = m->n_params;
+}
+
+int model_init(struct model *m, const struct backend *be, const struct arch *a)
+{
+    memset(m, 0, sizeof *m);
+    m->arch = *a;
+    m->be = be;
+    TRY(MEM_NEW(&m->params, a->L * LAYER_PARAMS_MAX + 3));
+    TRY(MEM_NEW(&m->layers, a->L));
+    m->embed = add_param(m, a->C);
+    add_slice(m, m->embed, a->V, "model.embed_tokens.weight");
+    for (int l = 0; l < a->L; l++)
+        add_layer(m, l);
+    m->final_norm = add_param(m, 0);
+    add_slice(m, m->final_norm, a->C, "model.norm.weight");
+    m->head = m->embed;
+    if (!a->tied) {
+        m->head = add_param(m, a->C);
+        add_slice(m, m->head, a->V, "lm_head.weight");
+    }
+    for (int32_t i = 0; i < m->n_params; i++) {
+        struct param *p = &m->params[i];
+        p->w.ld = tensor_row(&p->w);
+        p->offset = m->n_flat;
+        m->n_flat += round_up(tensor_count(&p->w), ALIGN_ELEMENTS);
+    }
+    return 0;
+}
+
+int model_plan_weights(struct model *m, struct plan *p, bool train)
+{
+    TRY(plan_book(p, PLAN_WEIGHTS, &m->weights, DT_F32, m->n_flat, 1, 1, 1));
+    if (train) TRY(plan_book(p, PLAN_GRADIENTS, &m->grads, DT_F32, m->n_flat, 1, 1, 1));
+    return 0;
+}
+
+int model_plan_rope(struct model *m, struct plan *p, int64_t positions)
+{
+    if (m->rope.dim[0] > 0) {
+        BUG_IF(m->rope.dim[0] < positions); /* the first booking is the larger one */
+        return 0;
+    }
+    return plan_book(p, PLAN_BATCH, &m->rope, DT_F32, positions, 2, m->arch.D / 2, 1);
+}
+
+static int plan_layer(struct acts *t, const struct arch *a, struct plan *p, int64_t T,
+                      bool own_input)
+{
+    const enum plan_cat c = PLAN_ACTIVATIONS;
+    if (own_input) TRY(plan_book(p, c, &t->x, DT_F32, T, a->C, 1, 1));
+    TRY(plan_book(p, c, &t->rstd1, DT_F32, T, 1, 1, 1));
+    TRY(plan_book(p, c, &t->h1, DT_F32, T, a->C, 1, 1));
+    TRY(plan_book(p, c, &t->qkv, DT_F32, T, (a->H + 2 * a->K) * a->D, 1, 1));
+    if (a->qk_norm) {
+        TRY(plan_book(p, c, &t->qk, DT_F32, T, (a->H + a->K) * a->D, 1, 1));
+        TRY(plan_book(p, c, &t->rstd_q, DT_F32, T, a->H, 1, 1));
+        TRY(plan_book(p, c, &t->rstd_k, DT_F32, T, a->K, 1, 1));
+    }
+    TRY(plan_book(p, c, &t->att, DT_F32, T, a->H * a->D, 1, 1));
+    TRY(plan_book(p, c, &t->lse, DT_F32, T, a->H, 1, 1));
+    TRY(plan_book(p, c, &t->x2, DT_F32, T, a->C, 1, 1));
+    TRY(plan_book(p, c, &t->rstd2, DT_F32, T, 1, 1, 1));
+    TRY(plan_book(p, c, &t->h2, DT_F32, T, a->C, 1, 1));
+    TRY(plan_book(p, c, &t->gu, DT_F32, T, 2 * a->F, 1, 1));
+    return plan_book(p, c, &t->act, DT_F32, T, a->F, 1, 1);
+}
+
+static int plan_head(struct model *m, struct plan *p, int64_t T, int64_t N, bool train)
+{
+    const int64_t C = m->arch.C;
+    TRY(plan_book(p, PLAN_ACTIVATIONS, &m->stream, DT_F32, T, C, 1, 1));
+    TRY(plan_book(p, PLAN_HEAD, &m->xf, DT_F32, T, C, 1, 1));
+    TRY(plan_book(p, PLAN_HEAD, &m->rstd_f, DT_F32, T, 1, 1, 1));
+    TRY(plan_book(p, PLAN_HEAD, &m->hf, DT_F32, T, C, 1, 1));
+    TRY(plan_book(p, PLAN_HEAD, &m->hsel, DT_F32, N, C, 1, 1));
+    TRY(plan_book(p, PLAN_HEAD, &m->logp, DT_F32, N, 1, 1, 1));
+    TRY(plan_book(p, PLAN_HEAD, &m->lse, DT_F32, N, 1, 1, 1));
+    if (!train) return 0;
+    TRY(plan_book(p, PLAN_HEAD, &m->dhsel, DT_F32, N, C, 1, 1));
+    return plan_book(p, PLAN_HEAD, &m->coef, DT_F32, N, 1, 1, 1);
+}
+
+static int plan_backward(struct model *m, struct plan *p, int64_t T)
+{
+    const struct arch *a = &m->arch;
+    TRY(plan_book(p, PLAN_SCRATCH, &m->dx, DT_F32, T, a->C, 1, 1));
+    TRY(plan_book(p, PLAN_SCRATCH, &m->dh, DT_F32, T, a->C, 1, 1));
+    TRY(plan_book(p, PLAN_SCRATCH, &m->dqkv, DT_F32, T, (a->H + 2 * a->K) * a->D, 1, 1));
+    TRY(plan_book(p, PLAN_SCRATCH, &m->datt, DT_F32, T, a->H * a->D, 1, 1));
+    return plan_book(p, PLAN_SCRATCH, &m->dact, DT_F32, T, a->F, 1, 1);
+}
+
+int model_plan_buffers(struct model *m, struct plan *p, const struct model_size *size)
+{
+    const struct arch *a = &m->arch;
+    const int64_t T = size->T, N = size->N;
+    int64_t scratch = op_logp_scratch(N, a->V);
+    BUG_IF(T < 1 || N < 1 || T > INT32_MAX || N > INT32_MAX || m->acts);
+    m->T_max = T;
+    m->N_max = N;
+    m->recompute = size->train && size->recompute;
+    m->n_acts = size->train && !m->recompute ? (int32_t)a->L : 1;
+    TRY(MEM_NEW(&m->acts, m->n_acts));
+    TRY(MEM_NEW(&m->host, N));
+    TRY(model_plan_rope(m, p, size->positions));
+    for (int32_t i = 0; i < m->n_acts; i++)
+        TRY(plan_layer(&m->acts[i], a, p, T, !m->recompute));
+    if (m->recompute) {
+        TRY(MEM_NEW(&m->block_in, a->L));
+        for (int64_t l = 0; l < a->L; l++)
+            TRY(plan_book(p, PLAN_ACTIVATIONS, &m->block_in[l], DT_F32, T, a->C, 1, 1));
+    }
+    TRY(plan_head(m, p, T, N, size->train));
+    if (size->train) {
+        TRY(plan_backward(m, p, T));
+        scratch =
+            MAX(scratch, MAX(op_rmsnorm_bwd_scratch(T, a->C), op_headnorm_bwd_scratch(T, a->D)));
+    }
+    TRY(plan_book(p, PLAN_SCRATCH, &m->scratch, DT_F32, div_up(MAX(scratch, (int64_t)4), 4), 1, 1,
+                  1));
+    TRY(plan_book(p, PLAN_BATCH, &m->ids, DT_I32, T, 1, 1, 1));
+    TRY(plan_book(p, PLAN_BATCH, &m->pos, DT_I32, T, 1, 1, 1));
+    TRY(plan_book(p, PLAN_BATCH, &m->src, DT_I32, N, 1, 1, 1));
+    return plan_book(p, PLAN_BATCH, &m->target, DT_I32, N, 1, 1, 1);
+}
+
+int model_upload_rope(const struct model *m)
+{
+    float *table;
+    const int64_t n = tensor_count(&m->rope);
+    int rc;
+    TRY(MEM_NEW(&table, n));
+    arch_rope_table(&m->arch, table, m->rope.dim[0]);
+    rc = m->be->mem->to_device(m->be->cx, m->rope.data, table, n * dtype_size(DT_F32));
+    free(table);
+    return rc;
+}
+
+int model_ready(struct model *m)
+{
+    BUG_IF(!m->weights.data);
+    for (int32_t i = 0; i < m->n_params; i++)
+        m->params[i].w.data = (float *)m->weights.data + m->params[i].offset;
+    return m->rope.data ? model_upload_rope(m) : 0;
+}
+
+struct tensor model_grad(const struct model *m, int32_t i)
+{
+    struct tensor g = m->params[i].w;
+    BUG_IF(!m->grads.data);
+    g.data = (float *)m->grads.data + m->params[i].offset;
+    return g;
+}
+
+void model_release(struct model *m)
+{
+    free(m->params);
+    free(m->layers);
+    free(m->acts);
+    free(m->block_in);
+    free(m->host);
+    memset(m, 0, sizeof *m);
+}
