@@ -13,8 +13,9 @@ endif
 
 O := build/$(BUILD)$(if $(filter gcc,$(CC)),,-$(notdir $(CC)))
 PKGS := jansson zlib libpcre2-8 libutf8proc
-PKG_CFLAGS = $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
-PKG_LIBS = $(shell pkg-config --libs $(PKGS) 2>/dev/null)
+PKG_CFLAGS := $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
+PKG_LIBS := $(shell pkg-config --libs $(PKGS) 2>/dev/null)
+CMOCKA_LIBS := $(shell pkg-config --libs cmocka 2>/dev/null)
 
 probe = $(shell echo 'int main(void){return 0;}' | $(CC) -Werror $(1) -x c -o /dev/null - 2>/dev/null && echo $(1))
 WARN := -Wall -Wextra -Wformat=2 -Wshadow -Wimplicit-fallthrough -Wvla -Wstrict-prototypes -Wmissing-prototypes -Wundef \
@@ -28,47 +29,139 @@ OPT_tsan := -O1 -g -fsanitize=thread
 ifeq ($(OPT_$(BUILD)),)
 $(error BUILD=$(BUILD): one of release, debug, asan, tsan)
 endif
-CFLAGS_ALL = -std=c11 -D_GNU_SOURCE -DBDPO_VERSION='"$(VERSION)"' $(OPT_$(BUILD)) $(HARDEN) $(WARN) -fopenmp -ffp-contract=off $(PKG_CFLAGS) $(CFLAGS)
-LDFLAGS_ALL = $(OPT_$(BUILD)) $(LINK_HARDEN) -fopenmp $(LDFLAGS)
-LIBS = $(PKG_LIBS) -ldnnl -lm
+CFLAGS_ALL := -std=c11 -D_GNU_SOURCE -DBDPO_VERSION='"$(VERSION)"' $(OPT_$(BUILD)) $(HARDEN) $(WARN) -fopenmp -ffp-contract=off $(PKG_CFLAGS) $(CFLAGS)
+LDFLAGS_ALL := $(OPT_$(BUILD)) $(LINK_HARDEN) -fopenmp $(LDFLAGS)
+LIBS := $(PKG_LIBS) -ldnnl -lm
 
 SRC := $(wildcard src/*/*.c) cuda/none.c
 # rows.c holds the inner loops; it is built once per instruction set and chosen at run time
 ROWS := src/cpu/rows.c
-OBJ := $(patsubst %.c,$(O)/%.o,$(filter-out $(ROWS),$(SRC))) $(O)/src/cpu/rows_base.o $(O)/src/cpu/rows_avx2.o $(O)/src/cpu/rows_avx512.o
-LIB := $(O)/libbdpo.a
-BIN := $(O)/bdpo-train
-TESTS := $(patsubst test/%.c,$(O)/test/%,$(wildcard test/t_*.c))
-TESTLIB := $(patsubst %.c,$(O)/%.o,$(filter-out $(wildcard test/t_*.c) test/bench.c,$(wildcard test/*.c)))
-
-.PHONY: all deps demo test bench lint format asan tsan ci ci-full clean install help torch
-.DELETE_ON_ERROR:
-.SECONDARY:
-all: $(BIN) bdpo-train.link
-
-# a convenience link so that ./build/bdpo-train is always the newest build
-.PHONY: bdpo-train.link
-bdpo-train.link: $(BIN)
-	@ln -sf ../$(BIN) build/bdpo-train
-
-deps:
-	@sh scripts/install-deps.sh
-
-$(BIN): $(O)/bdpo-train.o $(LIB)
-	$(CC) $(LDFLAGS_ALL) -o $@ $< $(LIB) $(LIBS)
-$(LIB): $(OBJ)
-	@rm -f $@
-	ar rcs $@ $^
-$(O)/%.o: %.c Makefile
-	@mkdir -p $(@D)
-	$(CC) $(CFLAGS_ALL) -MMD -MP -c -o $@ $<
+ROWS_ISAS := base avx2 avx512
 ROWS_FLAGS := $(if $(filter release,$(BUILD)),-O3) -ffp-contract=fast
 ROWS_base := -march=x86-64
 ROWS_avx2 := -march=haswell
 ROWS_avx512 := -march=skylake-avx512 -mprefer-vector-width=512
-$(O)/src/cpu/rows_%.o: $(ROWS) Makefile
+OBJ := $(patsubst %.c,$(O)/%.o,$(filter-out $(ROWS),$(SRC))) $(patsubst %,$(O)/src/cpu/rows_%.o,$(ROWS_ISAS))
+LIB := $(O)/libbdpo.a
+BIN := $(O)/bdpo-train
+TESTS := $(patsubst test/%.c,$(O)/test/%,$(wildcard test/t_*.c))
+TESTLIB := $(patsubst %.c,$(O)/%.o,$(filter-out $(wildcard test/t_*.c) test/bench.c,$(wildcard test/*.c)))
+BENCH := $(O)/test/bench
+
+# A Python with torch lets the outside judge (scripts/compare_torch.py, test/check_tokenizer.py) run; `make torch` makes one.
+TORCH_PYTHON ?= $(if $(wildcard build/venv/bin/python),build/venv/bin/python,python3)
+RUN_TESTS = BDPO_TRAIN=$(CURDIR)/$(BIN) TORCH_PYTHON=$(TORCH_PYTHON) LOG=$(O)/test.log sh scripts/run-tests.sh
+SCRIPT_TESTS = $(sort $(wildcard test/*_test.sh test/*_test.py test/check_*.py)) $(wildcard scripts/compare_torch.py)
+DEPS_FOR := $(if $(findstring clang,$(CC)),clang)
+
+.PHONY: all deps demo test bench lint format asan tsan ci ci-full clean install help torch
+MAKEFLAGS += --no-builtin-rules
+.DELETE_ON_ERROR:
+.SECONDARY:
+.DEFAULT_GOAL := all
+
+# build ---------------------------------------------------------------------------------------------------------------
+all: $(BIN) $(if $(filter build/release,$(O)),build/bdpo-train)
+
+# a link, so that build/bdpo-train is always the release build
+build/bdpo-train: $(BIN)
+	@ln -sfn release/bdpo-train $@
+
+# Stamps that change only when their text does: the compiler and its flags (everything is rebuilt), and which objects go
+# into the library (a deleted source leaves it).
+stamp = $(shell mkdir -p $(O) && printf '%s\n' '$(subst ','\'',$(2))' | cmp -s - $(O)/$(1) || printf '%s\n' '$(subst ','\'',$(2))' >$(O)/$(1))
+ifeq ($(filter deps demo lint format asan tsan ci ci-full clean help torch,$(or $(MAKECMDGOALS),all)),)
+$(call stamp,flags,$(shell $(CC) --version 2>&1 | head -n 1) $(CFLAGS_ALL) $(LDFLAGS_ALL) $(LIBS) $(ROWS_FLAGS) $(foreach i,$(ROWS_ISAS),$(ROWS_$i)))
+$(call stamp,objects,$(OBJ))
+$(call stamp,test-objects,$(TESTLIB))
+endif
+$(O)/flags $(O)/objects $(O)/test-objects: ;
+
+$(BIN): $(O)/bdpo-train.o $(LIB) $(O)/flags
+	$(CC) $(LDFLAGS_ALL) -o $@ $< $(LIB) $(LIBS)
+$(LIB): $(OBJ) $(O)/objects
+	@rm -f $@
+	ar rcs $@ $(OBJ)
+$(O)/%.o: %.c $(O)/flags
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS_ALL) -MMD -MP -c -o $@ $<
+$(patsubst %,$(O)/src/cpu/rows_%.o,$(ROWS_ISAS)): $(O)/src/cpu/rows_%.o: $(ROWS) $(O)/flags
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS_ALL) $(ROWS_FLAGS) $(ROWS_$*) -DROWS_ISA=$* -MMD -MP -c -o $@ $<
-$(O)/test/%: $(O)/test/%.o $(TESTLIB) $(LIB)
-	$(CC) $(LDFLAGS_ALL) -o $@ $< $(TESTLIB) $(LIB) $(LIBS) $(shell pkg-config --libs cmocka)
--include $(shell find build -name '*.d' 2>/dev/null)
+$(TESTS) $(BENCH): %: %.o $(TESTLIB) $(LIB) $(O)/flags $(O)/test-objects
+	$(CC) $(LDFLAGS_ALL) -o $@ $< $(TESTLIB) $(LIB) $(LIBS) $(CMOCKA_LIBS)
+-include $(patsubst %.o,%.d,$(OBJ) $(TESTLIB) $(O)/bdpo-train.o $(TESTS:=.o) $(BENCH).o)
+
+# what people run -----------------------------------------------------------------------------------------------------
+deps:
+	@CC=$(CC) sh scripts/install-deps.sh build $(DEPS_FOR)
+
+# the second make sees the libraries that the first one has just installed
+demo: deps
+	@$(MAKE) --no-print-directory BUILD=release all
+	@BDPO_TRAIN=build/bdpo-train sh scripts/demo.sh
+
+test: deps
+	@$(MAKE) --no-print-directory test-built
+
+.PHONY: build-tests test-built test-c
+build-tests: $(BIN) $(TESTS)
+test-built: build-tests
+	@$(RUN_TESTS) $(TESTS) $(SCRIPT_TESTS)
+# the C tests and the shell tests: what the sanitizer builds run
+test-c: build-tests
+	@$(RUN_TESTS) $(TESTS) $(wildcard test/*_test.sh)
+
+bench: deps
+	@$(MAKE) --no-print-directory $(BENCH)
+	@$(BENCH)
+
+lint:
+	@sh scripts/lint.sh
+
+format:
+	@. scripts/clang-format.sh && find src cuda test bdpo-train.c -name '*.c' | xargs "$$CLANG_FORMAT" -i
+
+asan tsan: deps
+	@$(MAKE) --no-print-directory BUILD=$@ test-c
+
+# what .ci/run runs: lint, both compilers with warnings as errors, all tests, the C tests under ASan and UBSan
+ci:
+	@bash scripts/ci.sh
+# the same, and the tests built by clang, the thread sanitizer and the demo
+ci-full:
+	@bash scripts/ci.sh full
+
+# a Python with what the outside judge needs (about 1 GB from the package index)
+torch: build/venv/.done
+build/venv/.done:
+	@sh scripts/install-deps.sh venv
+	python3 -m venv build/venv
+	build/venv/bin/pip install --quiet torch transformers tokenizers safetensors numpy
+	@touch $@
+
+install: all
+	install -d $(DESTDIR)$(PREFIX)/bin
+	install -m 755 $(BIN) $(DESTDIR)$(PREFIX)/bin/bdpo-train
+
+# keeps build/venv, which is long to make
+clean:
+	rm -rf build/release* build/debug* build/asan* build/tsan* build/demo build/bdpo-train
+
+help:
+	@printf '%s\n' \
+	'make demo       install what is missing, build, and show DPO against BDPO on a task with right answers (3 minutes)' \
+	'make test       install what is missing, build, run all tests; ends with "N passed, N failed, N skipped"' \
+	'make            build build/bdpo-train' \
+	'make deps       install the libraries that are missing (apt-get)' \
+	'make bench      speed of every operation and its share of the machine'"'"'s peak' \
+	'make lint       layers, formatting, shell scripts, words' \
+	'make format     format all C files in place' \
+	'make asan       the C tests under the address and undefined-behaviour sanitizers' \
+	'make tsan       the C tests under the thread sanitizer' \
+	'make ci         what the CI runs; make ci-full: more of it' \
+	'make torch      a Python with PyTorch in build/venv, for the comparison that make test then runs' \
+	'make install    copy bdpo-train to $$(PREFIX)/bin (/usr/local)' \
+	'make clean      remove what was built' \
+	'' \
+	'variables       BUILD=release|debug|asan|tsan  CC=gcc|clang  WERROR=1  PREFIX=DIR  TORCH_PYTHON=PYTHON'

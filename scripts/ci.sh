@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MIT
+# What `make ci` runs; `ci.sh full` adds the tests built by clang, the thread sanitizer and the demo.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+mode=${1:-}
+jobs=$(nproc)
+step() { printf '\n--- %s (%d s so far)\n' "$1" "$SECONDS"; }
+build() { make --no-print-directory -s -j"$jobs" WERROR=1 "$@"; }
+
+step 'what is needed'
+CC=gcc sh scripts/install-deps.sh build clang lint
+step 'lint'
+sh scripts/lint.sh
+step 'build with gcc'
+build CC=gcc all build-tests
+step 'build with clang'
+build CC=clang all build-tests
+step 'a rebuild has nothing to do'
+make --no-print-directory -q WERROR=1 CC=gcc build-tests
+step 'tests under the address and undefined-behaviour sanitizers'
+build BUILD=asan build-tests
+make --no-print-directory -s BUILD=asan WERROR=1 test-c
+step 'the program built by clang'
+make --no-print-directory -s CC=clang WERROR=1 test-c
+if [ "$mode" = full ]; then
+    step 'the thread sanitizer'
+    build BUILD=tsan CC=clang build-tests
+    make --no-print-directory -s BUILD=tsan CC=clang WERROR=1 test-c
+    step 'demo'
+    make --no-print-directory demo
+fi
+# last, so that its count of tests is the last line
+step 'all tests'
+make --no-print-directory -s CC=gcc WERROR=1 test-built

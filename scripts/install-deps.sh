@@ -1,0 +1,83 @@
+#!/bin/sh
+# SPDX-License-Identifier: MIT
+# Install what is missing to build and test bdpo-train, and say so. Does nothing where all is there.
+# usage: install-deps.sh [build] [clang] [lint] [venv]      (default: build)
+set -eu
+
+cc=${CC:-gcc}
+missing=
+need() { # need PACKAGE COMMAND...: the package is missing when the command fails
+    package=$1
+    shift
+    "$@" >/dev/null 2>&1 || missing="$missing $package"
+}
+header() { # does the compiler find a header?
+    printf '#include <%s>\n' "$1" | "$cc" -E -x c -o /dev/null - 2>/dev/null
+}
+openmp() { # does clang link an OpenMP program?
+    out=$(mktemp) || return 1
+    rc=0
+    printf '#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n' |
+        clang -fopenmp -x c -o "$out" - 2>/dev/null || rc=1
+    rm -f "$out"
+    return $rc
+}
+
+[ $# -gt 0 ] || set -- build
+for part in "$@"; do
+    case $part in
+    build)
+        need make command -v make
+        need gcc command -v gcc
+        need libc6-dev sh -c "printf '#include <stdio.h>\n' | gcc -E -x c -o /dev/null -"
+        need pkg-config command -v pkg-config
+        need python3 command -v python3
+        need libjansson-dev pkg-config --exists jansson
+        need zlib1g-dev pkg-config --exists zlib
+        need libpcre2-dev pkg-config --exists libpcre2-8
+        need libutf8proc-dev pkg-config --exists libutf8proc
+        need libcmocka-dev pkg-config --exists cmocka
+        command -v "$cc" >/dev/null 2>&1 || cc=gcc
+        need libdnnl-dev header dnnl.h
+        ;;
+    clang)
+        need clang command -v clang
+        need libomp-dev openmp
+        ;;
+    lint)
+        need clang-format command -v clang-format
+        need shellcheck command -v shellcheck
+        need git command -v git
+        ;;
+    venv) need python3-venv python3 -c 'import ensurepip, venv' ;;
+    *)
+        echo "install-deps.sh: unknown part '$part'; one of build, clang, lint, venv" >&2
+        exit 2
+        ;;
+    esac
+done
+missing=${missing# }
+[ -n "$missing" ] || exit 0
+
+if ! command -v apt-get >/dev/null 2>&1; then
+    echo "error: missing: $missing (Debian's names). There is no apt-get here; install their like with this system's package manager." >&2
+    exit 1
+fi
+as_root=
+if [ "$(id -u)" -ne 0 ]; then
+    if ! command -v sudo >/dev/null 2>&1; then
+        echo "error: missing: $missing. Neither root nor sudo is at hand; as root run: apt-get install -y $missing" >&2
+        exit 1
+    fi
+    as_root=sudo
+fi
+echo "installing with apt-get: $missing"
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+# shellcheck disable=SC2086 # word splitting is wanted: $missing is a list, $as_root may be empty
+if ! { $as_root apt-get update -q &&
+    $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $missing; } >"$log" 2>&1; then
+    tail -n 20 "$log" >&2
+    echo "error: apt-get could not install: $missing" >&2
+    exit 1
+fi

@@ -1,0 +1,131 @@
+#!/bin/sh
+# SPDX-License-Identifier: MIT
+# Run test programs and scripts one after the other and sum their results.
+# usage: BDPO_TRAIN=BINARY [LOG=FILE] [TEST_TIMEOUT=SECONDS] [TORCH_PYTHON=PYTHON] run-tests.sh TEST...
+#   a program (build/.../t_NAME): cmocka's TAP output is counted; what is planned and never reported counts as failed
+#   a script (*.sh, *.py): its last line is "N passed, N failed, N skipped"; exit code 77 alone is one skip
+# The output of what fails is shown, everything is in the log. The last line is "N passed, N failed, N skipped".
+set -u
+LC_ALL=C
+export LC_ALL
+
+log=${LOG:-build/test.log}
+limit=${TEST_TIMEOUT:-300}
+torch_python=${TORCH_PYTHON:-python3}
+BDPO_TRAIN=${BDPO_TRAIN:-$PWD/build/bdpo-train}
+export BDPO_TRAIN
+mkdir -p "$(dirname "$log")"
+: >"$log"
+out=$(mktemp)
+reasons=$(mktemp)
+trap 'rm -f "$out" "$reasons"' EXIT
+trap 'exit 130' INT TERM
+passed=0 failed=0 skipped=0
+
+# Prints "passed failed skipped" of a TAP output; the reason of each skip goes to the file $reasons.
+count_tap() {
+    awk -v reasons="$reasons" -v test="$1" '
+        /^1\.\.[0-9]+$/ { planned += substr($0, 4) + 0; said = ""; next }
+        /^ok [0-9]+/ { ok++; said = ""; next }
+        /^not ok [0-9]+ # SKIP/ {
+            skip++
+            name = $0; sub(/^not ok [0-9]+ # SKIP ?/, "", name)
+            print test ": " name ": " (said == "" ? "no reason printed" : said) >>reasons
+            said = ""; next
+        }
+        /^not ok [0-9]+/ { bad++; said = ""; next }
+        /^#/ || /^[ \t]*$/ { next }
+        { said = $0 }
+        END {
+            if (planned > ok + bad + skip) bad = planned - ok - skip
+            if (planned == 0) bad++
+            print ok + 0, bad + 0, skip + 0
+        }' "$out"
+}
+
+# The same for a script, from its last line; the reasons are its lines that begin with "skip".
+count_script() {
+    if tail -n 1 "$out" | grep -Eq '^[0-9]+ passed, [0-9]+ failed(, [0-9]+ skipped)?$'; then
+        tail -n 1 "$out" | awk '{ print $1, $3, $5 + 0 }'
+        grep -i '^skip' "$out" | sed "s|^|$1: |" >>"$reasons"
+    elif [ "$2" -eq 77 ]; then
+        echo "0 0 1"
+        echo "$1: $(tail -n 1 "$out")" >>"$reasons"
+    elif [ "$2" -eq 0 ]; then
+        echo "1 0 0"
+    else
+        echo "0 1 0"
+    fi
+}
+
+has_torch() {
+    "$torch_python" -c 'import importlib.util as u, sys; sys.exit(not (u.find_spec("torch") and u.find_spec("transformers")))' 2>/dev/null
+}
+
+has_tokenizers() {
+    "$torch_python" -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("tokenizers"))' 2>/dev/null
+}
+
+run_one() {
+    case $1 in
+    */compare_torch.py)
+        if has_torch; then
+            timeout -k 10 "$limit" "$torch_python" "$1" --quick
+        else
+            echo "skipped: $torch_python has no torch and transformers (make torch, or TORCH_PYTHON=...)"
+            return 77
+        fi
+        ;;
+    */check_*.py)
+        if has_tokenizers; then
+            timeout -k 10 "$limit" "$torch_python" "$1"
+        else
+            echo "skipped: $torch_python has no tokenizers (make torch, or TORCH_PYTHON=...)"
+            return 77
+        fi
+        ;;
+    *.py) timeout -k 10 "$limit" python3 "$1" ;;
+    *.sh) timeout -k 10 "$limit" sh "$1" ;;
+    *) CMOCKA_MESSAGE_OUTPUT=TAP timeout -k 10 "$limit" "$1" ;;
+    esac
+}
+
+for test in "$@"; do
+    name=$(basename "$test")
+    start=$(date +%s)
+    rc=0
+    run_one "$test" >"$out" 2>&1 </dev/null || rc=$?
+    seconds=$(($(date +%s) - start))
+    case $test in
+    *.sh | *.py) counts=$(count_script "$name" "$rc") ;;
+    *) counts=$(count_tap "$name") ;;
+    esac
+    read -r p f s <<EOF
+$counts
+EOF
+    note=
+    case $rc in
+    0 | 77) ;;
+    124 | 137) note=" (stopped after $limit s)" ;;
+    *) [ "$f" -gt 0 ] || note=" (exit code $rc)" ;;
+    esac
+    if [ -n "$note" ] && [ "$f" -eq 0 ]; then f=1; fi
+    passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
+    {
+        echo "=== $name: $p passed, $f failed, $s skipped, $seconds s, exit code $rc"
+        cat "$out"
+    } >>"$log"
+    if [ "$f" -gt 0 ]; then
+        echo "FAILED $name: $p passed, $f failed, $s skipped$note"
+        grep -v '^ok [0-9]' "$out" | tail -n 60 | sed 's/^/    /'
+    else
+        printf '%-28s %4d passed, %d skipped, %d s\n' "$name" "$p" "$s" "$seconds"
+    fi
+done
+if [ -s "$reasons" ]; then
+    echo "skipped:"
+    sed 's/^/    /' "$reasons"
+fi
+[ "$failed" -eq 0 ] || echo "full output: $log"
+echo "$passed passed, $failed failed, $skipped skipped"
+[ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]
