@@ -10,10 +10,11 @@ struct decoder { /* valid when zeroed */
     int64_t T_max;          /* rows of one forward call */
     struct tensor *k, *v;   /* [L], each [B * cap, K*D] */
     int32_t *len;           /* [B] rows filled */
-    struct tensor x, sum, h, rstd, qkv, rstd_h, att, lse, gu, act, logits, ids, pos, last;
+    struct tensor x, sum, h, rstd, qkv, rstd_h, att, lse, gu, act, logits, ids, pos;
     float *host;            /* [B, V] logits of the last call */
-    struct segment *seg;
-    int32_t *group;
+    int32_t *host_pos;      /* [T_max] */
+    struct segment *seg;    /* [B] */
+    int32_t *group;         /* [B + 1] */
 };
 /* Book the cache and buffers for `batch` slots of `positions` tokens and prefills of up to `prefill` tokens. m->rope is booked too
  * (no model_plan_buffers is needed). */

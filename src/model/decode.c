@@ -1,0 +1,207 @@
+/* SPDX-License-Identifier: MIT */
+#include "decode.h"
+#include "layer.h"
+#include <stdlib.h>
+#include <string.h>
+
+static int plan_rows(struct decoder *d, struct plan *p, int64_t T)
+{
+    const struct arch *a = &d->m->arch;
+    const enum plan_cat c = PLAN_ACTIVATIONS;
+    TRY(plan_book(p, c, &d->x, DT_F32, T, a->C, 1, 1));
+    TRY(plan_book(p, c, &d->sum, DT_F32, T, a->C, 1, 1));
+    TRY(plan_book(p, c, &d->h, DT_F32, T, a->C, 1, 1));
+    TRY(plan_book(p, c, &d->rstd, DT_F32, T, 1, 1, 1));
+    TRY(plan_book(p, c, &d->qkv, DT_F32, T, (a->H + 2 * a->K) * a->D, 1, 1));
+    if (a->qk_norm) TRY(plan_book(p, c, &d->rstd_h, DT_F32, T * a->H, 1, 1, 1));
+    TRY(plan_book(p, c, &d->att, DT_F32, T, a->H * a->D, 1, 1));
+    TRY(plan_book(p, c, &d->lse, DT_F32, T, a->H, 1, 1));
+    TRY(plan_book(p, c, &d->gu, DT_F32, T, 2 * a->F, 1, 1));
+    TRY(plan_book(p, c, &d->act, DT_F32, T, a->F, 1, 1));
+    TRY(plan_book(p, PLAN_HEAD, &d->logits, DT_F32, d->B, a->V, 1, 1));
+    TRY(plan_book(p, PLAN_BATCH, &d->ids, DT_I32, T, 1, 1, 1));
+    return plan_book(p, PLAN_BATCH, &d->pos, DT_I32, T, 1, 1, 1);
+}
+
+int decoder_plan(struct decoder *d, struct model *m, struct plan *p, int64_t batch,
+                 int64_t positions, int64_t prefill)
+{
+    const struct arch *a = &m->arch;
+    int64_t rows;
+    BUG_IF(batch < 1 || positions < 1 || prefill < 1);
+    memset(d, 0, sizeof *d);
+    if (!mul_ok(batch, positions, &rows) || rows > INT32_MAX || prefill > INT32_MAX)
+        return err_set(ERR_INPUT, "%lld sequences of %lld tokens are more than a cache can hold",
+                       (long long)batch, (long long)positions);
+    d->m = m;
+    d->B = batch;
+    d->cap = positions;
+    d->T_max = MAX(prefill, batch);
+    TRY(MEM_NEW(&d->k, a->L));
+    TRY(MEM_NEW(&d->v, a->L));
+    TRY(model_plan_rope(m, p, positions));
+    for (int64_t l = 0; l < a->L; l++) {
+        TRY(plan_book(p, PLAN_ACTIVATIONS, &d->k[l], DT_F32, rows, a->K * a->D, 1, 1));
+        TRY(plan_book(p, PLAN_ACTIVATIONS, &d->v[l], DT_F32, rows, a->K * a->D, 1, 1));
+    }
+    return plan_rows(d, p, d->T_max);
+}
+
+int decoder_ready(struct decoder *d)
+{
+    TRY(MEM_NEW(&d->len, d->B));
+    TRY(MEM_NEW(&d->host, d->B * d->m->arch.V));
+    TRY(MEM_NEW(&d->host_pos, d->T_max));
+    TRY(MEM_NEW(&d->seg, d->B));
+    TRY(MEM_NEW(&d->group, d->B + 1));
+    for (int64_t i = 0; i <= d->B; i++)
+        d->group[i] = (int32_t)i; /* every slot is a group of its own */
+    return model_upload_rope(d->m);
+}
+
+void decoder_release(struct decoder *d)
+{
+    free(d->k);
+    free(d->v);
+    free(d->len);
+    free(d->host);
+    free(d->host_pos);
+    free(d->seg);
+    free(d->group);
+    memset(d, 0, sizeof *d);
+}
+
+void decoder_reset(struct decoder *d, int64_t slot)
+{
+    BUG_IF(slot < 0 || slot >= d->B);
+    d->len[slot] = 0;
+}
+
+/* Rows of k and v go to the place in the cache that their segment owns. */
+static int store_rows(struct decoder *d, struct tensor *cache, const struct tensor *rows,
+                      int64_t n_seg)
+{
+    const struct backend *be = d->m->be;
+    const int64_t width = cache->dim[1];
+    for (int64_t s = 0; s < n_seg; s++)
+        for (int64_t i = 0; i < d->seg[s].len; i++) {
+            float *dst = (float *)cache->data + (d->seg[s].own + i) * width;
+            const float *src = (const float *)rows->data + (d->seg[s].q + i) * rows->ld;
+            TRY(be->mem->copy(be->cx, dst, src, width * dtype_size(DT_F32)));
+        }
+    return 0;
+}
+
+static int decode_attention(struct decoder *d, int64_t l, int64_t T, int64_t n_seg)
+{
+    const struct model *m = d->m;
+    const struct arch *a = &m->arch;
+    const struct layer *y = &m->layers[l];
+    const int32_t D = (int32_t)a->D;
+    const struct segments segs = { d->seg, d->group, (int32_t)n_seg, (int32_t)n_seg };
+    const struct tensor h = tensor_rows(&d->h, 0, T), pos = tensor_rows(&d->pos, 0, T);
+    struct tensor qkv = tensor_rows(&d->qkv, 0, T), att = tensor_rows(&d->att, 0, T),
+                  lse = tensor_rows(&d->lse, 0, T);
+    struct tensor branch = tensor_rows(&d->sum, 0, T), q, k, v;
+    TRY(linear_fwd(m, &y->qkv, &qkv, &h));
+    layer_qkv(a, &qkv, NULL, &q, &k, &v);
+    if (a->qk_norm) {
+        struct tensor rq = tensor_view(d->rstd_h.data, DT_F32, T, a->H, 1, 1);
+        struct tensor rk = tensor_view(d->rstd_h.data, DT_F32, T, a->K, 1, 1);
+        TRY(op_headnorm_fwd(m->be, &q, &rq, &q, &m->params[y->q_norm].w, (float)a->rms_eps));
+        TRY(op_headnorm_fwd(m->be, &k, &rk, &k, &m->params[y->k_norm].w, (float)a->rms_eps));
+    }
+    TRY(op_rope(m->be, &q, D, &pos, &m->rope, false));
+    TRY(op_rope(m->be, &k, D, &pos, &m->rope, false));
+    TRY(store_rows(d, &d->k[l], &k, n_seg));
+    TRY(store_rows(d, &d->v[l], &v, n_seg));
+    TRY(op_attention_fwd(m->be, &att, &lse, &q, &d->k[l], &d->v[l], &segs, D, layer_scale(a)));
+    return linear_fwd(m, &y->o, &branch, &att);
+}
+
+/* x is the residual stream, sum a branch that the next norm adds to it. */
+static int decode_layers(struct decoder *d, int64_t T, int64_t n_seg)
+{
+    const struct model *m = d->m;
+    const float eps = (float)m->arch.rms_eps;
+    const struct tensor ids = tensor_rows(&d->ids, 0, T);
+    struct tensor x = tensor_rows(&d->x, 0, T), h = tensor_rows(&d->h, 0, T),
+                  rstd = tensor_rows(&d->rstd, 0, T);
+    struct tensor branch = tensor_rows(&d->sum, 0, T), gu = tensor_rows(&d->gu, 0, T),
+                  act = tensor_rows(&d->act, 0, T);
+    TRY(op_gather(m->be, &x, &m->params[m->embed].w, &ids));
+    for (int64_t l = 0; l < m->arch.L; l++) {
+        const struct layer *y = &m->layers[l];
+        const bool first = l == 0;
+        TRY(op_rmsnorm_fwd(m->be, &h, &rstd, first ? NULL : &x, &x, first ? NULL : &branch,
+                           &m->params[y->norm1].w, eps));
+        TRY(decode_attention(d, l, T, n_seg));
+        TRY(op_rmsnorm_fwd(m->be, &h, &rstd, &x, &x, &branch, &m->params[y->norm2].w, eps));
+        TRY(linear_fwd(m, &y->gate_up, &gu, &h));
+        TRY(op_swiglu_fwd(m->be, &act, &gu));
+        TRY(linear_fwd(m, &y->down, &branch, &act));
+    }
+    return op_rmsnorm_fwd(m->be, &h, &rstd, &x, &x, &branch, &m->params[m->final_norm].w, eps);
+}
+
+/* Logits of the n rows of h to the host. */
+static int decode_logits(struct decoder *d, const struct tensor *h, const float **logits)
+{
+    const struct model *m = d->m;
+    const int64_t n = h->dim[0];
+    struct tensor z = tensor_rows(&d->logits, 0, n);
+    TRY(op_gemm(m->be, &z, h, false, &m->params[m->head].w, true, NULL, 1, 0));
+    TRY(m->be->mem->to_host(m->be->cx, d->host, z.data, n * m->arch.V * dtype_size(DT_F32)));
+    *logits = d->host;
+    return 0;
+}
+
+static int upload_ids(struct decoder *d, const int32_t *ids, int64_t n)
+{
+    const struct model *m = d->m;
+    for (int64_t i = 0; i < n; i++)
+        BUG_IF(ids[i] < 0 || ids[i] >= m->arch.V);
+    return m->be->mem->to_device(m->be->cx, d->ids.data, ids, n * dtype_size(DT_I32));
+}
+
+static int upload_positions(struct decoder *d, int64_t n)
+{
+    const struct backend *be = d->m->be;
+    return be->mem->to_device(be->cx, d->pos.data, d->host_pos, n * dtype_size(DT_I32));
+}
+
+int decoder_prefill(struct decoder *d, int64_t slot, const int32_t *ids, int64_t n,
+                    const float **logits)
+{
+    BUG_IF(slot < 0 || slot >= d->B || n < 1 || n > d->T_max || n > d->cap - d->len[slot]);
+    const int32_t have = d->len[slot], base = (int32_t)(slot * d->cap);
+    TRY(upload_ids(d, ids, n));
+    for (int64_t i = 0; i < n; i++)
+        d->host_pos[i] = have + (int32_t)i;
+    TRY(upload_positions(d, n));
+    d->seg[0] = (struct segment){ 0, (int32_t)n, base + have, base, have };
+    TRY(decode_layers(d, n, 1));
+    d->len[slot] += (int32_t)n;
+    const struct tensor last = tensor_rows(&d->h, n - 1, 1);
+    return decode_logits(d, &last, logits);
+}
+
+int decoder_step(struct decoder *d, const int32_t *slots, const int32_t *ids, int64_t n,
+                 const float **logits)
+{
+    BUG_IF(n < 1 || n > d->B);
+    TRY(upload_ids(d, ids, n));
+    for (int64_t i = 0; i < n; i++) {
+        const int32_t slot = slots[i];
+        BUG_IF(slot < 0 || slot >= d->B || d->len[slot] >= d->cap);
+        const int32_t base = (int32_t)(slot * d->cap);
+        d->seg[i] = (struct segment){ (int32_t)i, 1, base + d->len[slot], base, d->len[slot] };
+        d->host_pos[i] = d->len[slot];
+    }
+    TRY(upload_positions(d, n));
+    TRY(decode_layers(d, n, n));
+    for (int64_t i = 0; i < n; i++)
+        d->len[slots[i]]++;
+    const struct tensor h = tensor_rows(&d->h, 0, n);
+    return decode_logits(d, &h, logits);
+}

@@ -1,0 +1,220 @@
+/* SPDX-License-Identifier: MIT */
+#include "model.h"
+#include "../base/rng.h"
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { CHUNK = 1 << 20 }; /* elements in host memory at a time */
+
+struct loader {
+    struct model *m;
+    struct st_set set;
+    const char *dir;
+    float *chunk; /* [CHUNK] */
+    bool *used;   /* [set.n] */
+};
+
+/* "[2, 3]" */
+static const char *shape_text(char *out, size_t size, const int64_t *dim, int32_t rank)
+{
+    size_t n = (size_t)snprintf(out, size, "[");
+    for (int32_t i = 0; i < rank && n < size; i++)
+        n += (size_t)snprintf(out + n, size - n, i ? ", %lld" : "%lld", (long long)dim[i]);
+    if (n < size) snprintf(out + n, size - n, "]");
+    return out;
+}
+
+static const char *file_of(const struct loader *ld, const struct st_tensor *t)
+{
+    return ld->set.files[t->file];
+}
+
+static const struct st_tensor *find(const struct loader *ld, const char *name)
+{
+    static const char prefix[] = "model.";
+    const struct st_tensor *t = st_find(&ld->set, name);
+    /* a checkpoint of the bare transformer, without its head */
+    if (!t && strncmp(name, prefix, sizeof prefix - 1) == 0)
+        t = st_find(&ld->set, name + sizeof prefix - 1);
+    return t;
+}
+
+static int check_tensor(const struct loader *ld, const struct st_tensor *t, int64_t rows,
+                        int64_t cols, bool matrix)
+{
+    char want[64], got[256];
+    const int64_t dim[2] = { rows, cols };
+    const int32_t rank = matrix ? 2 : 1;
+    if (t->rank != rank || t->dim[0] != rows || (matrix && t->dim[1] != cols))
+        return err_at(ERR_INPUT, file_of(ld, t), 0, 0, "tensor \"%s\": expected %s, found %s",
+                      t->name, shape_text(want, sizeof want, dim, rank),
+                      shape_text(got, sizeof got, t->dim, t->rank));
+    if (t->dtype != ST_F32 && t->dtype != ST_F16 && t->dtype != ST_BF16 && t->dtype != ST_F64)
+        return err_at(ERR_INPUT, file_of(ld, t), 0, 0,
+                      "tensor \"%s\": dtype %s is not supported (F32, F16, BF16)", t->name,
+                      st_dtype_name(t->dtype));
+    return 0;
+}
+
+static int load_slice(struct loader *ld, const struct param *p, const struct param_slice *s)
+{
+    const struct model *m = ld->m;
+    const bool matrix = p->decay;
+    const int64_t cols = tensor_row(&p->w), n = s->rows * cols;
+    const struct st_tensor *t = find(ld, s->name);
+    if (!t && p == &m->params[m->embed] && m->head == m->embed)
+        t = st_find(&ld->set, "lm_head.weight");
+    if (!t) return err_set(ERR_INPUT, "%s: error: tensor \"%s\" is missing", ld->dir, s->name);
+    TRY(check_tensor(ld, t, s->rows, cols, matrix));
+    ld->used[t - ld->set.tensors] = true;
+    for (int64_t i = 0; i < n; i += CHUNK) {
+        const int64_t k = MIN((int64_t)CHUNK, n - i);
+        TRY(st_read_f32(&ld->set, t, i, k, ld->chunk));
+        for (int64_t j = 0; j < k; j++)
+            if (!isfinite(ld->chunk[j]))
+                return err_at(ERR_INPUT, file_of(ld, t), 0, 0, "tensor \"%s\": element %lld is %s",
+                              t->name, (long long)(i + j),
+                              isnan(ld->chunk[j]) ? "not a number" : "infinite");
+        float *dst = (float *)p->w.data + s->row * cols + i;
+        TRY(m->be->mem->to_device(m->be->cx, dst, ld->chunk, k * dtype_size(DT_F32)));
+    }
+    return 0;
+}
+
+/* A tied model's file may hold the head once more; it must be the embedding. */
+static int check_tied_head(struct loader *ld)
+{
+    const struct st_tensor *head = st_find(&ld->set, "lm_head.weight"),
+                           *embed = find(ld, "model.embed_tokens.weight");
+    bool equal;
+    if (!head || !embed) return 0;
+    float *a = ld->chunk, *b = ld->chunk + CHUNK / 2;
+    equal = head->rank == 2 && head->dim[0] == embed->dim[0] && head->dim[1] == embed->dim[1];
+    if (equal) TRY(check_tensor(ld, head, embed->dim[0], embed->dim[1], true));
+    for (int64_t i = 0; equal && i < head->count; i += CHUNK / 2) {
+        const int64_t k = MIN((int64_t)CHUNK / 2, head->count - i);
+        TRY(st_read_f32(&ld->set, head, i, k, a));
+        TRY(st_read_f32(&ld->set, embed, i, k, b));
+        equal = memcmp(a, b, (size_t)k * sizeof *a) == 0;
+    }
+    ld->used[head - ld->set.tensors] = true;
+    if (equal) return 0;
+    return err_at(ERR_INPUT, file_of(ld, head), 0, 0,
+                  "tensor \"lm_head.weight\" differs from \"%s\", but config.json ties them (set "
+                  "tie_word_embeddings to false, "
+                  "or drop the tensor)",
+                  embed->name);
+}
+
+static bool harmless_extra(const char *name)
+{
+    static const char end[] = "rotary_emb.inv_freq";
+    const size_t n = strlen(name), k = sizeof end - 1;
+    return n >= k && strcmp(name + n - k, end) == 0;
+}
+
+static void warn_extra(const struct loader *ld)
+{
+    const char *first = NULL;
+    char q[128];
+    int64_t n = 0;
+    for (int64_t i = 0; i < ld->set.n; i++) {
+        if (ld->used[i] || harmless_extra(ld->set.tensors[i].name)) continue;
+        if (n++ == 0) first = ld->set.tensors[i].name;
+    }
+    if (n == 0) return;
+    fprintf(stderr, "warning: %s: %lld tensor%s not part of a %s model and ignored (\"%s\"%s)\n",
+            ld->dir, (long long)n, n == 1 ? " is" : "s are", ld->m->arch.model_type,
+            err_quote(q, sizeof q, first, strlen(first)), n == 1 ? "" : ", ...");
+}
+
+static int load_all(struct loader *ld)
+{
+    struct model *m = ld->m;
+    TRY(st_open_dir(&ld->set, ld->dir));
+    TRY(MEM_NEW(&ld->chunk, CHUNK));
+    TRY(MEM_NEW(&ld->used, ld->set.n));
+    for (int32_t i = 0; i < m->n_params; i++)
+        for (int32_t j = 0; j < m->params[i].n_slices; j++)
+            TRY(load_slice(ld, &m->params[i], &m->params[i].slice[j]));
+    if (m->head == m->embed) TRY(check_tied_head(ld));
+    warn_extra(ld);
+    return 0;
+}
+
+int model_load(struct model *m, const char *dir)
+{
+    struct loader ld = { .m = m, .dir = dir };
+    const int rc = load_all(&ld);
+    free(ld.chunk);
+    free(ld.used);
+    st_close(&ld.set);
+    return rc;
+}
+
+/* A pure function of (seed, tensor, element), so threads may share the work. */
+static void draw_normal(float *out, int64_t n, int64_t first, uint64_t seed, uint64_t stream,
+                        double sigma, int threads)
+{
+    (void)threads; /* unused where OpenMP is off */
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < n; i++)
+        out[i] = (float)(sigma * rng_normal(seed, stream, (uint64_t)(first + i)));
+}
+
+static int random_slice(struct model *m, const struct param *p, const struct param_slice *s,
+                        uint64_t seed, uint64_t number, float *chunk)
+{
+    const int64_t cols = tensor_row(&p->w), n = s->rows * cols;
+    const size_t len = strlen(s->name);
+    const bool bias = len >= 5 && strcmp(s->name + len - 5, ".bias") == 0;
+    for (int64_t i = 0; i < n; i += CHUNK) {
+        const int64_t k = MIN((int64_t)CHUNK, n - i);
+        if (p->decay)
+            draw_normal(chunk, k, i, seed, rng_stream_of(RNG_INIT, number), m->arch.init_range,
+                        MAX(m->be->threads, 1));
+        else
+            for (int64_t j = 0; j < k; j++)
+                chunk[j] = bias ? 0.0f : 1.0f;
+        float *dst = (float *)p->w.data + s->row * cols + i;
+        TRY(m->be->mem->to_device(m->be->cx, dst, chunk, k * dtype_size(DT_F32)));
+    }
+    return 0;
+}
+
+int model_random(struct model *m, uint64_t seed)
+{
+    uint64_t number = 0;
+    float *chunk;
+    int rc = 0;
+    TRY(MEM_NEW(&chunk, CHUNK));
+    for (int32_t i = 0; i < m->n_params; i++)
+        for (int32_t j = 0; j < m->params[i].n_slices; j++)
+            TRY_OUT(random_slice(m, &m->params[i], &m->params[i].slice[j], seed, number++, chunk));
+out:
+    free(chunk);
+    return rc;
+}
+
+enum st_dtype model_dir_dtype(const char *dir, const struct arch *a)
+{
+    static const enum st_dtype kinds[] = { ST_F32, ST_F16, ST_BF16 };
+    struct st_set set = { 0 };
+    int64_t best = 0;
+    enum st_dtype dtype = ST_F32;
+    const bool opened = st_open_dir(&set, dir) == 0;
+    (void)a; /* the names of its tensors do not matter for the vote */
+    for (size_t k = 0; opened && k < COUNT_OF(kinds); k++) {
+        int64_t n = 0;
+        for (int64_t i = 0; i < set.n; i++)
+            if (set.tensors[i].dtype == kinds[k]) n += set.tensors[i].count;
+        if (n > best) {
+            best = n;
+            dtype = kinds[k];
+        }
+    }
+    st_close(&set);
+    return dtype;
+}
