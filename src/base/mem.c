@@ -63,7 +63,7 @@ int buf_adds(struct buf *b, const char *s)
     return buf_add(b, s, strlen(s));
 }
 
-static int PRINTF_LIKE(2, 0) buf_addv(struct buf *b, const char *fmt, va_list ap)
+int buf_vaddf(struct buf *b, const char *fmt, va_list ap)
 {
     va_list again;
     va_copy(again, ap);
@@ -81,7 +81,7 @@ int buf_addf(struct buf *b, const char *fmt, ...)
 {
     va_list ap;
     va_start(ap, fmt);
-    const int rc = buf_addv(b, fmt, ap);
+    const int rc = buf_vaddf(b, fmt, ap);
     va_end(ap);
     return rc;
 }
@@ -103,7 +103,7 @@ int mem_asprintf(char **out, const char *fmt, ...)
     struct buf b = { 0 };
     va_list ap;
     va_start(ap, fmt);
-    const int rc = buf_addv(&b, fmt, ap);
+    const int rc = buf_vaddf(&b, fmt, ap);
     va_end(ap);
     *out = rc < 0 ? NULL : b.data;
     if (rc < 0) buf_release(&b);

@@ -27,6 +27,7 @@ void buf_clear(struct buf *b); /* len = 0, keeps the memory */
 int buf_add(struct buf *b, const void *data, size_t len);
 int buf_adds(struct buf *b, const char *s);
 int buf_addf(struct buf *b, const char *fmt, ...) PRINTF_LIKE(2, 3);
+int buf_vaddf(struct buf *b, const char *fmt, va_list ap) PRINTF_LIKE(2, 0);
 /* A heap copy of s[0..len), NUL-terminated; the caller frees. */
 int mem_strndup(char **out, const char *s, size_t len);
 int mem_strdup(char **out, const char *s);
