@@ -36,7 +36,8 @@ int st_read_f32(const struct st_set *s, const struct st_tensor *t, int64_t first
 /* Raw bytes [first, first + n) of the tensor's data. */
 int st_read_raw(const struct st_set *s, const struct st_tensor *t, int64_t first, int64_t n, void *out);
 
-/* Writing: declare all tensors, then give their data in the declared order, in any number of pieces. */
+/* Writing: declare all tensors, then give their data in the declared order, in any number of pieces. A file with several
+ * dtypes should declare the wide ones first: readers that map the file want aligned data. */
 struct st_decl {
     const char *name; /* borrowed until st_writer_close */
     enum st_dtype dtype;
@@ -52,12 +53,17 @@ int st_writer_put_raw(struct st_writer *w, const void *data, int64_t bytes);
 /* Check that all data came, commit (fsync, rename). Frees w in any case. */
 int st_writer_close(struct st_writer *w);
 void st_writer_abandon(struct st_writer *w);
-/* Bytes written and crc32 of the whole file so far (valid before close). */
+/* Bytes written and crc32 (zlib's) of the whole file so far (valid before close). */
 int64_t st_writer_bytes(const struct st_writer *w);
+uint32_t st_writer_crc(const struct st_writer *w);
 
 /* Conversions, round to nearest even; NaN stays NaN. */
 uint16_t f32_to_bf16(float x);
 float bf16_to_f32(uint16_t x);
 uint16_t f32_to_f16(float x);
 float f16_to_f32(uint16_t x);
+/* n elements of F32, F16, BF16 or F64 at `in` (no alignment needed) to float32. */
+void st_to_f32(float *out, const void *in, int64_t n, enum st_dtype dtype);
+/* n float32 elements to F32, F16 or BF16 (out aligned to the element). */
+void st_from_f32(void *out, const float *in, int64_t n, enum st_dtype dtype);
 #endif
