@@ -11,7 +11,6 @@ import json
 import math
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 
@@ -24,27 +23,13 @@ from safetensors import safe_open
 
 import tiny_models as tiny
 import torch_job as job
+from compare_rows import WEIGHTS, Report, compare_pairs, compare_rows, read_jsonl, read_metrics, run, strip_eval
 
 transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(1)
 
-REL, PER_TOKEN, WEIGHTS = 1e-3, 1e-4, 1e-2  # the comparison's limits: relative, absolute per token, share of the update
 LOSSES = list(job.LOSS_DEFAULTS)
 KINKED = ("dpop", "minor_dpo")
-
-
-class Report:
-    def __init__(self, verbose):
-        self.verbose, self.passed, self.failed, self.skipped = verbose, 0, 0, 0
-
-    def check(self, ok, what, detail=""):
-        self.passed += bool(ok)
-        self.failed += not ok
-        print(f"{'ok  ' if ok else 'FAIL'} {what}{': ' if detail else ''}{detail}", flush=True)
-
-    def last(self):
-        print(f"{self.passed} passed, {self.failed} failed, {self.skipped} skipped")
-        return 1 if self.failed else 0
 
 
 # ---- the oracle's own checks, which need no binary ----
@@ -161,63 +146,6 @@ def make_config(root, c):
     return cfg, os.path.join(out, "run.json")
 
 
-def run(binary, args, timeout=300):
-    p = subprocess.run([binary] + args, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout)
-    return p.returncode, p.stdout, p.stderr.strip()
-
-
-def deviations(want, got, options):
-    """{key: (share of what is allowed, wanted, got)} of one row; keys of the contract only."""
-    beta = options.get("beta", 1.0) if options else 1.0
-    nw, nl, pairs = want.get("_nw", 1.0), want.get("_nl", 1.0), want.get("_pairs", 1)
-    mean_reward = "ref_logps/chosen" not in want  # orpo
-    allowed = {"logps/chosen": nw, "logps/rejected": nl, "ref_logps/chosen": nw, "ref_logps/rejected": nl, "in_distribution": max(nw, nl),
-               "bdpo/gate": nl, "rewards/chosen": beta * (1 if mean_reward else nw), "rewards/rejected": beta * (1 if mean_reward else nl),
-               "rewards/margins": beta * (2 if mean_reward else nw + nl)}
-    out = {}
-    for key, a in want.items():
-        if key.startswith("_"):
-            continue
-        b = got.get(key)
-        if isinstance(a, str) or b is None or isinstance(b, bool) or isinstance(b, str):
-            share = 0.0 if a == b else math.inf
-        elif key in ("step", "tokens", "skipped"):
-            share = 0.0 if a == b else math.inf
-        elif key == "epoch":
-            share = abs(a - b) / 1e-6
-        elif key == "learning_rate":
-            share = abs(a - b) / (1e-6 * abs(a) + 1e-15)
-        elif key in ("rewards/accuracies", "bdpo/bound"):
-            close = want["_close_margins" if key == "rewards/accuracies" else "_close_bounds"]
-            share = abs(a - b) / (close / pairs + 1e-9)
-        else:
-            share = abs(a - b) / max(REL * abs(a), PER_TOKEN * allowed.get(key, 1.0))
-        out[key] = (share if math.isfinite(share) else math.inf, a, b)
-    return out
-
-
-def compare_rows(r, what, want, got, options):
-    if not want and not got:
-        return
-    if len(want) != len(got):
-        r.check(False, what, f"{len(got)} rows, expected {len(want)}")
-        return
-    worst = {}
-    for w, g in zip(want, got):
-        for key, (share, a, b) in deviations(w, g, options).items():
-            if key not in worst or share > worst[key][0]:
-                worst[key] = (share, a, b, w.get("step"))
-    forbidden = {k for g in got for k in g if (k.startswith("bdpo/") or k.startswith("ref_logps/")) and all(k not in w for w in want)}
-    bad = [k for k, x in worst.items() if not x[0] <= 1]
-    for k in worst if r.verbose else bad:
-        share, a, b, step = worst[k]
-        print(f"       {what} {k}: expected {a!r}, got {b!r} at step {step} ({share:.2f} of what is allowed)")
-    for k in sorted(forbidden):
-        print(f"       {what} {k}: a key that does not belong to this loss")
-    k = max(worst, key=lambda x: worst[x][0])
-    r.check(not bad and not forbidden, what, f"{len(want)} steps, {len(worst)} keys, largest {worst[k][0]:.3f} ({k}, step {worst[k][3]})")
-
-
 def read_weights(path):
     """{name: float32 tensor} of a directory's safetensors files."""
     out = {}
@@ -278,24 +206,10 @@ def compare_evaluate(r, what, binary, run_json, directory, model, res, options, 
         r.check(False, what, f"exit code {rc}: {err[-300:]}")
         return
     pairs = res["eval_pairs"]
-    got = [json.loads(line) for line in open(per_pair, encoding="utf-8")]
-    if len(got) != len(pairs):
-        r.check(False, what, f"{len(got)} lines, expected {len(pairs)}")
-        return
-    for p, g in zip(pairs, got):
-        for key in ("prompt", "chosen", "rejected"):
-            if g.get(key + "_ids") != p[key]:
-                r.check(False, what, f"line {p['line']}: {key}_ids {g.get(key + '_ids')}, expected {p[key]}")
-                return
-        if (os.path.basename(str(g.get("file"))), g.get("line")) != (os.path.basename(p["file"]), p["line"]):
-            r.check(False, what, f"{g.get('file')}:{g.get('line')}, expected {p['file']}:{p['line']}")
-            return
     m, lw, ll = job.evaluate(model, *options, pairs, reference)
-    worst = max(abs(g[k] - x.item()) / max(REL * abs(x.item()), PER_TOKEN * len(p[n])) for p, g, w, l in zip(pairs, got, lw, ll)
-                for k, x, n in (("logps/chosen", w, "chosen"), ("logps/rejected", l, "rejected")))
-    r.check(worst <= 1, what + " log-probabilities", f"{len(pairs)} pairs, same ids, largest {worst:.4f}")
+    compare_pairs(r, what + " --per-pair", job.pair_lines(pairs, lw, ll), read_jsonl(per_pair))
     try:
-        row = {k.removeprefix("eval/"): v for k, v in json.loads(out).items()}
+        row = strip_eval(json.loads(out))
     except ValueError as e:
         r.check(False, what + " output", f"not one JSON object: {e}: {out[:200]!r}")
         return
@@ -314,9 +228,7 @@ def compare_case(r, binary, root, c, sft_cache):
         sft_cache[key] = job.run_sft(cfg)
     res = job.run_job(cfg, sft_cache[key])
     output = cfg["output"]
-    rows = [json.loads(line) for line in open(os.path.join(output, "metrics.jsonl"), encoding="utf-8")]
-    held = [x for x in rows if any(k.startswith("eval/") for k in x)]
-    rows = [x for x in rows if x not in held]
+    rows, held = read_metrics(output)
     pref = cfg.get("preference")
     options = job.loss_options(pref) if pref else None
     for stage in ("sft", "preference"):
@@ -332,7 +244,7 @@ def compare_case(r, binary, root, c, sft_cache):
     model = compare_loads(r, f"{name}: model/ in transformers", os.path.join(output, "model"), cfg["model"]["path"], res["text"])
     if pref and model is not None:
         if res["eval"]:
-            last = [{k.removeprefix("eval/"): v for k, v in x.items()} for x in held[-1:] if x.get("stage") == "preference"]
+            last = [strip_eval(x) for x in held[-1:]]
             compare_rows(r, f"{name}: eval/ row at the end", [res["eval"]], last, options)
         ref = cfg.get("reference", {}).get("path") or (os.path.join(output, "sft") if res["sft"] else cfg["model"]["path"])
         compare_evaluate(r, f"{name}: evaluate", binary, run_json, os.path.join(output, "model"), model, res, (pref["loss"], options), job.load_model(ref))
@@ -340,9 +252,9 @@ def compare_case(r, binary, root, c, sft_cache):
         other = dict(c, name=name + "-dpo", loss="dpo", preference={k: v for k, v in c["preference"].items() if k != "lambda"})
         ocfg, ojson = make_config(root, other)
         rc, out, err = run(binary, ["--config", ojson])
-        rest = [json.loads(x) for x in open(os.path.join(ocfg["output"], "metrics.jsonl"), encoding="utf-8")] if rc == 0 else []
-        strip = lambda xs: [{k: v for k, v in x.items() if "bdpo/" not in k} for x in xs]
-        r.check(strip(rest) == strip(rows + held), f"{name}: the same numbers as dpo, bit for bit", err[-200:])
+        ours, theirs = ([{k: v for k, v in x.items() if "bdpo/" not in k} for x in read_jsonl(os.path.join(o, "metrics.jsonl"))] if rc == 0 else None
+                        for o in (output, ocfg["output"]))
+        r.check(rc == 0 and ours == theirs, f"{name}: the same numbers as dpo, bit for bit", err[-200:])
 
 
 # ---- the cases ----
@@ -393,7 +305,7 @@ def noise_floor(r, root):
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("--binary", default="build/bdpo-train")
+    ap.add_argument("--binary", default=os.environ.get("BDPO_TRAIN", "build/bdpo-train"))
     ap.add_argument("--quick", action="store_true", help="each loss once (the default)")
     ap.add_argument("--full", action="store_true", help="all three shapes with all eight losses, then the quick cases")
     ap.add_argument("--self-check", action="store_true", help="the oracle's own checks alone; needs no binary")

@@ -326,6 +326,12 @@ def evaluate(model, name, o, pairs, ref_model):
     return m, lw, ll
 
 
+def pair_lines(pairs, lw, ll):
+    """The lines of `evaluate --per-pair`."""
+    return [{"file": p["file"], "line": p["line"], "prompt_ids": p["prompt"], "chosen_ids": p["chosen"], "rejected_ids": p["rejected"],
+             "logps/chosen": float(w), "logps/rejected": float(l)} for p, w, l in zip(pairs, lw, ll)]
+
+
 def loss_options(pref):
     return {k: float(pref.get(k, d)) for k, d in LOSS_DEFAULTS[pref["loss"]].items()}
 
@@ -369,7 +375,8 @@ def run_job(cfg, sft=None, dtype=torch.float32):
         if data["eval"]:
             res["eval_pairs"] = load_pairs(data["eval"], text)
             set_weights(model, res["final"])
-            res["eval"], _, _ = evaluate(model, s["loss"], o, res["eval_pairs"], ref_model)
+            res["eval"], lw, ll = evaluate(model, s["loss"], o, res["eval_pairs"], ref_model)
+            res["eval_lines"] = pair_lines(res["eval_pairs"], lw, ll)
     return res
 
 

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: MIT
+"""What counts as equal: the limits of the comparison with PyTorch, row by row. Standard library only."""
+import json
+import math
+import os
+import subprocess
+
+REL, PER_TOKEN, WEIGHTS = 1e-3, 1e-4, 1e-2  # relative, absolute per token, share of the L2 of the update
+
+
+class Report:
+    """Prints one line a check and counts them; last() prints the summary and gives the exit code."""
+
+    def __init__(self, verbose=False):
+        self.verbose, self.passed, self.failed, self.skipped = verbose, 0, 0, 0
+
+    def check(self, ok, what, detail=""):
+        self.passed += bool(ok)
+        self.failed += not ok
+        print(f"{'ok  ' if ok else 'FAIL'} {what}{': ' if detail else ''}{detail}", flush=True)
+
+    def last(self):
+        print(f"{self.passed} passed, {self.failed} failed, {self.skipped} skipped")
+        return 1 if self.failed else 0
+
+
+def run(binary, args, timeout=300):
+    """(exit code, stdout, stderr) of the program; it runs as a user would run it, but without a terminal."""
+    try:
+        p = subprocess.run([binary] + args, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        return -1, "", f"no end after {timeout} s"
+    return p.returncode, p.stdout.decode("utf-8", "replace"), p.stderr.decode("utf-8", "replace").strip()
+
+
+def read_jsonl(path):
+    with open(path, encoding="utf-8") as f:
+        return [json.loads(line) for line in f]
+
+
+def read_metrics(output):
+    """(training rows, evaluation rows) of OUTPUT/metrics.jsonl."""
+    rows = read_jsonl(os.path.join(output, "metrics.jsonl"))
+    held = [x for x in rows if any(k.startswith("eval/") for k in x)]
+    return [x for x in rows if x not in held], held
+
+
+def allowed(want, options):
+    """What each key's difference may be for absolute reasons: log-probabilities by their tokens ("_nw", "_nl": means a pair), rewards by beta."""
+    beta = options.get("beta", 1.0) if options else 1.0
+    nw, nl = want.get("_nw", 1.0), want.get("_nl", 1.0)
+    if "ref_logps/chosen" not in want:  # orpo: its rewards are of means over tokens
+        rewards = (1.0, 1.0, 2.0)
+    else:
+        rewards = (nw, nl, nw + nl)
+    return {"logps/chosen": nw, "logps/rejected": nl, "ref_logps/chosen": nw, "ref_logps/rejected": nl, "in_distribution": max(nw, nl),
+            "bdpo/gate": nl, "rewards/chosen": beta * rewards[0], "rewards/rejected": beta * rewards[1], "rewards/margins": beta * rewards[2]}
+
+
+def deviation(key, a, b, want, tokens):
+    """|a - b| as a share of what is allowed: 1 is the limit."""
+    if isinstance(a, str) or b is None or isinstance(b, (bool, str)) or key in ("step", "tokens", "skipped"):
+        return 0.0 if a == b else math.inf
+    if key == "epoch":
+        return abs(a - b) / 1e-6
+    if key == "learning_rate":
+        return abs(a - b) / (1e-6 * abs(a) + 1e-15)
+    if key in ("rewards/accuracies", "bdpo/bound"):  # shares of pairs: only pairs that stand on the threshold may differ
+        close = want["_close_margins" if key == "rewards/accuracies" else "_close_bounds"]
+        return abs(a - b) / (close / want["_pairs"] + 1e-6)
+    share = abs(a - b) / max(REL * abs(a), PER_TOKEN * tokens.get(key, 1.0))
+    return share if math.isfinite(share) else math.inf
+
+
+def compare_rows(r, what, want, got, options):
+    """Every key of the contract at every step; keys of other losses must be absent."""
+    if not want and not got:
+        return
+    if len(want) != len(got):
+        r.check(False, what, f"{len(got)} rows, expected {len(want)}")
+        return
+    worst = {}
+    for w, g in zip(want, got):
+        tokens = allowed(w, options)
+        for key, a in w.items():
+            if not key.startswith("_"):
+                share = deviation(key, a, g.get(key), w, tokens)
+                if key not in worst or share > worst[key][0]:
+                    worst[key] = (share, a, g.get(key), w.get("step"))
+    foreign = sorted({k for g in got for k in g if k.startswith(("bdpo/", "ref_logps/")) and all(k not in w for w in want)})
+    bad = [k for k, x in worst.items() if not x[0] <= 1]
+    for k in worst if r.verbose else bad:
+        share, a, b, step = worst[k]
+        print(f"       {what} {k}: expected {a!r}, got {b!r} at step {step} ({share:.3f} of what is allowed)")
+    for k in foreign:
+        print(f"       {what} {k}: a key that does not belong to this loss")
+    k = max(worst, key=lambda x: worst[x][0])
+    r.check(not bad and not foreign, what, f"{len(want)} rows, {len(worst)} keys, largest {worst[k][0]:.3f} ({k}, step {worst[k][3]})")
+
+
+def compare_pairs(r, what, want, got):
+    """Lines of evaluate --per-pair: the same rows and ids, the same log-probabilities."""
+    if len(want) != len(got):
+        r.check(False, what, f"{len(got)} lines, expected {len(want)}")
+        return
+    worst = 0.0
+    for w, g in zip(want, got):
+        if (os.path.basename(str(g.get("file"))), g.get("line")) != (os.path.basename(w["file"]), w["line"]):
+            r.check(False, what, f"row {g.get('file')}:{g.get('line')}, expected {w['file']}:{w['line']}")
+            return
+        for key in ("prompt_ids", "chosen_ids", "rejected_ids"):
+            if g.get(key) != w[key]:
+                r.check(False, what, f"line {w['line']}: {key} {g.get(key)}, expected {w[key]}")
+                return
+        for key, ids in (("logps/chosen", "chosen_ids"), ("logps/rejected", "rejected_ids")):
+            worst = max(worst, deviation(key, w[key], g.get(key), w, {key: len(w[ids])}))
+    r.check(worst <= 1, what, f"{len(want)} pairs, the same ids, log-probabilities largest {worst:.4f}")
+
+
+def strip_eval(row):
+    return {k[5:] if k.startswith("eval/") else k: v for k, v in row.items()}

@@ -1,0 +1,134 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Run the jobs of test/goldens and compare with what PyTorch got (scripts/golden.py). Standard library only.
+
+  golden_test.py [--binary build/bdpo-train] [--verbose]      $BDPO_TRAIN is the default of --binary where it is set
+"""
+import argparse
+import array
+import json
+import math
+import os
+import random
+import shutil
+import struct
+import sys
+import tempfile
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(HERE, "..", "scripts"))
+from compare_rows import WEIGHTS, Report, compare_pairs, compare_rows, read_jsonl, read_metrics, run, strip_eval
+
+SKETCH = 8  # signed sums of each tensor
+SAMPLES = 4  # its first elements, for a message that says more
+
+
+def sketch(name, values):
+    """SKETCH sums of the values under random signs (a function of name and number), then the first SAMPLES values. The squared
+    difference of two sketches' sums is on average the squared L2 difference of the tensors, wherever it lies."""
+    out = []
+    for k in range(SKETCH):
+        bits = bin(random.Random(f"{name}/{k}").getrandbits(len(values)) | 1 << len(values))[3:]
+        out.append(math.fsum(v if b == "1" else -v for v, b in zip(values, bits)))
+    return out + list(values[:SAMPLES])
+
+
+def read_safetensors(path):
+    """{name: list of floats} of one file (F32 or BF16)."""
+    with open(path, "rb") as f:
+        blob = f.read()
+    (n,) = struct.unpack("<Q", blob[:8])
+    out = {}
+    for name, t in json.loads(blob[8:8 + n]).items():
+        if name == "__metadata__":
+            continue
+        a, b = t["data_offsets"]
+        raw = blob[8 + n + a:8 + n + b]
+        if t["dtype"] == "BF16":  # the upper half of a float
+            raw = b"".join(b"\0\0" + raw[i:i + 2] for i in range(0, len(raw), 2))
+        elif t["dtype"] != "F32":
+            raise ValueError(f"{name}: {t['dtype']}")
+        v = array.array("f", raw)
+        if sys.byteorder == "big":
+            v.byteswap()
+        out[name] = list(v)
+    return out
+
+
+def compare_weights(r, what, directory, want):
+    """Global L2 difference, estimated by the sketches, against WEIGHTS of the update's."""
+    try:
+        got = {}
+        for name in sorted(os.listdir(directory)):
+            if name.endswith(".safetensors"):
+                got.update(read_safetensors(os.path.join(directory, name)))
+    except (OSError, ValueError, KeyError) as e:
+        r.check(False, what, f"{directory}: {e}")
+        return
+    if set(got) != set(want):
+        r.check(False, what, f"tensors differ: missing {sorted(set(want) - set(got))}, unexpected {sorted(set(got) - set(want))}")
+        return
+    moved, diff = 0.0, {}
+    for name, (n, expected, update) in want.items():
+        if len(got[name]) != n:
+            r.check(False, what, f"{name} has {len(got[name])} elements, expected {n}")
+            return
+        s = sketch(name, got[name])
+        moved += update * update
+        diff[name] = sum((a - b) ** 2 for a, b in zip(s[:SKETCH], expected[:SKETCH])) / SKETCH
+    share = math.sqrt(sum(diff.values()) / moved)
+    most = max(diff, key=diff.get)
+    r.check(share <= WEIGHTS, what, f"L2 difference {share:.2e} of the update (limit {WEIGHTS:g}), most in {most}: first elements "
+            f"{[round(x, 6) for x in got[most][:SAMPLES]]}, expected {[round(x, 6) for x in want[most][1][SKETCH:]]}")
+
+
+def run_golden(r, binary, case, out, g):
+    what = f"{os.path.basename(case)}/{g['name']}"
+    cfg = json.loads(json.dumps(g["config"]).replace("@CASE@", case).replace("@OUT@", out))
+    run_json = os.path.join(out, g["name"] + ".json")
+    with open(run_json, "w", encoding="utf-8") as f:
+        json.dump(cfg, f, indent=1)
+    rc, stdout, stderr = run(binary, ["--config", run_json])
+    if rc != 0:
+        r.check(False, f"{what}: run", f"exit code {rc}: {(stderr or stdout)[-400:]}")
+        return
+    rows, held = read_metrics(cfg["output"])
+    for stage in ("sft", "preference"):
+        compare_rows(r, f"{what}: {stage} steps", g[stage], [x for x in rows if x.get("stage") == stage], g["options"])
+    compare_rows(r, f"{what}: eval/ row at the end", [g["eval"]], [strip_eval(x) for x in held[-1:]], g["options"])
+    model = os.path.join(cfg["output"], "model")
+    compare_weights(r, f"{what}: model/ weights", model, g["weights"])
+    per_pair = os.path.join(out, g["name"] + ".pairs.jsonl")
+    rc, _, stderr = run(binary, ["evaluate", "--config", run_json, "--model", model, "--per-pair", per_pair])
+    if rc != 0:
+        r.check(False, f"{what}: evaluate", f"exit code {rc}: {stderr[-400:]}")
+        return
+    compare_pairs(r, f"{what}: evaluate --per-pair", g["pairs"], read_jsonl(per_pair))
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("--binary", default=os.environ.get("BDPO_TRAIN", "build/bdpo-train"))
+    ap.add_argument("--verbose", action="store_true", help="every key of every comparison")
+    a = ap.parse_args()
+    r = Report(a.verbose)
+    binary = os.path.abspath(a.binary)
+    if not os.access(binary, os.X_OK):
+        r.check(False, "binary", f"{a.binary} is not there; build it with make, or give --binary")
+        return r.last()
+    goldens = os.path.join(HERE, "goldens")
+    for case in sorted(os.listdir(goldens)):
+        case = os.path.join(goldens, case)
+        with open(os.path.join(case, "golden.json"), encoding="utf-8") as f:
+            golden = json.load(f)
+        out = tempfile.mkdtemp(prefix="bdpo-golden-")
+        try:
+            for g in golden["runs"]:
+                run_golden(r, binary, case, out, g)
+        finally:
+            shutil.rmtree(out, ignore_errors=True)
+    return r.last()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
