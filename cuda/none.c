@@ -1,0 +1,15 @@
+/* SPDX-License-Identifier: MIT */
+#include "../src/ops/ops.h"
+#include <string.h>
+
+int cuda_open(struct backend *be, int32_t threads)
+{
+    (void)threads;
+    memset(be, 0, sizeof *be);
+    return err_set(ERR_INPUT, "this build has no CUDA; use \"backend\": \"cpu\"");
+}
+
+void cuda_close(struct ctx *cx)
+{
+    (void)cx;
+}

@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: MIT
+ * attention.h - what both directions of attention share: how keys and queries are cut into blocks.
+ * Private to src/cpu. */
+#ifndef BDPO_CPU_ATTENTION_H
+#define BDPO_CPU_ATTENTION_H
+#include "cpu.h"
+
+enum {
+    ATT_Q = 64,
+    ATT_K = 64
+}; /* queries and keys of a block; equal, so that only one block a row is cut by the diagonal */
+
+struct att { /* one call's sizes and inputs */
+    const struct segments *segs;
+    const float *q, *k, *v;
+    int64_t ldq, ldk, ldv;
+    int64_t H, K, G, D; /* heads, kv heads, heads a kv head, head size */
+    float scale;
+};
+
+/* Key block b of a segment: kv rows [row, row + n); `first`: its first key's place among the own
+ * rows, < 0 in the prefix. */
+struct att_keys {
+    int64_t row, n, first;
+};
+static inline int64_t att_key_blocks(const struct segment *s)
+{
+    return div_up(s->prefix_len, ATT_K) + div_up(s->len, ATT_K);
+}
+static inline struct att_keys att_keys_at(const struct segment *s, int64_t b)
+{
+    const int64_t before = div_up(s->prefix_len, ATT_K);
+    if (b < before)
+        return (struct att_keys){ s->prefix + b * ATT_K, MIN(ATT_K, s->prefix_len - b * ATT_K),
+                                  -1 };
+    const int64_t first = (b - before) * ATT_K;
+    return (struct att_keys){ s->own + first, MIN(ATT_K, s->len - first), first };
+}
+
+/* A block of query rows: `n` rows from `q0` of the segment for each of `heads` heads, or, for a
+ * single query, the heads themselves as rows (decoding). Row i of head h is at element row * ld +
+ * ..., see att_rows_at. */
+struct att_rows {
+    int64_t q0, n, heads;
+    bool across; /* rows are heads */
+};
+static inline struct att_rows att_rows_at(const struct att *a, const struct segment *s,
+                                          int64_t block)
+{
+    const int64_t q0 = block * ATT_Q;
+    if (s->len == 1) return (struct att_rows){ 0, a->G, 1, true };
+    return (struct att_rows){ q0, MIN(ATT_Q, s->len - q0), a->G, false };
+}
+/* Most rows of a block. */
+static inline int64_t att_rows_max(const struct att *a)
+{
+    return MAX(a->G, ATT_Q);
+}
+/* Keys of block `k` that row i sees. */
+static inline int64_t att_visible(const struct att_rows *r, const struct att_keys *k, int64_t i)
+{
+    if (k->first < 0 || r->across) return k->n;
+    return MIN(k->n, r->q0 + i - k->first + 1);
+}
+/* Key blocks that the query block sees. */
+static inline int64_t att_seen_blocks(const struct segment *s, const struct att_rows *r)
+{
+    return div_up(s->prefix_len, ATT_K) + (r->across ? 1 : div_up(r->q0 + r->n, ATT_K));
+}
+#endif

@@ -1,0 +1,166 @@
+/* SPDX-License-Identifier: MIT */
+#include "cpu.h"
+#include "../base/mem.h"
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+enum { THREADS_MAX = 1024, HEADER = 64 };
+
+static const struct rows *const tables[] = { &rows_avx512, &rows_avx2, &rows_base };
+
+static bool can_run(const struct rows *r)
+{
+    if (r == &rows_base) return true;
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                      __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
+    if (r == &rows_avx2) return avx2;
+    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl");
+}
+
+bool cpu_force_isa(struct ctx *cx, const char *name)
+{
+    for (size_t i = 0; i < COUNT_OF(tables); i++) {
+        if (strcmp(tables[i]->name, name) != 0 || !can_run(tables[i])) continue;
+        cx->rows = tables[i];
+        return true;
+    }
+    return false;
+}
+
+static int32_t cores(void)
+{
+    cpu_set_t *set = CPU_ALLOC(8192);
+    int32_t n = 1;
+    if (!set) return n;
+    if (sched_getaffinity(0, CPU_ALLOC_SIZE(8192), set) == 0)
+        n = CPU_COUNT_S(CPU_ALLOC_SIZE(8192), set);
+    CPU_FREE(set);
+    return MAX(n, 1);
+}
+
+int cpu_arena(struct ctx *cx, int64_t bytes)
+{
+    int64_t each, all;
+    if (bytes <= cx->arena_bytes) return 0;
+    if (!add_ok(bytes, 63, &each) || !mul_ok(each / 64 * 64, cx->threads, &all))
+        return err_set(ERR_OOM, "the CPU backend's scratch overflows 64 bits");
+    each = each / 64 * 64;
+    void *p = aligned_alloc(64, (size_t)all);
+    if (!p)
+        return err_set(ERR_OOM, "out of memory: %lld bytes of scratch for the CPU backend",
+                       (long long)all);
+    free(cx->arena);
+    cx->arena = p;
+    cx->arena_bytes = each;
+    return 0;
+}
+
+float *cpu_arena_of(const struct ctx *cx, int32_t thread)
+{
+    return (float *)(void *)(cx->arena + thread * cx->arena_bytes);
+}
+
+int cpu_team(const struct ctx *cx, int64_t work)
+{
+    return work < 16384 ? 1 : cx->threads;
+}
+
+int cpu_open(struct backend *be, int32_t threads)
+{
+    struct ctx *cx;
+    memset(be, 0, sizeof *be);
+    if (threads < 0 || threads > THREADS_MAX)
+        return err_set(ERR_INPUT, "threads: %d is outside [0, %d]", threads, THREADS_MAX);
+    TRY(MEM_NEW(&cx, 1));
+    cx->threads = threads ? threads : MIN(cores(), THREADS_MAX);
+    for (size_t i = 0; i < COUNT_OF(tables) && !cx->rows; i++)
+        if (can_run(tables[i])) cx->rows = tables[i];
+    be->name = "cpu";
+    be->cx = cx;
+    be->op = &cpu_ops;
+    be->mem = &cpu_mem;
+    be->threads = cx->threads;
+    return 0;
+}
+
+void cpu_close(struct ctx *cx)
+{
+    if (!cx) return;
+    free(cx->arena);
+    free(cx);
+}
+
+void backend_close(struct backend *be)
+{
+    if (be->op == &cpu_ops)
+        cpu_close(be->cx);
+    else if (be->cx)
+        cuda_close(be->cx);
+    memset(be, 0, sizeof *be);
+}
+
+/* --- memory: a header of 64 bytes before each block tells how to let it go
+ * ---------------------------------------- */
+struct head {
+    int64_t mapped; /* bytes of the mapping, 0: from the heap */
+};
+
+static int mem_alloc(struct ctx *cx, void **out, int64_t bytes)
+{
+    const int64_t big = 4 << 20;
+    int64_t all;
+    (void)cx;
+    *out = NULL;
+    if (bytes < 0 || !add_ok(bytes, HEADER + 63, &all))
+        return err_set(ERR_OOM, "a size overflows 64 bits");
+    all = all / 64 * 64;
+    char *p;
+    if (all >= big) {
+        p = mmap(NULL, (size_t)all, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (p == MAP_FAILED) p = NULL;
+        /* only a hint: without huge pages all works, slower */
+        if (p) (void)madvise(p, (size_t)all, MADV_HUGEPAGE);
+    } else {
+        p = aligned_alloc(64, (size_t)all);
+        if (p) memset(p, 0, (size_t)all);
+    }
+    if (!p) return err_set(ERR_OOM, "out of memory: %lld bytes", (long long)bytes);
+    struct head h = { .mapped = all >= big ? all : 0 };
+    memcpy(p, &h, sizeof h);
+    *out = p + HEADER;
+    return 0;
+}
+
+static void mem_release(struct ctx *cx, void *ptr)
+{
+    (void)cx;
+    if (!ptr) return;
+    char *p = (char *)ptr - HEADER;
+    struct head h;
+    memcpy(&h, p, sizeof h);
+    if (h.mapped)
+        munmap(p, (size_t)h.mapped);
+    else
+        free(p);
+}
+
+static int mem_copy(struct ctx *cx, void *dst, const void *src, int64_t bytes)
+{
+    (void)cx;
+    BUG_IF(bytes < 0);
+    if (bytes) memcpy(dst, src, (size_t)bytes);
+    return 0;
+}
+
+const struct memops cpu_mem = {
+    .alloc = mem_alloc,
+    .release = mem_release,
+    .to_device = mem_copy,
+    .to_host = mem_copy,
+    .copy = mem_copy,
+};

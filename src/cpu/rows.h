@@ -1,0 +1,65 @@
+/* SPDX-License-Identifier: MIT
+ * rows.h - inner loops of the CPU backend: one table per instruction set, built from rows.c three
+ * times and chosen at run time. All pointers may be unaligned; n >= 0; sums run in several lanes in
+ * a fixed order, so a result depends on the table and the input alone. Private to src/cpu and its
+ * tests. */
+#ifndef BDPO_ROWS_H
+#define BDPO_ROWS_H
+#include "../base/base.h"
+
+struct adamw_row { /* struct adamw, prepared for f32: d = scale g; m += mix1 (d - m); v = beta2 v +
+                    * mix2 d^2; w = keep w - step m / (root sqrt(v) + eps) */
+    float scale, mix1, beta2, mix2, keep, step, root, eps;
+};
+
+struct rows {
+    const char *name;
+    /* y += x */
+    void (*add)(float *y, const float *x, int64_t n);
+    /* y *= a */
+    void (*scale)(float *y, float a, int64_t n);
+    /* sum x y */
+    float (*dot)(const float *x, const float *y, int64_t n);
+    /* sum x^2 in double */
+    double (*sumsq)(const float *x, int64_t n);
+    /* max x (-INFINITY for n = 0). A NaN may or may not be seen. */
+    float (*max)(const float *x, int64_t n);
+    /* y = exp(x): relative error below 2e-7; 0 below -87.33, infinity above 88.72; NaN stays. y may
+     * be x. */
+    void (*exp)(float *y, const float *x, int64_t n);
+    /* y = exp(a x - b); returns sum y. y may be x. */
+    float (*exp_sum)(float *y, const float *x, float a, float b, int64_t n);
+    /* sum of exp(x - b) */
+    float (*lse_sum)(const float *x, float b, int64_t n);
+    /* z = -coef exp(z - lse) */
+    void (*logp_grad)(float *z, float lse, float coef, int64_t n);
+    /* s = exp(a s - lse); dp = s (dp - delta) a */
+    void (*attn_grad)(float *s, float *dp, float a, float lse, float delta, int64_t n);
+    /* sum = x + r (r NULL: neither read nor written); returns the sum of squares. sum may be x or
+     * r. */
+    float (*rms_sum)(float *sum, const float *x, const float *r, int64_t n);
+    /* y = s rstd w. y may be s. */
+    void (*rms_scale)(float *y, const float *s, const float *w, float rstd, int64_t n);
+    /* dx = dL/ds (+= with add) for y = s rstd w; dw += dy s rstd. Without add dx may be dy. */
+    void (*rms_bwd)(float *dx, float *dw, const float *dy, const float *s, const float *w,
+                    float rstd, int64_t n, bool add);
+    /* (x_i, x_{i+half}) -> (x_i c_i - x_{i+half} sign s_i, x_{i+half} c_i + x_i sign s_i), i < half
+     */
+    void (*rope)(float *x, const float *c, const float *s, float sign, int64_t half);
+    /* y = g sigmoid(g) u */
+    void (*swiglu)(float *y, const float *g, const float *u, int64_t n);
+    /* dg, du; may be g, u */
+    void (*swiglu_bwd)(float *dg, float *du, const float *dy, const float *g, const float *u,
+                       int64_t n);
+    void (*adamw)(float *w, float *m, float *v, const float *g, const struct adamw_row *k,
+                  int64_t n);
+    /* out[j, i] = in[i, j], i < rows, j < cols */
+    void (*transpose)(float *out, int64_t ld_out, const float *in, int64_t ld_in, int64_t rows,
+                      int64_t cols);
+    /* A small matrix product from cache: c[M,N] (+= with add, else =) a b, a(i, k) = a[i * row + k
+     * * col], b[K,N] with rows ldb apart. Each element is one sum over k in order. */
+    void (*block)(float *c, int64_t ldc, const float *a, int64_t row, int64_t col, const float *b,
+                  int64_t ldb, int64_t M, int64_t N, int64_t K, bool add);
+};
+extern const struct rows rows_base, rows_avx2, rows_avx512;
+#endif

@@ -1,0 +1,11 @@
+/* SPDX-License-Identifier: MIT
+ * tiles.h - the tile of logits that op_logp_* hold at a time, for the backends and op_logp_scratch.
+ */
+#ifndef BDPO_TILES_H
+#define BDPO_TILES_H
+#include "ops.h"
+
+enum { LOGP_TILE_N = 512, LOGP_TILE_V = 1024 };
+/* Scratch: z [min(N, LOGP_TILE_N), min(V, LOGP_TILE_V)] f32, then two f64 [N] (running sum, and the
+ * target's logit), then f32 [N] (running maximum). */
+#endif
