@@ -31,7 +31,7 @@ static void add_row(const struct rows *k, const struct run *r, const float *z, i
         r->sum[i] *= exp((double)r->top[i] - (double)top);
         r->top[i] = top;
     }
-    r->sum[i] += (double)k->lse_sum(z, r->top[i], n);
+    r->sum[i] += k->lse_sum(z, r->top[i], n);
     if (target >= v0 && target < v0 + n) r->hit[i] = (double)z[target - v0];
 }
 

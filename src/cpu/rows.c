@@ -204,17 +204,29 @@ static float exp_sum(float *y, const float *x, float a, float b, int64_t n)
     return sum_lanes(s0 + s1);
 }
 
-static float lse_sum(const float *x, float b, int64_t n)
+INLINE void add_halves(vd *s, vf x)
 {
-    vf s0 = { 0 }, s1 = { 0 };
+    float t[W];
+    st(t, x);
+    s[0] += __builtin_convertvector(*(const vh_mem *)t, vd);
+    s[1] += __builtin_convertvector(*(const vh_mem *)(t + W / 2), vd);
+}
+
+static double lse_sum(const float *x, float b, int64_t n)
+{
+    vd s[4] = { { 0 }, { 0 }, { 0 }, { 0 } };
     int64_t i = 0;
     for (; i + 2 * W <= n; i += 2 * W) {
-        s0 += vexp(ld(x + i) - b);
-        s1 += vexp(ld(x + i + W) - b);
+        add_halves(s, vexp(ld(x + i) - b));
+        add_halves(s + 2, vexp(ld(x + i + W) - b));
     }
     for (; i < n; i += W)
-        s0 += vexp(ld_n(x + i, n - i, -INFINITY) - b);
-    return sum_lanes(s0 + s1);
+        add_halves(s, vexp(ld_n(x + i, n - i, -INFINITY) - b));
+    const vd all = (s[0] + s[1]) + (s[2] + s[3]);
+    double t = 0;
+    for (int k = 0; k < W / 2; k++)
+        t += all[k];
+    return t;
 }
 
 static void logp_grad(float *z, float lse, float coef, int64_t n)
@@ -301,8 +313,9 @@ static void swiglu_bwd(float *dg, float *du, const float *dy, const float *g, co
     for (int64_t i = 0; i < n; i += W) {
         const int64_t k = n - i;
         const vf a = ld_n(g + i, k, 0), b = ld_n(u + i, k, 0), d = ld_n(dy + i, k, 0);
-        const vf s = 1.0f / (vexp(-a) + 1.0f);
-        st_n(dg + i, d * b * s * (a * (1.0f - s) + 1.0f), k);
+        /* 1 - s as e s keeps its digits where s is near 1; e stays finite */
+        const vf e = vexp(pick(a < -88.0f, (vf){ 0 } + 88.0f, -a)), s = 1.0f / (e + 1.0f);
+        st_n(dg + i, d * b * s * (a * (e * s) + 1.0f), k);
         st_n(du + i, d * a * s, k);
     }
 }

@@ -29,8 +29,9 @@ struct rows {
     void (*exp)(float *y, const float *x, int64_t n);
     /* y = exp(a x - b); returns sum y. y may be x. */
     float (*exp_sum)(float *y, const float *x, float a, float b, int64_t n);
-    /* sum of exp(x - b) */
-    float (*lse_sum)(const float *x, float b, int64_t n);
+    /* sum of exp(x - b), added in double: a vocabulary of small terms beside a large one must not
+     * vanish */
+    double (*lse_sum)(const float *x, float b, int64_t n);
     /* z = -coef exp(z - lse) */
     void (*logp_grad)(float *z, float lse, float coef, int64_t n);
     /* s = exp(a s - lse); dp = s (dp - delta) a */

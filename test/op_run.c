@@ -1,0 +1,141 @@
+/* SPDX-License-Identifier: MIT */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+#include <float.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include "op_run.h"
+#include "../src/base/rng.h"
+
+enum { GUARD = 64 };
+
+static struct op_box *new_box(struct op_run *r, enum box_kind kind, enum dtype dtype, int64_t d0,
+                              int64_t d1, int64_t ld)
+{
+    assert_true(r->n_box < OP_RUN_BOXES);
+    struct op_box *b = &r->box[r->n_box++];
+    /* the last row ends at d1, so that a sanitizer sees what runs over the guard */
+    b->bytes = 2 * GUARD + (d0 ? ((d0 - 1) * ld + d1) * 4 : 0);
+    b->mem = aligned_alloc(64, (size_t)round_up(b->bytes, 64));
+    b->before = malloc((size_t)b->bytes);
+    assert_true(b->mem && b->before);
+    memset(b->mem, 0xa5, (size_t)b->bytes);
+    b->t = tensor_view(b->mem + GUARD, dtype, d0, d1, 1, 1);
+    b->t.ld = ld;
+    b->kind = kind;
+    return b;
+}
+
+struct tensor *op_run_f32(struct op_run *r, enum box_kind kind, int64_t d0, int64_t d1, int64_t pad,
+                          double spread)
+{
+    struct op_box *b = new_box(r, kind, DT_F32, d0, d1, d1 + pad);
+    float *p = b->t.data;
+    for (int64_t i = 0; i < d0; i++)
+        for (int64_t j = 0; j < d1; j++)
+            p[i * b->t.ld + j] =
+                kind == BOX_OUTPUT
+                    ? NAN
+                    : (float)(spread *
+                              rng_normal(r->seed, rng_stream_of(RNG_TEST, 1), r->n_random++));
+    memcpy(b->before, b->mem, (size_t)b->bytes);
+    return &b->t;
+}
+
+struct tensor *op_run_index(struct op_run *r, int64_t n, int64_t limit)
+{
+    struct op_box *b = new_box(r, BOX_INPUT, DT_I32, n, 1, 1);
+    int32_t *p = b->t.data;
+    for (int64_t i = 0; i < n; i++)
+        p[i] = (int32_t)(rng_uniform(r->seed, rng_stream_of(RNG_TEST, 2), r->n_random++) *
+                         (double)limit);
+    memcpy(b->before, b->mem, (size_t)b->bytes);
+    return &b->t;
+}
+
+double *op_run_zeros(struct op_run *r, int64_t n)
+{
+    assert_true(r->n_doubles < OP_RUN_DOUBLES);
+    double *p = calloc((size_t)MAX(n, (int64_t)1), sizeof *p);
+    assert_non_null(p);
+    r->doubles[r->n_doubles++] = p;
+    return p;
+}
+
+double *op_run_double(struct op_run *r, const struct tensor *t)
+{
+    const int64_t n = tensor_row(t);
+    double *p = op_run_zeros(r, tensor_count(t));
+    const float *x = t->data;
+    for (int64_t i = 0; i < t->dim[0]; i++)
+        for (int64_t j = 0; j < n; j++)
+            p[i * n + j] = (double)x[i * t->ld + j];
+    return p;
+}
+
+void op_run_expect(struct op_run *r, const struct tensor *t, const double *want, double factor,
+                   int64_t length, double size)
+{
+    double top = size;
+    for (int64_t i = 0; i < tensor_count(t); i++)
+        top = fmax(top, fabs(want[i]));
+    for (int i = 0; i < r->n_box; i++) {
+        if (&r->box[i].t != t) continue;
+        r->box[i].want = want;
+        r->box[i].tolerance = factor * FLT_EPSILON * sqrt((double)MAX(length, (int64_t)1)) * top;
+        return;
+    }
+    fail_msg("op_run_expect: not a tensor of this run");
+}
+
+static void check_values(const struct op_box *b, int at)
+{
+    const float *x = b->t.data;
+    for (int64_t i = 0; i < b->t.dim[0]; i++)
+        for (int64_t j = 0; j < b->t.dim[1]; j++) {
+            const double got = (double)x[i * b->t.ld + j], want = b->want[i * b->t.dim[1] + j];
+            if (fabs(got - want) <= b->tolerance) continue; /* false for NaN */
+            fail_msg("tensor %d, element (%lld, %lld): %.9g, not %.9g (tolerance %.3g)", at,
+                     (long long)i, (long long)j, got, want, b->tolerance);
+        }
+}
+
+/* false for the bytes of elements */
+static bool is_gap(const struct op_box *b, int64_t byte)
+{
+    const int64_t e = (byte - GUARD) / 4, end = b->bytes - GUARD;
+    return byte < GUARD || byte >= end || e % MAX(b->t.ld, (int64_t)1) >= b->t.dim[1];
+}
+
+void op_run_check(struct op_run *r, uint8_t digest[32])
+{
+    struct sha256 sha;
+    sha256_init(&sha);
+    for (int i = 0; i < r->n_box; i++) {
+        const struct op_box *b = &r->box[i];
+        for (int64_t k = 0; k < b->bytes; k++)
+            if (b->mem[k] != b->before[k] && (b->kind == BOX_INPUT || is_gap(b, k)))
+                fail_msg("tensor %d: byte %lld of %lld (%s) was overwritten", i,
+                         (long long)k - GUARD, (long long)b->bytes - 2 * GUARD,
+                         is_gap(b, k) ? "outside its rows" : "an input");
+        if (b->want) check_values(b, i);
+        if (b->kind != BOX_INPUT) sha256_add(&sha, b->mem, (size_t)b->bytes);
+    }
+    sha256_end(&sha, digest);
+}
+
+void op_run_release(struct op_run *r)
+{
+    for (int i = 0; i < r->n_box; i++) {
+        free(r->box[i].mem);
+        free(r->box[i].before);
+    }
+    for (int i = 0; i < r->n_doubles; i++)
+        free(r->doubles[i]);
+    r->n_box = r->n_doubles = 0;
+    r->n_random = 0;
+}

@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: MIT
+ * op_run.h - one run of an op under test: tensors with guard bytes around them and between strided
+ * rows, inputs that must not change, outputs that must meet an oracle in double. Every backend's op
+ * tests use it. */
+#ifndef BDPO_OP_RUN_H
+#define BDPO_OP_RUN_H
+#include "../src/base/sha256.h"
+#include "../src/ops/ops.h"
+
+enum { OP_RUN_BOXES = 24, OP_RUN_DOUBLES = 48 };
+enum box_kind { BOX_INPUT, BOX_INOUT, BOX_OUTPUT };
+struct op_box {
+    struct tensor t;             /* a view into mem, after a guard of 64 bytes */
+    unsigned char *mem, *before; /* before: a copy of mem from before the run */
+    int64_t bytes;
+    enum box_kind kind;
+    const double *want; /* NULL: guards only */
+    double tolerance;   /* absolute */
+};
+struct op_run { /* valid when zeroed but for be and seed */
+    const struct backend *be;
+    uint64_t seed;
+    struct op_box box[OP_RUN_BOXES];
+    int n_box;
+    double *doubles[OP_RUN_DOUBLES];
+    int n_doubles;
+    uint64_t n_random;
+};
+
+/* A tensor [d0, d1] with rows pad elements further apart than d1: normal random numbers times
+ * `spread` (inputs, in and out) or NaN (outputs). */
+struct tensor *op_run_f32(struct op_run *r, enum box_kind kind, int64_t d0, int64_t d1, int64_t pad,
+                          double spread);
+/* i32 [n], uniform in [0, limit). */
+struct tensor *op_run_index(struct op_run *r, int64_t n, int64_t limit);
+/* The tensor's elements, contiguous; freed with the run. */
+double *op_run_double(struct op_run *r, const struct tensor *t);
+/* n zeros. */
+double *op_run_zeros(struct op_run *r, int64_t n);
+/* After the op, t must equal want[count] to within factor * eps(f32) * sqrt(length) * max(size, max
+ * |want|); size: that of the terms, where they cancel. */
+void op_run_expect(struct op_run *r, const struct tensor *t, const double *want, double factor,
+                   int64_t length, double size);
+/* Guards, constant inputs, expectations: fails the test through cmocka. digest: of all outputs'
+ * bytes. */
+void op_run_check(struct op_run *r, uint8_t digest[32]);
+void op_run_release(struct op_run *r);
+#endif
