@@ -72,6 +72,10 @@ def deviation(key, a, b, want, tokens):
     return share if math.isfinite(share) else math.inf
 
 
+def at(step):
+    return "" if step is None else f" at step {step}"
+
+
 def compare_rows(r, what, want, got, options):
     """Every key of the contract at every step; keys of other losses must be absent."""
     if not want and not got:
@@ -91,11 +95,11 @@ def compare_rows(r, what, want, got, options):
     bad = [k for k, x in worst.items() if not x[0] <= 1]
     for k in worst if r.verbose else bad:
         share, a, b, step = worst[k]
-        print(f"       {what} {k}: expected {a!r}, got {b!r} at step {step} ({share:.3f} of what is allowed)")
+        print(f"       {what} {k}: expected {a!r}, got {b!r}{at(step)} ({share:.3f} of what is allowed)")
     for k in foreign:
         print(f"       {what} {k}: a key that does not belong to this loss")
     k = max(worst, key=lambda x: worst[x][0])
-    r.check(not bad and not foreign, what, f"{len(want)} rows, {len(worst)} keys, largest {worst[k][0]:.3f} ({k}, step {worst[k][3]})")
+    r.check(not bad and not foreign, what, f"{len(want)} rows, {len(worst)} keys, largest {worst[k][0]:.3f} ({k}{at(worst[k][3])})")
 
 
 def compare_pairs(r, what, want, got):

@@ -239,8 +239,7 @@ def compare_case(r, binary, root, c, sft_cache):
         compare_weights(r, f"{name}: sft/ weights", os.path.join(output, "sft"), res["sft"], base, dtype)
         compare_loads(r, f"{name}: sft/ in transformers", os.path.join(output, "sft"), cfg["model"]["path"], res["text"])
         base = res["sft"]
-    if pref:
-        compare_weights(r, f"{name}: model/ weights", os.path.join(output, "model"), res["final"], base, dtype)
+    compare_weights(r, f"{name}: model/ weights", os.path.join(output, "model"), res["final"], base if pref else res["start"], dtype)
     model = compare_loads(r, f"{name}: model/ in transformers", os.path.join(output, "model"), cfg["model"]["path"], res["text"])
     if pref and model is not None:
         if res["eval"]:
@@ -265,11 +264,11 @@ def quick_cases():
         dict(name="qwen2/dpo", shape="qwen2", loss="dpo"),
         dict(name="llama/dpo_nll", shape="llama", loss="dpo_nll", memory={"micro_batch_tokens": 64}, preference={"alpha": 0.5, "schedule": "cosine", "warmup_ratio": 0.3},
              sft={"schedule": "cosine"}),
-        dict(name="qwen3/dpop", shape="qwen3", loss="dpop", ref=True, memory={"micro_batch_tokens": 300}, preference={"schedule": "constant", "weight_decay": 0.1}),
+        dict(name="qwen3/dpop", shape="qwen3", loss="dpop", ref=True, memory={"micro_batch_tokens": 300}, sft={"learning_rate": 1e-4}, preference={"schedule": "constant", "weight_decay": 1.0}),
         dict(name="qwen2/bdpo", shape="qwen2", loss="bdpo", memory={"micro_batch_tokens": 1}, forms=("messages", "system", "turns"),
              preference={"lambda": 0.3, "beta": 0.5}, model={"template": tiny.CHATML_OLD, "jinja_file": True}),
         dict(name="llama/minor_dpo", shape="llama", loss="minor_dpo", ref=True, forms=("strings", "hh", "ultrafeedback"), memory={"micro_batch_tokens": 100000},
-             sft={"warmup_ratio": 0.5, "weight_decay": 0.1}),
+             sft={"warmup_ratio": 0.5, "weight_decay": 0.5, "learning_rate": 2e-4}),
         dict(name="qwen3/slic", shape="qwen3", loss="slic", preference={"beta": 0.7}, model={"spelling": 4}, memory={"gradient_checkpointing": True}),
         dict(name="qwen2/sppo", shape="qwen2", loss="sppo", preference={"batch_size": 3, "learning_rate": 3e-4, "max_steps": 7}, data={"max_prompt_length": 40}),
         dict(name="llama/orpo", shape="llama", loss="orpo", preference={"beta": 0.4, "max_grad_norm": 0.5}, model={"spelling": 4, "max_shard": "20KB"}),

@@ -27,7 +27,7 @@ SMALL = dict(hidden=16, ffn=24, layers=2, vocab=288, tok_vocab=280, std=0.2)
 CASES = [
     dict(name="qwen2", shape="qwen2", model=dict(SMALL), forms=("messages", "strings", "hh"), runs=[
         dict(name="bdpo", preference={"loss": "bdpo", "lambda": 0.3}, memory={"micro_batch_tokens": 64}),
-        dict(name="dpo", preference={"loss": "dpo", "label_smoothing": 0.1, "weight_decay": 0.1, "schedule": "cosine", "warmup_ratio": 0.25}),
+        dict(name="dpo", preference={"loss": "dpo", "label_smoothing": 0.1, "weight_decay": 1.0, "schedule": "cosine", "warmup_ratio": 0.25}),
         dict(name="minor_dpo", preference={"loss": "minor_dpo"}, ref=True),
     ]),
     dict(name="llama-bf16", shape="llama", model=dict(SMALL, dtype=torch.bfloat16, spelling=4, jinja_file=True, max_shard="12KB"),

@@ -153,7 +153,7 @@ def make_model(path, shape, seed, dtype=torch.float32, hidden=32, ffn=48, layers
     return path
 
 
-def perturb_model(src, dst, seed, scale=0.03):
+def perturb_model(src, dst, seed, scale=0.01):
     """A reference that differs from the policy: the same directory with noise on every weight."""
     shutil.copytree(src, dst)
     model = AutoModelForCausalLM.from_pretrained(dst, dtype=torch.float32)

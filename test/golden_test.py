@@ -78,8 +78,9 @@ def compare_weights(r, what, directory, want):
         diff[name] = sum((a - b) ** 2 for a, b in zip(s[:SKETCH], expected[:SKETCH])) / SKETCH
     share = math.sqrt(sum(diff.values()) / moved)
     most = max(diff, key=diff.get)
-    r.check(share <= WEIGHTS, what, f"L2 difference {share:.2e} of the update (limit {WEIGHTS:g}), most in {most}: first elements "
-            f"{[round(x, 6) for x in got[most][:SAMPLES]]}, expected {[round(x, 6) for x in want[most][1][SKETCH:]]}")
+    r.check(share <= WEIGHTS, what, f"L2 difference {share:.2e} of the update (limit {WEIGHTS:g}), most in {most}")
+    if share > WEIGHTS:
+        print(f"       {most}: {got[most][:SAMPLES]}, expected {want[most][1][SKETCH:]}")
 
 
 def run_golden(r, binary, case, out, g):
