@@ -25,7 +25,6 @@ import tiny_models as tiny
 import torch_job as job
 from compare_rows import WEIGHTS, Report, compare_pairs, compare_rows, read_jsonl, read_metrics, run, strip_eval
 
-transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(1)
 
 LOSSES = list(job.LOSS_DEFAULTS)

@@ -12,6 +12,9 @@ import shutil
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
+from transformers.utils import logging
+
+logging.disable_progress_bar()
 
 WORDS = ("why is the sky blue because light scatters more at short wavelengths they're we'll it's 12 345 2024 river stone small tree "
          "apple answer question right wrong maybe never always Berlin Paris Zürich naïve café 東京 こんにちは привет 🙂 x=1; f(x) -> y "
