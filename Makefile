@@ -1,5 +1,5 @@
 # bdpo-train: `make demo` and `make test` are all a newcomer needs; `make help` lists the rest.
-# BUILD=release|debug|asan|tsan   CC=gcc|clang   CUDA=0   WERROR=1 (what the CI sets)
+# BUILD=release|debug|asan|tsan   CC=gcc|clang   CUDA=0   WERROR=1 (what the CI sets)   V=1 (show the commands)
 BUILD ?= release
 CUDA ?= 0
 WERROR ?= 0
@@ -56,6 +56,9 @@ DEPS_FOR := $(if $(findstring clang,$(CC)),clang)
 
 .PHONY: all deps demo test bench lint format asan tsan ci ci-full clean install help torch
 MAKEFLAGS += --no-builtin-rules
+V ?= 0
+SAY := $(if $(filter 0,$(V)),@printf '  %-5s %s\n',@:)
+Q := $(if $(filter 0,$(V)),@)
 .DELETE_ON_ERROR:
 .SECONDARY:
 .DEFAULT_GOAL := all
@@ -78,18 +81,23 @@ endif
 $(O)/flags $(O)/objects $(O)/test-objects: ;
 
 $(BIN): $(O)/bdpo-train.o $(LIB) $(O)/flags
-	$(CC) $(LDFLAGS_ALL) -o $@ $< $(LIB) $(LIBS)
+	$(SAY) LINK $@
+	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $< $(LIB) $(LIBS)
 $(LIB): $(OBJ) $(O)/objects
+	$(SAY) AR $@
 	@rm -f $@
-	ar rcs $@ $(OBJ)
+	$(Q)ar rcs $@ $(OBJ)
 $(O)/%.o: %.c $(O)/flags
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS_ALL) -MMD -MP -c -o $@ $<
+	$(SAY) CC $(@:$(O)/%=%)
+	$(Q)$(CC) $(CFLAGS_ALL) -MMD -MP -c -o $@ $<
 $(patsubst %,$(O)/src/cpu/rows_%.o,$(ROWS_ISAS)): $(O)/src/cpu/rows_%.o: $(ROWS) $(O)/flags
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS_ALL) $(ROWS_FLAGS) $(ROWS_$*) -DROWS_ISA=$* -MMD -MP -c -o $@ $<
+	$(SAY) CC $(@:$(O)/%=%)
+	$(Q)$(CC) $(CFLAGS_ALL) $(ROWS_FLAGS) $(ROWS_$*) -DROWS_ISA=$* -MMD -MP -c -o $@ $<
 $(TESTS) $(BENCH): %: %.o $(TESTLIB) $(LIB) $(O)/flags $(O)/test-objects
-	$(CC) $(LDFLAGS_ALL) -o $@ $< $(TESTLIB) $(LIB) $(LIBS) $(CMOCKA_LIBS)
+	$(SAY) LINK $@
+	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $< $(TESTLIB) $(LIB) $(LIBS) $(CMOCKA_LIBS)
 -include $(patsubst %.o,%.d,$(OBJ) $(TESTLIB) $(O)/bdpo-train.o $(TESTS:=.o) $(BENCH).o)
 
 # what people run -----------------------------------------------------------------------------------------------------
@@ -164,4 +172,4 @@ help:
 	'make install    copy bdpo-train to $$(PREFIX)/bin (/usr/local)' \
 	'make clean      remove what was built' \
 	'' \
-	'variables       BUILD=release|debug|asan|tsan  CC=gcc|clang  WERROR=1  PREFIX=DIR  TORCH_PYTHON=PYTHON'
+	'variables       BUILD=release|debug|asan|tsan  CC=gcc|clang  WERROR=1  V=1  PREFIX=DIR  TORCH_PYTHON=PYTHON'
