@@ -67,7 +67,7 @@ float *cpu_arena_of(const struct ctx *cx, int32_t thread)
 
 int cpu_team(const struct ctx *cx, int64_t work)
 {
-    return work < 16384 ? 1 : cx->threads;
+    return work < 65536 ? 1 : cx->threads;
 }
 
 int cpu_open(struct backend *be, int32_t threads)

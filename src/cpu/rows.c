@@ -13,22 +13,48 @@
 #define TEXT(a)      TEXT_(a)
 #define INLINE       static inline __attribute__((always_inline))
 
-/* W lanes a vector; MR x 2 vectors of accumulators fit the registers */
+/* W lanes a vector; MR x 2 vectors of accumulators fit the registers. VMIN and VMAX give y where x
+ * is NaN or y is, so the value that may be NaN goes second. Halves are converted by hand: compilers
+ * split __builtin_convertvector. */
 #if defined(__AVX512F__)
 enum { W = 16, MR = 12 };
-#define SQRT(x) (vf) _mm512_sqrt_ps((__m512)(x))
+typedef __m512 vreg;
+typedef __m512d vd;
+#define SQRT(x)    (vf) _mm512_sqrt_ps((vreg)(x))
+#define VMIN(x, y) (vf) _mm512_min_ps((vreg)(x), (vreg)(y))
+#define VMAX(x, y) (vf) _mm512_max_ps((vreg)(x), (vreg)(y))
+#define LOW(x)     _mm512_cvtps_pd(_mm512_castps512_ps256((vreg)(x)))
+#define HIGH(x)    _mm512_cvtps_pd(_mm512_extractf32x8_ps((vreg)(x), 1))
 #elif defined(__AVX2__)
 enum { W = 8, MR = 6 };
-#define SQRT(x) (vf) _mm256_sqrt_ps((__m256)(x))
+typedef __m256 vreg;
+typedef __m256d vd;
+#define SQRT(x)    (vf) _mm256_sqrt_ps((vreg)(x))
+#define VMIN(x, y) (vf) _mm256_min_ps((vreg)(x), (vreg)(y))
+#define VMAX(x, y) (vf) _mm256_max_ps((vreg)(x), (vreg)(y))
+#define LOW(x)     _mm256_cvtps_pd(_mm256_castps256_ps128((vreg)(x)))
+#define HIGH(x)    _mm256_cvtps_pd(_mm256_extractf128_ps((vreg)(x), 1))
 #else
 enum { W = 4, MR = 6 };
-#define SQRT(x) (vf) _mm_sqrt_ps((__m128)(x))
+typedef __m128 vreg;
+typedef __m128d vd;
+#define SQRT(x)    (vf) _mm_sqrt_ps((vreg)(x))
+#define VMIN(x, y) (vf) _mm_min_ps((vreg)(x), (vreg)(y))
+#define VMAX(x, y) (vf) _mm_max_ps((vreg)(x), (vreg)(y))
+#define LOW(x)     _mm_cvtps_pd((vreg)(x))
+#define HIGH(x)    _mm_cvtps_pd(_mm_movehl_ps((vreg)(x), (vreg)(x)))
 #endif
 typedef float vf __attribute__((vector_size(W * 4)));
 typedef float vf_mem __attribute__((vector_size(W * 4), aligned(4), may_alias));
 typedef int32_t vi __attribute__((vector_size(W * 4)));
-typedef float vh_mem __attribute__((vector_size(W * 2), aligned(4), may_alias));
-typedef double vd __attribute__((vector_size(W * 4)));
+/* for all i < n in steps of W: STEP(i, lanes that count), W as a constant in all but the last */
+#define EACH(n, STEP)                   \
+    do {                                \
+        int64_t i_ = 0;                 \
+        for (; i_ + W <= (n); i_ += W)  \
+            STEP(i_, W);                \
+        if (i_ < (n)) STEP(i_, (n)-i_); \
+    } while (0)
 
 INLINE vf ld(const float *p)
 {
@@ -43,7 +69,7 @@ INLINE void st(float *p, vf x)
 /* c valid lanes; the others read as `fill` */
 INLINE vf ld_n(const float *p, int64_t c, float fill)
 {
-    if (__builtin_expect(c >= W, 1)) return ld(p);
+    if (c >= W) return ld(p);
     vf v = (vf){ 0 } + fill;
     float t[W];
     st(t, v);
@@ -54,7 +80,7 @@ INLINE vf ld_n(const float *p, int64_t c, float fill)
 
 INLINE void st_n(float *p, vf x, int64_t c)
 {
-    if (__builtin_expect(c >= W, 1)) {
+    if (c >= W) {
         st(p, x);
         return;
     }
@@ -66,28 +92,31 @@ INLINE void st_n(float *p, vf x, int64_t c)
 
 INLINE float sum_lanes(vf x)
 {
-    float t[W];
-    st(t, x);
-    for (int k = W / 2; k > 0; k /= 2)
-        for (int i = 0; i < k; i++)
-            t[i] += t[i + k];
-    return t[0];
+#if defined(__AVX512F__)
+    const __m256 y =
+        _mm256_add_ps(_mm512_castps512_ps256((vreg)x), _mm512_extractf32x8_ps((vreg)x, 1));
+#elif defined(__AVX2__)
+    const __m256 y = (vreg)x;
+#endif
+#if defined(__AVX2__)
+    __m128 z = _mm_add_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1));
+#else
+    __m128 z = (vreg)x;
+#endif
+    z = _mm_add_ps(z, _mm_movehl_ps(z, z));
+    return _mm_cvtss_f32(_mm_add_ss(z, _mm_shuffle_ps(z, z, 1)));
 }
 
-INLINE vf pick(vi mask, vf yes, vf no)
-{
-    return (vf)((mask & (vi)yes) | (~mask & (vi)no));
-}
-
-/* exp(x) = 2^n e^r, |r| <= ln(2)/2; 2^n in two factors so that n = 128 does not overflow early */
+/* exp(x): 0 below -87.33 (no denormals, which are slow), exp(88.37) above 88.37; between them 2^n
+ * is normal. NaN stays. exp(x) = 2^n e^r, |r| <= ln(2) / 2, and a polynomial for e^r. */
 INLINE vf vexp(vf x)
 {
     const float magic =
         12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer in the low bits */
     const vf zero = { 0 };
-    const vi low = x<-87.3365447505f, high = x> 88.7228390f;
-    const vf lo_bound = zero - 87.3365447505f, hi_bound = zero + 88.7228390f;
-    x = pick(low, lo_bound, pick(high, hi_bound, x));
+    const vi low = x < -87.3365447505f;
+    x = VMAX(zero - 87.3365447505f, x);
+    x = VMIN(zero + 88.3762626647f, x);
     const vf t = x * 1.44269504088896341f + magic;
     const vf n = t - magic;
     vf r = x - n * 0.693145751953125f;
@@ -99,11 +128,7 @@ INLINE vf vexp(vf x)
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r + 1.0f;
-    const vi e = (vi)t - (vi)(zero + magic);
-    const vi half = e >> 1;
-    const vf a = (vf)((half + 127) << 23), b = (vf)((e - half + 127) << 23);
-    const vf y = p * a * b;
-    return pick(low, zero, pick(high, zero + INFINITY, y));
+    return (vf)(((vi)p + ((vi)t << 23)) & ~low); /* n lands in the exponent */
 }
 
 static void add(float *y, const float *x, int64_t n)
@@ -133,54 +158,65 @@ static float dot(const float *x, const float *y, int64_t n)
     return sum_lanes((s0 + s1) + (s2 + s3));
 }
 
+INLINE double sum_doubles(const vd *s, int n)
+{
+    double all = 0;
+    for (int k = 0; k < W / 2; k++) {
+        double lane = 0;
+        for (int i = 0; i < n; i++)
+            lane += s[i][k];
+        all += lane;
+    }
+    return all;
+}
+
 static double sumsq(const float *x, int64_t n)
 {
-    enum { H = W / 2 };
-    vd s0 = { 0 }, s1 = { 0 }, s2 = { 0 }, s3 = { 0 };
+    vd s[4] = { { 0 }, { 0 }, { 0 }, { 0 } };
     int64_t i = 0;
-    for (; i + 4 * H <= n; i += 4 * H) {
-        const vd a = __builtin_convertvector(*(const vh_mem *)(x + i), vd);
-        const vd b = __builtin_convertvector(*(const vh_mem *)(x + i + H), vd);
-        const vd c = __builtin_convertvector(*(const vh_mem *)(x + i + 2 * H), vd);
-        const vd d = __builtin_convertvector(*(const vh_mem *)(x + i + 3 * H), vd);
-        s0 += a * a;
-        s1 += b * b;
-        s2 += c * c;
-        s3 += d * d;
+    for (; i + 2 * W <= n; i += 2 * W) {
+        const vf p = ld(x + i), q = ld(x + i + W);
+        const vd a = LOW(p), b = HIGH(p), c = LOW(q), d = HIGH(q);
+        s[0] += a * a;
+        s[1] += b * b;
+        s[2] += c * c;
+        s[3] += d * d;
     }
-    const vd s = (s0 + s1) + (s2 + s3);
-    double t = 0;
-    for (int k = 0; k < H; k++)
-        t += s[k];
-    for (; i < n; i++)
-        t += (double)x[i] * x[i];
-    return t;
+    for (; i < n; i += W) {
+        const vf p = ld_n(x + i, n - i, 0);
+        const vd a = LOW(p), b = HIGH(p);
+        s[0] += a * a;
+        s[1] += b * b;
+    }
+    return sum_doubles(s, 4);
 }
 
 static float max(const float *x, int64_t n)
 {
-    vf m0 = (vf){ 0 } - INFINITY, m1 = m0;
+    vf m0 = (vf){ 0 } - INFINITY, m1 = m0, m2 = m0, m3 = m0;
     int64_t i = 0;
-    for (; i + 2 * W <= n; i += 2 * W) {
-        const vf a = ld(x + i), b = ld(x + i + W);
-        m0 = pick(a > m0, a, m0);
-        m1 = pick(b > m1, b, m1);
+    for (; i + 4 * W <= n; i += 4 * W) {
+        m0 = VMAX(ld(x + i), m0);
+        m1 = VMAX(ld(x + i + W), m1);
+        m2 = VMAX(ld(x + i + 2 * W), m2);
+        m3 = VMAX(ld(x + i + 3 * W), m3);
     }
-    for (; i < n; i += W) {
-        const vf a = ld_n(x + i, n - i, -INFINITY);
-        m0 = pick(a > m0, a, m0);
-    }
-    float t[W], best = -INFINITY;
-    st(t, pick(m1 > m0, m1, m0));
-    for (int k = 0; k < W; k++)
-        best = t[k] > best ? t[k] : best;
-    return best;
+    for (; i < n; i += W)
+        m0 = VMAX(ld_n(x + i, n - i, -INFINITY), m0);
+    m0 = VMAX(VMAX(m1, m0), VMAX(m2, m3));
+    float t[W];
+    st(t, m0);
+    for (int k = W / 2; k > 0; k /= 2)
+        for (int j = 0; j < k; j++)
+            t[j] = t[j + k] > t[j] ? t[j + k] : t[j];
+    return t[0];
 }
 
 static void exp_row(float *y, const float *x, int64_t n)
 {
-    for (int64_t i = 0; i < n; i += W)
-        st_n(y + i, vexp(ld_n(x + i, n - i, 0)), n - i);
+#define STEP(i, c) st_n(y + (i), vexp(ld_n(x + (i), (c), 0)), (c))
+    EACH(n, STEP);
+#undef STEP
 }
 
 static float exp_sum(float *y, const float *x, float a, float b, int64_t n)
@@ -204,45 +240,46 @@ static float exp_sum(float *y, const float *x, float a, float b, int64_t n)
     return sum_lanes(s0 + s1);
 }
 
-INLINE void add_halves(vd *s, vf x)
-{
-    float t[W];
-    st(t, x);
-    s[0] += __builtin_convertvector(*(const vh_mem *)t, vd);
-    s[1] += __builtin_convertvector(*(const vh_mem *)(t + W / 2), vd);
-}
-
 static double lse_sum(const float *x, float b, int64_t n)
 {
     vd s[4] = { { 0 }, { 0 }, { 0 }, { 0 } };
     int64_t i = 0;
     for (; i + 2 * W <= n; i += 2 * W) {
-        add_halves(s, vexp(ld(x + i) - b));
-        add_halves(s + 2, vexp(ld(x + i + W) - b));
+        const vf p = vexp(ld(x + i) - b), q = vexp(ld(x + i + W) - b);
+        s[0] += LOW(p);
+        s[1] += HIGH(p);
+        s[2] += LOW(q);
+        s[3] += HIGH(q);
     }
-    for (; i < n; i += W)
-        add_halves(s, vexp(ld_n(x + i, n - i, -INFINITY) - b));
-    const vd all = (s[0] + s[1]) + (s[2] + s[3]);
-    double t = 0;
-    for (int k = 0; k < W / 2; k++)
-        t += all[k];
-    return t;
+    for (; i < n; i += W) {
+        float t[W];
+        st(t, vexp(ld_n(x + i, n - i, 0) - b));
+        const vf p = ld_n(t, n - i, 0);
+        s[0] += LOW(p);
+        s[1] += HIGH(p);
+    }
+    return sum_doubles(s, 4);
 }
 
 static void logp_grad(float *z, float lse, float coef, int64_t n)
 {
-    const float c = -coef;
-    for (int64_t i = 0; i < n; i += W)
-        st_n(z + i, vexp(ld_n(z + i, n - i, 0) - lse) * c, n - i);
+#define STEP(i, c) st_n(z + (i), vexp(ld_n(z + (i), (c), 0) - lse) * -coef, (c))
+    EACH(n, STEP);
+#undef STEP
+}
+
+INLINE void attn_grad_step(float *s, float *dp, float a, float lse, float delta, int64_t c)
+{
+    const vf p = vexp(ld_n(s, c, 0) * a - lse);
+    st_n(dp, p * (ld_n(dp, c, 0) - delta) * a, c);
+    st_n(s, p, c);
 }
 
 static void attn_grad(float *s, float *dp, float a, float lse, float delta, int64_t n)
 {
-    for (int64_t i = 0; i < n; i += W) {
-        const vf p = vexp(ld_n(s + i, n - i, 0) * a - lse);
-        st_n(dp + i, p * (ld_n(dp + i, n - i, 0) - delta) * a, n - i);
-        st_n(s + i, p, n - i);
-    }
+#define STEP(i, c) attn_grad_step(s + (i), dp + (i), a, lse, delta, (c))
+    EACH(n, STEP);
+#undef STEP
 }
 
 static float rms_sum(float *sum, const float *x, const float *r, int64_t n)
@@ -271,69 +308,96 @@ static void rms_scale(float *y, const float *s, const float *w, float rstd, int6
         y[i] = s[i] * rstd * w[i];
 }
 
+INLINE void rms_bwd_step(float *dx, float *dw, const float *dy, const float *s, const float *w,
+                         float rstd, float k, bool add_dx, int64_t c)
+{
+    const vf g = ld_n(dy, c, 0), x = ld_n(s, c, 0);
+    vf d = g * ld_n(w, c, 0) * rstd - x * k;
+    if (add_dx) d += ld_n(dx, c, 0);
+    st_n(dw, ld_n(dw, c, 0) + g * x * rstd, c);
+    st_n(dx, d, c);
+}
+
 static void rms_bwd(float *dx, float *dw, const float *dy, const float *s, const float *w,
                     float rstd, int64_t n, bool add_dx)
 {
-    vf t = { 0 };
-    for (int64_t i = 0; i < n; i += W)
-        t += ld_n(dy + i, n - i, 0) * ld_n(w + i, n - i, 0) * ld_n(s + i, n - i, 0);
-    const float c = sum_lanes(t) * rstd * rstd * rstd / (float)n;
-    for (int64_t i = 0; i < n; i += W) {
-        const int64_t k = n - i;
-        const vf g = ld_n(dy + i, k, 0), x = ld_n(s + i, k, 0);
-        vf d = g * ld_n(w + i, k, 0) * rstd - x * c;
-        if (add_dx) d += ld_n(dx + i, k, 0);
-        st_n(dw + i, ld_n(dw + i, k, 0) + g * x * rstd, k);
-        st_n(dx + i, d, k);
+    vf t0 = { 0 }, t1 = { 0 };
+    int64_t i = 0;
+    for (; i + 2 * W <= n; i += 2 * W) {
+        t0 += ld(dy + i) * ld(w + i) * ld(s + i);
+        t1 += ld(dy + i + W) * ld(w + i + W) * ld(s + i + W);
     }
+    for (; i < n; i += W)
+        t0 += ld_n(dy + i, n - i, 0) * ld_n(w + i, n - i, 0) * ld_n(s + i, n - i, 0);
+    const float k = sum_lanes(t0 + t1) * rstd * rstd * rstd / (float)n;
+#define STEP(i, c) \
+    rms_bwd_step(dx + (i), dw + (i), dy + (i), s + (i), w + (i), rstd, k, add_dx, (c))
+    EACH(n, STEP);
+#undef STEP
+}
+
+INLINE void rope_step(float *a, float *b, const float *c, const float *s, float sign, int64_t k)
+{
+    const vf x = ld_n(a, k, 0), y = ld_n(b, k, 0), cs = ld_n(c, k, 0), sn = ld_n(s, k, 0) * sign;
+    st_n(a, x * cs - y * sn, k);
+    st_n(b, y * cs + x * sn, k);
 }
 
 static void rope(float *x, const float *c, const float *s, float sign, int64_t half)
 {
-    for (int64_t i = 0; i < half; i += W) {
-        const int64_t k = half - i;
-        const vf a = ld_n(x + i, k, 0), b = ld_n(x + half + i, k, 0);
-        const vf cs = ld_n(c + i, k, 0), sn = ld_n(s + i, k, 0) * sign;
-        st_n(x + i, a * cs - b * sn, k);
-        st_n(x + half + i, b * cs + a * sn, k);
-    }
+#define STEP(i, k) rope_step(x + (i), x + half + (i), c + (i), s + (i), sign, (k))
+    EACH(half, STEP);
+#undef STEP
 }
 
 static void swiglu(float *y, const float *g, const float *u, int64_t n)
 {
-    for (int64_t i = 0; i < n; i += W) {
-        const vf a = ld_n(g + i, n - i, 0);
-        st_n(y + i, a / (vexp(-a) + 1.0f) * ld_n(u + i, n - i, 0), n - i);
-    }
+#define STEP(i, c)                                                           \
+    do {                                                                     \
+        const vf a_ = ld_n(g + (i), (c), 0);                                 \
+        st_n(y + (i), a_ / (vexp(-a_) + 1.0f) * ld_n(u + (i), (c), 0), (c)); \
+    } while (0)
+    EACH(n, STEP);
+#undef STEP
+}
+
+INLINE void swiglu_bwd_step(float *dg, float *du, const float *dy, const float *g, const float *u,
+                            int64_t c)
+{
+    const vf a = ld_n(g, c, 0), b = ld_n(u, c, 0), d = ld_n(dy, c, 0);
+    /* 1 - s as e s keeps its digits where s is near 1 */
+    const vf e = vexp(-a), s = 1.0f / (e + 1.0f);
+    st_n(dg, d * b * s * (a * (e * s) + 1.0f), c);
+    st_n(du, d * a * s, c);
 }
 
 static void swiglu_bwd(float *dg, float *du, const float *dy, const float *g, const float *u,
                        int64_t n)
 {
-    for (int64_t i = 0; i < n; i += W) {
-        const int64_t k = n - i;
-        const vf a = ld_n(g + i, k, 0), b = ld_n(u + i, k, 0), d = ld_n(dy + i, k, 0);
-        /* 1 - s as e s keeps its digits where s is near 1; e stays finite */
-        const vf e = vexp(pick(a < -88.0f, (vf){ 0 } + 88.0f, -a)), s = 1.0f / (e + 1.0f);
-        st_n(dg + i, d * b * s * (a * (e * s) + 1.0f), k);
-        st_n(du + i, d * a * s, k);
-    }
+#define STEP(i, c) swiglu_bwd_step(dg + (i), du + (i), dy + (i), g + (i), u + (i), (c))
+    EACH(n, STEP);
+#undef STEP
+}
+
+INLINE void adamw_step(float *w, float *m, float *v, const float *g, const struct adamw_row *k,
+                       int64_t c)
+{
+    const vf d = ld_n(g, c, 0) * k->scale;
+    vf p = ld_n(m, c, 0), q = ld_n(v, c, 0);
+    p += (d - p) * k->mix1;
+    q = q * k->beta2 + d * d * k->mix2;
+    st_n(m, p, c);
+    st_n(v, q, c);
+    st_n(w, ld_n(w, c, 0) * k->keep - p * k->step / (SQRT(q) * k->root + k->eps), c);
 }
 
 static void adamw(float *w, float *m, float *v, const float *g, const struct adamw_row *k,
                   int64_t n)
 {
     const struct adamw_row a = *k; /* a copy, so that the stores cannot change it */
-    for (int64_t i = 0; i < n; i += W) {
-        const int64_t c = n - i;
-        const vf d = ld_n(g + i, c, 0) * a.scale;
-        vf p = ld_n(m + i, c, 0), q = ld_n(v + i, c, 0);
-        p += (d - p) * a.mix1;
-        q = q * a.beta2 + d * d * a.mix2;
-        st_n(m + i, p, c);
-        st_n(v + i, q, c);
-        st_n(w + i, ld_n(w + i, c, 0) * a.keep - p * a.step / (SQRT(q) * a.root + a.eps), c);
-    }
+#define STEP(i, c) adamw_step(w + (i), m + (i), v + (i), g + (i), &a, (c))
+    EACH(n, STEP);
+#undef STEP
 }
 
 #if defined(__AVX2__)
@@ -448,6 +512,64 @@ static void block(float *c, int64_t ldc, const float *a, int64_t row, int64_t co
     if (i < M) strip(1, c + i * ldc, ldc, a + i * row, row, col, b, ldb, N, K, add_c);
 }
 
+/* m x 2 dot products side by side: y[m, 2] */
+INLINE void dots2(int m, float *y, const float *x, int64_t ldx, const float *w0, const float *w1,
+                  int64_t K)
+{
+    vf s[4][2];
+    for (int i = 0; i < m; i++)
+        s[i][0] = s[i][1] = (vf){ 0 };
+    int64_t k = 0;
+    for (; k + W <= K; k += W) {
+        const vf a = ld(w0 + k), b = ld(w1 + k);
+        for (int i = 0; i < m; i++) {
+            const vf v = ld(x + i * ldx + k);
+            s[i][0] += v * a;
+            s[i][1] += v * b;
+        }
+    }
+    if (k < K) {
+        const vf a = ld_n(w0 + k, K - k, 0), b = ld_n(w1 + k, K - k, 0);
+        for (int i = 0; i < m; i++) {
+            const vf v = ld_n(x + i * ldx + k, K - k, 0);
+            s[i][0] += v * a;
+            s[i][1] += v * b;
+        }
+    }
+    for (int i = 0; i < m; i++) {
+        y[2 * i] = sum_lanes(s[i][0]);
+        y[2 * i + 1] = sum_lanes(s[i][1]);
+    }
+}
+
+static void dots(float *y, int64_t ldy, const float *x, int64_t ldx, int64_t M, const float *w,
+                 int64_t ldw, int64_t N, int64_t K)
+{
+    for (int64_t i = 0; i < M; i += 4)
+        for (int64_t j = 0; j < N; j += 2) {
+            const float *p = x + i * ldx, *w0 = w + j * ldw, *w1 = j + 1 < N ? w0 + ldw : w0;
+            float t[4][2];
+            switch (M - i) {
+            case 1:
+                dots2(1, t[0], p, ldx, w0, w1, K);
+                break;
+            case 2:
+                dots2(2, t[0], p, ldx, w0, w1, K);
+                break;
+            case 3:
+                dots2(3, t[0], p, ldx, w0, w1, K);
+                break;
+            default:
+                dots2(4, t[0], p, ldx, w0, w1, K);
+                break;
+            }
+            for (int64_t k = 0; k < MIN(4, M - i); k++) {
+                y[(i + k) * ldy + j] = t[k][0];
+                if (j + 1 < N) y[(i + k) * ldy + j + 1] = t[k][1];
+            }
+        }
+}
+
 const struct rows PASTE(rows_, ROWS_ISA) = {
     .name = TEXT(ROWS_ISA),
     .add = add,
@@ -469,4 +591,5 @@ const struct rows PASTE(rows_, ROWS_ISA) = {
     .adamw = adamw,
     .transpose = transpose,
     .block = block,
+    .dots = dots,
 };

@@ -24,8 +24,8 @@ struct rows {
     double (*sumsq)(const float *x, int64_t n);
     /* max x (-INFINITY for n = 0). A NaN may or may not be seen. */
     float (*max)(const float *x, int64_t n);
-    /* y = exp(x): relative error below 2e-7; 0 below -87.33, infinity above 88.72; NaN stays. y may
-     * be x. */
+    /* y = exp(x): relative error below 2e-7 in [-87.33, 88.37], 0 below, exp(88.37) above; NaN
+     * stays. y may be x. The exp of all that follows. */
     void (*exp)(float *y, const float *x, int64_t n);
     /* y = exp(a x - b); returns sum y. y may be x. */
     float (*exp_sum)(float *y, const float *x, float a, float b, int64_t n);
@@ -61,6 +61,10 @@ struct rows {
      * * col], b[K,N] with rows ldb apart. Each element is one sum over k in order. */
     void (*block)(float *c, int64_t ldc, const float *a, int64_t row, int64_t col, const float *b,
                   int64_t ldb, int64_t M, int64_t N, int64_t K, bool add);
+    /* y[M,N] = x[M,K] w[N,K]^T for a few rows of x and as much of w as the L2 cache holds: bound by
+     * its reading */
+    void (*dots)(float *y, int64_t ldy, const float *x, int64_t ldx, int64_t M, const float *w,
+                 int64_t ldw, int64_t N, int64_t K);
 };
 extern const struct rows rows_base, rows_avx2, rows_avx512;
 #endif
