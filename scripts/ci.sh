@@ -26,7 +26,7 @@ make --no-print-directory -s CC=clang WERROR=1 test-c
 if [ "$mode" = full ]; then
     step 'the thread sanitizer'
     build BUILD=tsan CC=clang build-tests
-    make --no-print-directory -s BUILD=tsan CC=clang WERROR=1 test-c
+    make --no-print-directory -s WERROR=1 tsan
     step 'demo'
     make --no-print-directory demo
 fi

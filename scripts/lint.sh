@@ -38,8 +38,8 @@ fi
 
 # They accept garbage, overflow silently or stop at a locale's comma; src/io/json.h and checked loops do not.
 { find_code '*.c' && find_code '*.h'; } | grep '^src/\|^bdpo' |
-    xargs grep -nE '\b(strto[a-z]+|ato[ifl]+|sscanf|gets|strcpy|strcat|sprintf|alloca|system|tmpnam)[ ]*\(' |
-    complain 'forbidden calls (strto*, ato*, sscanf, unbounded copies)' || rc=1
+    xargs grep -nE '\b(strto(l|ul|ll|ull|q|imax)|ato[ifl]+|sscanf|gets|strcpy|strcat|sprintf|alloca|system|tmpnam)[ ]*\(' |
+    complain 'forbidden calls (strtol and its kin, ato*, sscanf, unbounded copies)' || rc=1
 find_text | xargs grep -nE "\\b(TO[D]O|FIXM[E]|XX[X])\\b|not impl[e]mented|unimpl[e]mented|\\bstu[b](bed)?\\b" |
     complain 'unfinished' || rc=1
 find_text | xargs grep -nE '(^|[^A-Za-z0-9_.~])/(wor[k]|far[m])/|/opt/ven[v]' | complain "a path of somebody's machine" || rc=1
