@@ -73,7 +73,7 @@ build/bdpo-train: $(BIN)
 # Stamps that change only when their text does: the compiler and its flags (everything is rebuilt), and which objects go
 # into the library (a deleted source leaves it).
 stamp = $(shell mkdir -p $(O) && printf '%s\n' '$(subst ','\'',$(2))' | cmp -s - $(O)/$(1) || printf '%s\n' '$(subst ','\'',$(2))' >$(O)/$(1))
-ifeq ($(filter deps demo lint format asan tsan ci ci-full clean help torch,$(or $(MAKECMDGOALS),all)),)
+ifneq ($(filter-out deps demo lint format asan tsan ci ci-full clean help torch,$(or $(MAKECMDGOALS),all)),)
 $(call stamp,flags,$(shell $(CC) --version 2>&1 | head -n 1) $(CFLAGS_ALL) $(LDFLAGS_ALL) $(LIBS) $(ROWS_FLAGS) $(foreach i,$(ROWS_ISAS),$(ROWS_$i)))
 $(call stamp,objects,$(OBJ))
 $(call stamp,test-objects,$(TESTLIB))
