@@ -264,12 +264,11 @@ static void attention_row(struct bench *b, const char *name, const struct segmen
 
 static void attention_rows(struct bench *b)
 {
-    static const struct segment pair[] = {
-        {0,    168, 0,   0, 0  },
-        { 168, 302, 168, 0, 168},
-        { 470, 277, 470, 0, 168}
-    };
-    static const struct segment one[] = { { 0, 1024, 0, 0, 0 } }, step[] = { { 0, 1, 4095, 0, 4095 } };
+    static const struct segment pair[] = { { 0, 168, 0, 0, 0 },
+                                           { 168, 302, 168, 0, 168 },
+                                           { 470, 277, 470, 0, 168 } };
+    static const struct segment one[] = { { 0, 1024, 0, 0, 0 } },
+                                step[] = { { 0, 1, 4095, 0, 4095 } };
     static const int32_t g3[] = { 0, 3 }, g1[] = { 0, 1 };
     static struct segment many[8];
     static int32_t g8[9];

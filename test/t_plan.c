@@ -118,13 +118,13 @@ static void test_plan__bytes_human(void **state)
         int64_t bytes;
         const char *text;
     } row[] = {
-        {0,           "0 B"    },
-        { 1023,       "1023 B" },
-        { 1024,       "1.0 KiB"},
-        { 1048575,    "1.0 MiB"},
-        { 1 << 20,    "1.0 MiB"},
-        { 2040109466, "1.9 GiB"},
-        { INT64_MAX,  "8.0 EiB"},
+        { 0, "0 B" },
+        { 1023, "1023 B" },
+        { 1024, "1.0 KiB" },
+        { 1048575, "1.0 MiB" },
+        { 1 << 20, "1.0 MiB" },
+        { 2040109466, "1.9 GiB" },
+        { INT64_MAX, "8.0 EiB" },
     };
     char out[32];
     for (size_t i = 0; i < COUNT_OF(row); i++)

@@ -226,23 +226,13 @@ static void attention_forward(struct fd *f)
 static void test_ref_ops__attention(void **state)
 {
     (void)state;
-    static const struct segment seg[] = {
-        {0,   4, 0,  0, 0},
-        { 4,  3, 4,  0, 4},
-        { 7,  1, 7,  0, 4},
-        { 8,  1, 8,  0, 0},
-        { 9,  2, 9,  8, 1},
-        { 11, 3, 11, 8, 1},
-        { 14, 2, 14, 0, 0}
-    };
+    static const struct segment seg[] = { { 0, 4, 0, 0, 0 },  { 4, 3, 4, 0, 4 },
+                                          { 7, 1, 7, 0, 4 },  { 8, 1, 8, 0, 0 },
+                                          { 9, 2, 9, 8, 1 },  { 11, 3, 11, 8, 1 },
+                                          { 14, 2, 14, 0, 0 } };
     static const int32_t group[] = { 0, 3, 6, 7 };
     const struct segments segs = { seg, group, 7, 3 };
-    static const int64_t shapes[][3] = {
-        {1,  1, 4},
-        { 4, 2, 6},
-        { 3, 1, 4},
-        { 2, 2, 2}
-    };
+    static const int64_t shapes[][3] = { { 1, 1, 4 }, { 4, 2, 6 }, { 3, 1, 4 }, { 2, 2, 2 } };
     for (size_t i = 0; i < COUNT_OF(shapes); i++) {
         const int64_t H = shapes[i][0], K = shapes[i][1], D = shapes[i][2];
         const struct ref_att a = { &segs, H, K, D, 0.6 };

@@ -27,8 +27,7 @@ struct tensor tensor_view(void *data, enum dtype dtype, int64_t d0, int64_t d1, 
                           int64_t d3)
 {
     struct tensor t = {
-        .data = data, .dim = {d0, d1, d2, d3},
-             .ld = d1 * d2 * d3, .dtype = dtype
+        .data = data, .dim = { d0, d1, d2, d3 }, .ld = d1 * d2 * d3, .dtype = dtype
     };
     return t;
 }
