@@ -5,7 +5,8 @@
 #include "data.h"
 #include "../ops/ops.h"
 
-/* Which examples step t uses: a pure function of (seed, epoch, index). Valid when zeroed. */
+/* Which examples step t uses: a pure function of (seed, epoch, index), so that a resume needs the step's number alone.
+ * Valid when zeroed. Epoch e is a permutation of 0..n-1 (shuffle false: the file's order); a batch never spans two epochs. */
 struct order {
     int64_t n, batch_size;
     bool shuffle;
@@ -13,6 +14,7 @@ struct order {
     int64_t epoch;  /* of the permutation in perm; -1: none yet */
     int64_t *perm;  /* [n], owned */
 };
+/* 1 <= n < 2^31, batch_size >= 1 (may be above n). ERR_OOM, ERR_INPUT. */
 int order_init(struct order *o, int64_t n, int64_t batch_size, bool shuffle, uint64_t seed);
 void order_release(struct order *o);
 int64_t order_steps_per_epoch(const struct order *o); /* ceil(n / batch_size) */
@@ -21,12 +23,14 @@ int64_t order_step(struct order *o, int64_t t, const int64_t **first);
 
 /* A packed micro-batch in host memory. Row of a pair: [prompt | chosen | rejected], each response without its last token
  * (it predicts nothing); positions restart after the prompt. SFT rows: [prompt | response], one causal segment.
- * No padding. T = computed tokens, N = response tokens (predicted positions). */
+ * No padding. T = computed tokens, N = response tokens (predicted positions), P examples, S = 2P sequences (SFT: P).
+ * Segments of a pair: the prompt; then each response with the prompt as its prefix, left out where it has no row (a
+ * response of one token). A pair (an SFT row) is one group. Valid when zeroed. */
 struct batch {
     int32_t T, S, P, N;
     int32_t *ids, *pos;        /* [T] */
-    struct segment *seg;
-    int32_t *group;
+    struct segment *seg;       /* [n_seg], at most 3P */
+    int32_t *group;            /* [n_groups + 1] first segment of each group */
     int32_t n_seg, n_groups;
     int32_t *src;              /* [N] row of the hidden state that predicts this token (a prompt's last row appears twice) */
     int32_t *target;           /* [N] token id */
@@ -36,15 +40,16 @@ struct batch {
     /* capacities */
     int32_t T_max, N_max, P_max;
 };
-/* Room for one micro-batch. */
+/* Room for one micro-batch; memory for the struct's arrays is owned by it. ERR_INPUT above 2^31 - 1. */
 int batch_init(struct batch *b, int64_t T_max, int64_t N_max, int64_t P_max);
 void batch_release(struct batch *b);
 /* Computed tokens of an example: np + nw - 1 (+ nl - 1). */
 int64_t example_tokens(const struct example *e);
 /* Greedy packing in order: how many of idx[0..n) go into the next micro-batch of at most `tokens_max` computed tokens (at least 1). */
 int64_t batch_fit(const struct dataset *d, const int64_t *idx, int64_t n, int64_t tokens_max);
-/* Fill b with examples idx[0..n). */
+/* Fill b with examples idx[0..n); they must fit (a bug otherwise). Allocates nothing. */
 void batch_fill(struct batch *b, const struct dataset *d, const int64_t *idx, int64_t n);
-/* Upper bounds over every micro-batch that batch_fit can make of this dataset: T, N, P. */
+/* Upper bounds over every micro-batch that batch_fit can make of this dataset in any order (no example twice): T, N, P.
+ * T and P are exact for the worst order up to how rows happen to fit; N is the fractional-knapsack bound. */
 void batch_bounds(const struct dataset *d, int64_t tokens_max, int64_t *T, int64_t *N, int64_t *P);
 #endif

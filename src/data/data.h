@@ -26,7 +26,18 @@ struct example {
     int64_t line;       /* from 1, in the decompressed file */
 };
 struct data_stats {
-    int64_t rows, bad, dropped_empty, dropped_equal, dropped_cut, truncated_prompts, truncated_responses, special_text, kept;
+    int64_t rows; /* lines that are not blank; all else counts among these */
+    int64_t bad;  /* malformed and skipped */
+    int64_t dropped_empty, dropped_equal, dropped_cut; /* degenerate: a part without text; equal in text or ids; equal once cut */
+    int64_t truncated_prompts, truncated_responses; /* of the kept rows */
+    int64_t special_text; /* rows whose text spells an added token ("<|im_end|>") */
+    int64_t kept;         /* usable rows, before subsample */
+};
+enum { DATA_DROPS_MAX = 20 };
+struct data_drop { /* a degenerate row; the first DATA_DROPS_MAX are remembered */
+    int64_t line;
+    int32_t file;
+    const char *why; /* static */
 };
 struct dataset { /* valid when zeroed; immutable after load */
     int32_t *ids;
@@ -37,7 +48,9 @@ struct dataset { /* valid when zeroed; immutable after load */
     int32_t n_files;
     int64_t longest;  /* max over examples of np + nw + nl */
     struct data_stats stats;
-    char digest[65];  /* fingerprint of the files' decompressed bytes */
+    struct data_drop drops[DATA_DROPS_MAX];
+    int32_t n_drops;
+    char digest[65];  /* fingerprint: SHA-256 over the SHA-256 of each file's decompressed bytes, in order */
 };
 
 /* Read every row of the files, in order, in all forms of docs/data.md; tokenise; cut; drop degenerate pairs; subsample.
@@ -46,11 +59,18 @@ struct dataset { /* valid when zeroed; immutable after load */
 int dataset_load(struct dataset *d, char *const *paths, int32_t n_paths, enum data_kind kind, const struct data_opts *o,
                  const struct tokenizer *tok, const struct chat_template *tmpl);
 void dataset_release(struct dataset *d);
-/* One line: "train.jsonl: 1500 rows, 1498 kept (1 empty, 1 equal), 12 prompts and 3 responses cut"; adds to b. */
+/* "train.jsonl: 1500 rows, 1498 kept (dropped: 1 empty, 1 equal), 12 prompts and 3 responses cut", then a line
+ * "train.jsonl:17: dropped: rejected is empty" for each of the first dropped rows; no newline at the end. Adds to b. */
 int dataset_describe(const struct dataset *d, struct buf *b);
 
-/* One prompt of `generate`: a row's "prompt" (text or messages), or the whole-conversation forms' shared start, as ids with the
- * generation prompt, cut to its last max_prompt_length tokens (and its BOS). *end: the token that ends a response. */
+/* The indices of `subsample`: pick[0..k) ascending, k = fraction * n rounded to the nearest (halves up), at least 1, at
+ * most n. A pure function of (n, fraction, seed): the first k of a permutation. pick holds n. */
+int data_subsample(int64_t *pick, int64_t n, double fraction, uint64_t seed, int64_t *k);
+
+/* One prompt of `generate`: a row's "prompt" (text or messages), the whole-conversation forms' shared start, or "messages" up
+ * to a last assistant message; a row that is a string is a string prompt. Appended to out as ids with the generation prompt,
+ * cut to its last max_prompt_length tokens (and its BOS; 0: not cut). *end: the token that ends a response.
+ * ERR_INPUT as file:line where the row is malformed or gives no token. */
 int data_encode_prompt(struct ids *out, int32_t *end, const json_t *row, const struct data_opts *o, const struct tokenizer *tok,
                        const struct chat_template *tmpl, const char *file, int64_t line);
 #endif

@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: MIT
+ * data_rows.h - one row: what its form says (data_forms.c), then its token ids (data_rows.c). Private to src/data. */
+#ifndef BDPO_DATA_ROWS_H
+#define BDPO_DATA_ROWS_H
+#include "data.h"
+
+enum { POINTER_MAX = 64 };
+struct text { /* borrowed from the row's JSON */
+    const char *s;
+    size_t len;
+    char at[POINTER_MAX]; /* JSON Pointer of the value, for messages */
+};
+struct form { /* valid when zeroed; strings are borrowed from the row */
+    bool conversation;   /* prompt is msg[0..n_msg) through the template; else the string `prompt` */
+    struct message *msg; /* owned, reused from row to row */
+    int64_t n_msg, cap_msg;
+    struct text prompt;  /* of a conversation only `at` counts: where the messages stand */
+    struct text chosen, rejected;
+    bool has_rejected; /* false: an SFT row */
+};
+void form_release(struct form *f);
+
+struct place { /* where a row stands; doc gives columns and may be NULL */
+    const struct json_doc *doc;
+    const char *file;
+    int64_t line;
+};
+/* err_at(ERR_INPUT) at the value `pointer` of the row (at its nearest parent that exists). */
+int place_err(const struct place *p, const char *pointer, const char *fmt, ...) PRINTF_LIKE(3, 4);
+
+/* Which form a row has, and its texts. user: string prompts become one user turn. ERR_INPUT where malformed. */
+int form_read(struct form *f, const json_t *row, enum data_kind kind, bool user, const struct place *p);
+/* The prompt alone, of any form, for generation. */
+int form_read_prompt(struct form *f, const json_t *row, bool user, const struct place *p);
+
+enum row_state {
+    ROW_OK,
+    ROW_EMPTY, ROW_EQUAL, ROW_CUT, /* degenerate: dropped, `why` says it */
+    ROW_BAD,                       /* malformed: on_bad_row decides */
+    ROW_UNFIT,                     /* the tokenizer or the model does not fit: no option lets it pass */
+    ROW_FAILED                     /* rc, such as ERR_OOM: reading ends */
+};
+struct row { /* one row's result; valid when zeroed, reused from row to row */
+    int64_t line;
+    enum row_state state;
+    int rc;
+    const char *why; /* static */
+    char *error;     /* owned message of ROW_BAD, ROW_UNFIT, ROW_FAILED */
+    bool special;    /* the text of an added token stands in the row */
+    bool cut_prompt;
+    int32_t cut_responses;
+    int32_t end; /* the token that ends a response */
+    struct form form;
+    struct ids prompt, chosen, rejected;
+};
+void row_release(struct row *r);
+
+struct row_rules { /* what is the same for all rows */
+    enum data_kind kind;
+    const struct data_opts *opts;
+    const struct tokenizer *tok;
+    const struct chat_template *tmpl;
+};
+/* r->form's prompt to r->prompt, and r->end. Errors: ERR_INPUT (r->state is then ROW_BAD or ROW_UNFIT), ERR_OOM. */
+int row_encode_prompt(struct row *r, const struct row_rules *rules, const struct place *p);
+/* Keep the last `max` ids (>= 1) of a prompt, a BOS at its start being one of them. true: something was cut. */
+bool prompt_keep_last(struct ids *prompt, int64_t max, int32_t bos);
+/* Parse, tokenise, cut and judge one line; the result and any error are in *r. Thread-safe over different r. */
+void row_make(struct row *r, const struct row_rules *rules, const char *file, int64_t line, const char *text, size_t len);
+#endif
