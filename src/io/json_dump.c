@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "json.h"
 #include "scan.h"
+#include <float.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -32,8 +33,8 @@ int json_dump_real(struct buf *b, double v)
     int n = 0, exp10 = 0;
     if (!isfinite(v)) return err_set(ERR_INPUT, "a number that is not finite cannot be JSON");
     if (v == 0) return buf_adds(b, signbit(v) ? "-0.0" : "0.0");
-    /* 15 digits without their last zeros are shortest where they read back equal */
-    for (int p = 15; p <= 17; p++) {
+    /* 15 digits without their last zeros are shortest where they read back equal, but for subnormals */
+    for (int p = fabs(v) < DBL_MIN ? 1 : 15; p <= 17; p++) {
         snprintf(e, sizeof e, "%.*e", p - 1, v);
         if (p == 17 || strtod(e, NULL) == v) break;
     }

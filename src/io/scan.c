@@ -35,15 +35,9 @@ static int utf8_len(const unsigned char *p)
     static const struct {
         unsigned char lo, hi, lo2, hi2, len;
     } row[] = {
-        {0x00,  0x7f, 0x00, 0xff, 1},
-        { 0xc2, 0xdf, 0x80, 0xbf, 2},
-        { 0xe0, 0xe0, 0xa0, 0xbf, 3},
-        { 0xe1, 0xec, 0x80, 0xbf, 3},
-        { 0xed, 0xed, 0x80, 0x9f, 3},
-        { 0xee, 0xef, 0x80, 0xbf, 3},
-        { 0xf0, 0xf0, 0x90, 0xbf, 4},
-        { 0xf1, 0xf3, 0x80, 0xbf, 4},
-        { 0xf4, 0xf4, 0x80, 0x8f, 4},
+        { 0x00, 0x7f, 0x00, 0xff, 1 }, { 0xc2, 0xdf, 0x80, 0xbf, 2 }, { 0xe0, 0xe0, 0xa0, 0xbf, 3 },
+        { 0xe1, 0xec, 0x80, 0xbf, 3 }, { 0xed, 0xed, 0x80, 0x9f, 3 }, { 0xee, 0xef, 0x80, 0xbf, 3 },
+        { 0xf0, 0xf0, 0x90, 0xbf, 4 }, { 0xf1, 0xf3, 0x80, 0xbf, 4 }, { 0xf4, 0xf4, 0x80, 0x8f, 4 },
     };
     for (size_t r = 0; r < COUNT_OF(row); r++) {
         if (p[0] < row[r].lo || p[0] > row[r].hi) continue;
@@ -231,7 +225,7 @@ static bool check_document(struct scan *s)
     for (;;) {
         bool whole = true; /* a value has just ended */
         if (*s->p == '{' || *s->p == '[') {
-            if (depth == JSON_DEPTH_MAX) return fail(s, s->p, "nested too deep (over 2048 levels)");
+            if (depth == JSON_DEPTH_MAX) return fail(s, s->p, "nested too deep (over 2000 levels)");
             close[depth++] = *s->p == '{' ? '}' : ']';
             s->p = skip_space(s->p + 1);
             whole = *s->p == close[depth - 1];

@@ -4,7 +4,7 @@
 #define BDPO_SCAN_H
 #include "json.h"
 
-enum { JSON_DEPTH_MAX = 2048 };
+enum { JSON_DEPTH_MAX = 2000 }; /* below jansson's own limit */
 
 /* Check text[0..len) (NUL-terminated, no NUL inside) by RFC 8259, and that jansson can hold every number and string.
  * any: a lone string, number or literal is a document too. NULL, or what is wrong (static, or in why[120]), with *at. */

@@ -15,26 +15,13 @@ static const struct {
     enum st_dtype dtype;
     int bits;
 } dtype_table[] = {
-    {"F32",      ST_F32,   32},
-    { "F16",     ST_F16,   16},
-    { "BF16",    ST_BF16,  16},
-    { "F64",     ST_F64,   64},
-    { "I64",     ST_I64,   64},
-    { "I32",     ST_I32,   32},
-    { "U8",      ST_U8,    8 },
-    { "BOOL",    ST_OTHER, 8 },
-    { "I8",      ST_OTHER, 8 },
-    { "I16",     ST_OTHER, 16},
-    { "U16",     ST_OTHER, 16},
-    { "U32",     ST_OTHER, 32},
-    { "U64",     ST_OTHER, 64},
-    { "C64",     ST_OTHER, 64},
-    { "F8_E4M3", ST_OTHER, 8 },
-    { "F8_E5M2", ST_OTHER, 8 },
-    { "F8_E8M0", ST_OTHER, 8 },
-    { "F6_E2M3", ST_OTHER, 6 },
-    { "F6_E3M2", ST_OTHER, 6 },
-    { "F4",      ST_OTHER, 4 },
+    { "F32", ST_F32, 32 },      { "F16", ST_F16, 16 },      { "BF16", ST_BF16, 16 },
+    { "F64", ST_F64, 64 },      { "I64", ST_I64, 64 },      { "I32", ST_I32, 32 },
+    { "U8", ST_U8, 8 },         { "BOOL", ST_OTHER, 8 },    { "I8", ST_OTHER, 8 },
+    { "I16", ST_OTHER, 16 },    { "U16", ST_OTHER, 16 },    { "U32", ST_OTHER, 32 },
+    { "U64", ST_OTHER, 64 },    { "C64", ST_OTHER, 64 },    { "F8_E4M3", ST_OTHER, 8 },
+    { "F8_E5M2", ST_OTHER, 8 }, { "F8_E8M0", ST_OTHER, 8 }, { "F6_E2M3", ST_OTHER, 6 },
+    { "F6_E3M2", ST_OTHER, 6 }, { "F4", ST_OTHER, 4 },
 };
 
 const char *st_dtype_name(enum st_dtype t)
