@@ -75,7 +75,7 @@ echo "installing with apt-get: $missing"
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 # shellcheck disable=SC2086 # word splitting is wanted: $missing is a list, $as_root may be empty
-if ! { $as_root apt-get update -q &&
+if ! { { $as_root apt-get update -q || echo "apt-get update failed; trying with the lists that are there"; } &&
     $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $missing; } >"$log" 2>&1; then
     tail -n 20 "$log" >&2
     echo "error: apt-get could not install: $missing" >&2
