@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "data_fixture.h"
+#include "../src/base/rng.h"
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -455,6 +456,44 @@ static void test_data__skip_bad_rows(void **state)
     data_fixture_message("2 malformed rows, more than data.max_bad_rows (1)");
 }
 
+/* Bytes of good rows changed, cut out and doubled: a row is read, dropped or refused, and nothing else happens. */
+static void test_data__mutated_rows(void **state)
+{
+    (void)state;
+    static const char *const rows[] = {
+        PAIR("\"ab\\u00e9\"", "\"c\"", "\"\\ud83d\\ude00\""),
+        PAIR("[" S("s") "," U("p") "]", "[" A("c") "]", "[" A("r") "]"),
+        "{\"chosen\": [" U("p") "," A("c") "], \"rejected\": [" U("p") "," A("r") "]}",
+        "{\"chosen\": \"\\n\\nAssistant: c\", \"rejected\": \"\\n\\nAssistant: r\"}",
+        "{\"messages\": [" U("p") "," A("c") "]}",
+    };
+    static const char bytes[] = "{}[]\",:\\un0 \x7f\xc3\xff";
+    int64_t read = 0;
+    for (uint64_t i = 0; i < 3000; i++) {
+        const struct data_opts o = data_fixture_opts();
+        const char *row = rows[i % COUNT_OF(rows)];
+        const size_t n = strlen(row), at = rng_u64(3, 1, i) % n, how = rng_u64(3, 2, i) % 3;
+        struct buf b = { 0 };
+        struct dataset d;
+        must(buf_add(&b, row, at));
+        if (how == 0) must(buf_add(&b, &bytes[rng_u64(3, 3, i) % (sizeof bytes - 1)], 1));
+        if (how == 1) must(buf_adds(&b, row + at / 2));
+        if (how != 1) must(buf_adds(&b, row + at + 1 + (how == 2 ? (n - at - 1) / 2 : 0)));
+        const int rc =
+            data_fixture_load(&fx, &d, b.data, i % 2 ? DATA_PAIRS : DATA_SFT, &o, fx.chatml);
+        if (rc < 0) {
+            assert_int_equal(rc, ERR_INPUT);
+            data_fixture_message("/pairs.jsonl:1:");
+        } else {
+            assert_int_equal(d.n, 1);
+            dataset_release(&d);
+            read++;
+        }
+        buf_release(&b);
+    }
+    assert_in_range(read, 50, 2950);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -467,6 +506,7 @@ int main(void)
         cmocka_unit_test(test_data__files),
         cmocka_unit_test(test_data__gzip_faults),
         cmocka_unit_test(test_data__skip_bad_rows),
+        cmocka_unit_test(test_data__mutated_rows),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -209,10 +209,12 @@ static void test_data__dropped(void **state)
     assert_int_equal(d.stats.truncated_prompts + d.stats.truncated_responses,
                      0); /* those of kept rows */
     must(dataset_describe(&d, &b));
+    const char *summary =
+        "pairs.jsonl: 6 rows, 2 kept (dropped: 2 empty, 1 equal, 1 equal once cut), "
+        "0 prompts and 0 responses cut\n";
     const char *want[] = {
-        "pairs.jsonl: 6 rows, 2 kept (dropped: 2 empty, 1 equal, 1 equal once cut), 0 prompts and "
-        "0 responses cut\n",
-        "pairs.jsonl:1: dropped: chosen is empty\n", "pairs.jsonl:2: dropped: rejected is empty\n",
+        summary, "pairs.jsonl:1: dropped: chosen is empty\n",
+        "pairs.jsonl:2: dropped: rejected is empty\n",
         "pairs.jsonl:3: dropped: chosen and rejected are the same text\n",
         "pairs.jsonl:4: dropped: chosen and rejected are equal once cut to max_length"
     };
