@@ -15,7 +15,9 @@ int ids_append(struct ids *v, const int32_t *id, int64_t n);
 
 struct tokenizer; /* immutable after open: encode and decode may be called by several threads at once */
 
-/* Reads DIR/tokenizer.json and, where there, DIR/tokenizer_config.json (bos_token, eos_token) and DIR/special_tokens_map.json.
+/* Reads DIR/tokenizer.json and, where there, DIR/tokenizer_config.json (bos_token, eos_token) and DIR/special_tokens_map.json
+ * (asked where the first says nothing; null is an answer: none). Where neither names an EOS it is the one of <|endoftext|>, </s>,
+ * <|end_of_text|>, <|eot_id|>, <|im_end|> that is an added token, if there is only one.
  * ERR_INPUT with file:line:col or the component's name. */
 int tokenizer_open(struct tokenizer **out, const char *dir);
 void tokenizer_close(struct tokenizer *t);
@@ -24,7 +26,10 @@ enum special_mode { SPECIALS_AS_TEXT, SPECIALS_MATCH };
 /* Append the ids of text (UTF-8, checked: ERR_INPUT where it is not valid). SPECIALS_AS_TEXT: added tokens inside the text are ordinary text (no
  * added token is matched at all); SPECIALS_MATCH: they become their ids. Never adds BOS or EOS (no post-processor). */
 int tokenizer_encode(const struct tokenizer *t, const char *text, size_t len, enum special_mode mode, struct ids *out);
-/* Text of ids (added to b); special tokens are skipped where skip_special. Bytes that are not valid UTF-8 become U+FFFD. */
+/* The same for a part of a longer text, `first` where it is that text's start: some tokenizers put a space there only. */
+int tokenizer_encode_part(const struct tokenizer *t, const char *text, size_t len, bool first, enum special_mode mode, struct ids *out);
+/* Text of ids (added to b); special tokens are skipped where skip_special, ids that no token has always are. Bytes that are not
+ * valid UTF-8 become U+FFFD. */
 int tokenizer_decode(const struct tokenizer *t, const int32_t *id, int64_t n, bool skip_special, struct buf *b);
 /* Where the first added token's text stands in text, for data.special_tokens "error"; *name borrowed. false: none. */
 bool tokenizer_find_special(const struct tokenizer *t, const char *text, size_t len, size_t *at, const char **name);
