@@ -277,6 +277,20 @@ static void test_io__write_full(void **state)
     free(big);
 }
 
+/* A file that is not what was written to it is not published. */
+static void test_io__write_size_differs(void **state)
+{
+    struct file_out f;
+    for (int more = 0; more < 2; more++) {
+        assert_int_equal(file_create(&f, scratch(state, "out")), 0);
+        assert_int_equal(file_put(&f, "abc", 3), 0);
+        if (more) assert_int_equal(write(f.fd, "x", 1), 1);
+        assert_int_equal(file_commit(&f), more ? ERR_IO : 0);
+        if (more) assert_msg("cannot keep the size");
+    }
+    assert_int_equal(scratch_count(state), 1); /* the first one */
+}
+
 static void test_io__copy(void **state)
 {
     char *text, *big = malloc(200000);
@@ -358,6 +372,7 @@ int main(void)
         T(test_io__write_planted_link),
         T(test_io__write_twice_at_once),
         T(test_io__write_full),
+        T(test_io__write_size_differs),
         T(test_io__copy),
         T(test_io__lock),
         T(test_io__lock_planted),
