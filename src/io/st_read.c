@@ -2,6 +2,7 @@
 #include "safetensors.h"
 #include "json.h"
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -65,8 +66,9 @@ static int get_dtype(const struct entry *e, const json_t *v, struct st_tensor *t
         *bits = dtype_table[i].bits;
         return 0;
     }
-    char shown[SHOWN], what[SHOWN + 32] = "unknown dtype ";
-    strcat(what, err_quote(shown, sizeof shown, name, strlen(name)));
+    char shown[SHOWN], what[SHOWN + 32];
+    snprintf(what, sizeof what, "unknown dtype %s",
+             err_quote(shown, sizeof shown, name, strlen(name)));
     return bad(e, what);
 }
 
