@@ -75,7 +75,7 @@ static void write_tokenizer(const char *dir, int flags)
     assert_non_null(f);
     fputs("{\"clean_up_tokenization_spaces\": false", f);
     if (flags & FIXTURE_BOS) fputs(", \"bos_token\": \"<bos>\"", f);
-    if (flags & FIXTURE_EOS) fputs(", \"eos_token\": \"<eos>\"", f);
+    fputs(flags & FIXTURE_EOS ? ", \"eos_token\": \"<eos>\"" : ", \"eos_token\": null", f);
     fputs("}\n", f);
     assert_int_equal(fclose(f), 0);
 }
