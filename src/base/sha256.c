@@ -18,29 +18,46 @@ static uint32_t rotr(uint32_t x, int n)
     return (x >> n) | (x << (32 - n));
 }
 
-static void compress(uint32_t h[8], const uint8_t *p)
+/* One round; the caller renames the 8 words from round to round instead of moving them. */
+static inline void round_of(uint32_t a, uint32_t b, uint32_t c, uint32_t *d, uint32_t e, uint32_t f,
+                            uint32_t g, uint32_t *h, uint32_t kw)
 {
-    uint32_t w[64], s[8];
+    const uint32_t t1 = *h + (rotr(e, 6) ^ rotr(e, 11) ^ rotr(e, 25)) + (g ^ (e & (f ^ g))) + kw;
+    const uint32_t t2 = (rotr(a, 2) ^ rotr(a, 13) ^ rotr(a, 22)) + ((a & b) | (c & (a | b)));
+    *d += t1;
+    *h = t1 + t2;
+}
+
+static void compress(uint32_t s[8], const uint8_t *p)
+{
+    uint32_t w[64];
+    uint32_t a = s[0], b = s[1], c = s[2], d = s[3], e = s[4], f = s[5], g = s[6], h = s[7];
     for (int i = 0; i < 16; i++)
         w[i] = (uint32_t)p[4 * i] << 24 | (uint32_t)p[4 * i + 1] << 16 |
                (uint32_t)p[4 * i + 2] << 8 | p[4 * i + 3];
     for (int i = 16; i < 64; i++) {
-        const uint32_t a = w[i - 15], b = w[i - 2];
-        w[i] = w[i - 16] + w[i - 7] + (rotr(a, 7) ^ rotr(a, 18) ^ (a >> 3)) +
-               (rotr(b, 17) ^ rotr(b, 19) ^ (b >> 10));
+        const uint32_t x = w[i - 15], y = w[i - 2];
+        w[i] = w[i - 16] + w[i - 7] + (rotr(x, 7) ^ rotr(x, 18) ^ (x >> 3)) +
+               (rotr(y, 17) ^ rotr(y, 19) ^ (y >> 10));
     }
-    memcpy(s, h, sizeof s);
-    for (int i = 0; i < 64; i++) {
-        const uint32_t t1 = s[7] + (rotr(s[4], 6) ^ rotr(s[4], 11) ^ rotr(s[4], 25)) +
-                            ((s[4] & s[5]) ^ (~s[4] & s[6])) + K[i] + w[i];
-        const uint32_t t2 = (rotr(s[0], 2) ^ rotr(s[0], 13) ^ rotr(s[0], 22)) +
-                            ((s[0] & s[1]) ^ (s[0] & s[2]) ^ (s[1] & s[2]));
-        memmove(s + 1, s, 7 * sizeof *s);
-        s[4] += t1;
-        s[0] = t1 + t2;
+    for (int i = 0; i < 64; i += 8) {
+        round_of(a, b, c, &d, e, f, g, &h, K[i] + w[i]);
+        round_of(h, a, b, &c, d, e, f, &g, K[i + 1] + w[i + 1]);
+        round_of(g, h, a, &b, c, d, e, &f, K[i + 2] + w[i + 2]);
+        round_of(f, g, h, &a, b, c, d, &e, K[i + 3] + w[i + 3]);
+        round_of(e, f, g, &h, a, b, c, &d, K[i + 4] + w[i + 4]);
+        round_of(d, e, f, &g, h, a, b, &c, K[i + 5] + w[i + 5]);
+        round_of(c, d, e, &f, g, h, a, &b, K[i + 6] + w[i + 6]);
+        round_of(b, c, d, &e, f, g, h, &a, K[i + 7] + w[i + 7]);
     }
-    for (int i = 0; i < 8; i++)
-        h[i] += s[i];
+    s[0] += a;
+    s[1] += b;
+    s[2] += c;
+    s[3] += d;
+    s[4] += e;
+    s[5] += f;
+    s[6] += g;
+    s[7] += h;
 }
 
 void sha256_init(struct sha256 *s)

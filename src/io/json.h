@@ -14,7 +14,7 @@ struct json_doc { /* valid when zeroed */
 };
 
 /* Read and parse a whole file. Refused with file:line:col (ERR_INPUT): what jansson refuses, duplicate keys, a BOM,
- * NUL bytes, numbers that overflow or underflow (1e-999), lone surrogates, a directory or FIFO, files over 1 GiB. */
+ * NUL bytes, numbers that overflow or underflow (1e-999), lone surrogates, over 2000 levels, a directory or FIFO, files over 1 GiB. */
 int json_doc_read(struct json_doc *d, const char *path);
 /* The same from memory; `name` and `line0` are used in messages only. Text is copied. */
 int json_doc_parse(struct json_doc *d, const char *name, int64_t line0, const char *text, size_t len);
