@@ -69,22 +69,22 @@ static void test_data__pair_forms(void **state)
                 { "{\"prompt\": \"ab a\", \"chosen\": \"b ab\", \"rejected\": \"No\"}", false,
                   "\3ab a", "b ab\4", "No\4" },
                 { "{\"prompt\": \"ab a\", \"chosen\": \"b ab\", \"rejected\": \"No\"}", true,
-                  "\1user\nab a\2\n\1assistant\n", "b ab\2", "No\2" },
+                  "\3\1user\nab a\2\n\1assistant\n", "b ab\2", "No\2" },
                 { "{\"prompt\": [" U("Hi") "], \"chosen\": [" A("Yes") "], \"rejected\": [" A(
                       "No") "]}",
-                  false, "\1user\nHi\2\n\1assistant\n", "Yes\2", "No\2" },
+                  false, "\3\1user\nHi\2\n\1assistant\n", "Yes\2", "No\2" },
                 { "{\"prompt\": [" S("Be.") "," U("Hi") "," A("x") "," U("y") "], \"chosen\": [" A(
                       "Yes") "], \"rejected\": [" A("No") "]}",
                   false,
-                  "\1system\nBe.\2\n\1user\nHi\2\n\1assistant\nx\2\n\1user\ny\2\n\1assistant\n",
+                  "\3\1system\nBe.\2\n\1user\nHi\2\n\1assistant\nx\2\n\1user\ny\2\n\1assistant\n",
                   "Yes\2", "No\2" },
                 /* whole conversations: the common leading messages are the prompt */
                 { "{\"chosen\": [" U("Hi") "," A("Yes") "], \"rejected\": [" U("Hi") "," A(
                       "No") "]}",
-                  false, "\1user\nHi\2\n\1assistant\n", "Yes\2", "No\2" },
+                  false, "\3\1user\nHi\2\n\1assistant\n", "Yes\2", "No\2" },
                 { "{\"chosen\": [" U("Hi") "," A("x") "," U("y") "," A(
                       "Yes") "], \"rejected\": [" U("Hi") "," A("x") "," U("y") "," A("Yes.") "]}",
-                  false, "\1user\nHi\2\n\1assistant\nx\2\n\1user\ny\2\n\1assistant\n", "Yes\2",
+                  false, "\3\1user\nHi\2\n\1assistant\nx\2\n\1user\ny\2\n\1assistant\n", "Yes\2",
                   "Yes.\2" },
                 /* UltraFeedback Binarized as published */
                 { "{\"prompt\": \"Hi\", \"prompt_id\": \"f0\", \"chosen\": [" U("Hi") "," A("Yes") "], \"rejected\": [" U(
@@ -93,17 +93,18 @@ static void test_data__pair_forms(void **state)
                                                                                   "chosen\": 8.5, "
                                                                                   "\"score_"
                                                                                   "rejected\": 8}",
-                  false, "\1user\nHi\2\n\1assistant\n", "Yes\2", "No\2" },
+                  false, "\3\1user\nHi\2\n\1assistant\n", "Yes\2", "No\2" },
                 { "{\"prompt\": \"Hi\", \"chosen\": [" U("Hi") "," A("Yes") "], \"rejected\": [" U(
                       "Hi") "," A("No") "]}",
-                  true, "\1user\nHi\2\n\1assistant\n", "Yes\2", "No\2" },
+                  true, "\3\1user\nHi\2\n\1assistant\n", "Yes\2", "No\2" },
                 /* hh-rlhf */
                 { "{\"chosen\": \"\\n\\nHuman: q\\n\\nAssistant: yes\", \"rejected\": "
                   "\"\\n\\nHuman: q\\n\\nAssistant: no\"}",
                   false, "\3\n\nHuman: q\n\nAssistant:", " yes\4", " no\4" },
                 { "{\"chosen\": \"\\n\\nHuman: q\\n\\nAssistant: yes\", \"rejected\": "
                   "\"\\n\\nHuman: q\\n\\nAssistant: no\"}",
-                  true, "\1user\n\n\nHuman: q\n\nAssistant:\2\n\1assistant\n", " yes\2", " no\2" },
+                  true, "\3\1user\n\n\nHuman: q\n\nAssistant:\2\n\1assistant\n", " yes\2",
+                  " no\2" },
                 /* the last marker of the common start, not of either text; the common start of the responses stays with them */
                 { "{\"chosen\": \"\\n\\nHuman: q\\n\\nAssistant: same a\\n\\nHuman: "
                   "z\\n\\nAssistant: k\", "
@@ -116,12 +117,12 @@ static void test_data__pair_forms(void **state)
                   false, "\3\n\nAssistant: 1\n\nAssistant:", " 2\4", " 3\4" },
                 /* mixed */
                 { "{\"prompt\": [" U("Hi") "], \"chosen\": \"Yes\", \"rejected\": \"No\"}", false,
-                  "\1user\nHi\2\n\1assistant\n", "Yes\2", "No\2" },
+                  "\3\1user\nHi\2\n\1assistant\n", "Yes\2", "No\2" },
                 { "{\"prompt\": \"Hi\", \"chosen\": [" A("Yes") "], \"rejected\": [" A("No") "]}",
-                  false, "\1user\nHi\2\n\1assistant\n", "Yes\2", "No\2" },
+                  false, "\3\1user\nHi\2\n\1assistant\n", "Yes\2", "No\2" },
                 { "{\"prompt\": [" U("Hi") "], \"chosen\": [" U("Hi") "," A(
                       "Yes") "], \"rejected\": [" U("Hi") "," A("No") "]}",
-                  false, "\1user\nHi\2\n\1assistant\n", "Yes\2", "No\2" },
+                  false, "\3\1user\nHi\2\n\1assistant\n", "Yes\2", "No\2" },
                 /* responses of one text token; extra keys; no tool was called */
                 { "{\"prompt\": \"\", \"chosen\": \"x\", \"rejected\": \"ab\", \"id\": [1]}", false,
                   "\3", "x\4", "ab\4" },
@@ -129,7 +130,7 @@ static void test_data__pair_forms(void **state)
                                            "\"Yes\", \"tool_calls\": [], \"weight\": 1}],"
                                            " \"rejected\": [{\"role\": \"assistant\", \"content\": "
                                            "\"No\", \"tool_calls\": null}]}",
-                  false, "\1user\nHi\2\n\1assistant\n", "Yes\2", "No\2" },
+                  false, "\3\1user\nHi\2\n\1assistant\n", "Yes\2", "No\2" },
                 /* text beyond ASCII, and escapes */
                 { "{\"prompt\": \"\\u00e9\\ud83d\\ude00\", \"chosen\": \"\xc3\xa9\", \"rejected\": "
                   "\"\xe3\x80\x80.\"}",
@@ -143,21 +144,21 @@ static void test_data__sft_forms(void **state)
     (void)state;
     static const struct form_case cases[] = {
         { "{\"prompt\": \"Hi\", \"completion\": \"Yes\"}", false, "\3Hi", "Yes\4", NULL },
-        { "{\"prompt\": \"Hi\", \"completion\": \"Yes\"}", true, "\1user\nHi\2\n\1assistant\n",
+        { "{\"prompt\": \"Hi\", \"completion\": \"Yes\"}", true, "\3\1user\nHi\2\n\1assistant\n",
           "Yes\2", NULL },
         { "{\"prompt\": [" U("Hi") "], \"completion\": [" A("Yes") "]}", false,
-          "\1user\nHi\2\n\1assistant\n", "Yes\2", NULL },
+          "\3\1user\nHi\2\n\1assistant\n", "Yes\2", NULL },
         { "{\"prompt\": [" U("Hi") "], \"completion\": \"Yes\"}", false,
-          "\1user\nHi\2\n\1assistant\n", "Yes\2", NULL },
+          "\3\1user\nHi\2\n\1assistant\n", "Yes\2", NULL },
         { "{\"messages\": [" U("Hi") "," A("x") "," U("y") "," A("Yes") "]}", false,
-          "\1user\nHi\2\n\1assistant\nx\2\n\1user\ny\2\n\1assistant\n", "Yes\2", NULL },
+          "\3\1user\nHi\2\n\1assistant\nx\2\n\1user\ny\2\n\1assistant\n", "Yes\2", NULL },
         { "{\"prompt\": \"Hi\", \"chosen\": \"Yes\", \"rejected\": \"No\"}", false, "\3Hi", "Yes\4",
           NULL },
         { "{\"chosen\": [" U("Hi") "," A("Yes") "], \"rejected\": [" U("Hi") "," A("No") "]}",
-          false, "\1user\nHi\2\n\1assistant\n", "Yes\2", NULL },
+          false, "\3\1user\nHi\2\n\1assistant\n", "Yes\2", NULL },
         { "{\"prompt\": \"Hi\", \"chosen\": [" U("Hi") "," A("Yes") "], \"rejected\": [" U(
               "Hi") "," A("No") "], \"messages\": []}",
-          false, "\1user\nHi\2\n\1assistant\n", "Yes\2", NULL },
+          false, "\3\1user\nHi\2\n\1assistant\n", "Yes\2", NULL },
         { "{\"chosen\": \"\\n\\nHuman: q\\n\\nAssistant: a1\\n\\nAssistant: k\", \"rejected\": "
           "\"\\n\\nHuman: q\\n\\nAssistant: no\"}",
           false, "\3\n\nHuman: q\n\nAssistant:", " a1\n\nAssistant: k\4", NULL },

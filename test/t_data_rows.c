@@ -466,10 +466,10 @@ static void test_data__encode_prompt(void **state)
     } cases[] = {
         { "\"Hi ab\"", false, 0, "\3Hi ab\4", NULL },
         { "\"Hi ab\"", false, 3, "\3 ab\4", NULL }, /* "ab" is one token */
-        { "\"Hi ab\"", true, 0, "\1user\nHi ab\2\n\1assistant\n\2", NULL },
+        { "\"Hi ab\"", true, 0, "\3\1user\nHi ab\2\n\1assistant\n\2", NULL },
         { "{\"prompt\": \"Hi\", \"id\": 7}", false, 0, "\3Hi\4", NULL },
         { "{\"prompt\": [{\"role\": \"user\", \"content\": \"Hi\"}], \"chosen\": 3}", false, 0,
-          "\1user\nHi\2\n\1assistant\n\2", NULL },
+          "\3\1user\nHi\2\n\1assistant\n\2", NULL },
         { "{\"prompt\": \"\\n\\nHuman: x\\n\\nAssistant:\", \"chosen\": \"y\"}", false, 0,
           "\3\n\nHuman: x\n\nAssistant:\4", NULL },
         { "{\"chosen\": \"\\n\\nHuman: x\\n\\nAssistant: y\", \"rejected\": \"\\n\\nHuman: "
@@ -477,12 +477,12 @@ static void test_data__encode_prompt(void **state)
           false, 0, "\3\n\nHuman: x\n\nAssistant:\4", NULL },
         { "{\"prompt\": \"Hi\", \"chosen\": [{\"role\": \"user\", \"content\": \"Hi\"}, {\"role\": "
           "\"assistant\", \"content\": \"y\"}]}",
-          false, 0, "\1user\nHi\2\n\1assistant\n\2", NULL },
+          false, 0, "\3\1user\nHi\2\n\1assistant\n\2", NULL },
         { "{\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}, {\"role\": \"assistant\", "
           "\"content\": \"y\"}]}",
-          false, 0, "\1user\nHi\2\n\1assistant\n\2", NULL },
+          false, 0, "\3\1user\nHi\2\n\1assistant\n\2", NULL },
         { "{\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}]}", false, 0,
-          "\1user\nHi\2\n\1assistant\n\2", NULL },
+          "\3\1user\nHi\2\n\1assistant\n\2", NULL },
         { "{\"text\": \"Hi\"}", false, 0, NULL, "p.jsonl:9: error: missing key \"prompt\"" },
         { "{\"prompt\": 4}", false, 0, NULL,
           "\"prompt\" must be a string or a list of messages; found a number" },
