@@ -10,6 +10,21 @@
  * or rewritten; anything else is refused, so that no pattern splits text in another way than it should. */
 static const char SPACE[] =
     "\\p{Z}\\t-\\r\\x{85}\\p{Z}"; /* no end of it makes a range with a hyphen beside it */
+/* What Unicode 15 and 16 added to the letters and numbers, which the tokenizers library knows and PCRE2 before 10.45 does not:
+ * with it a text has the same tokens whatever the version here. */
+static const char NEW_LETTERS[] =
+    "\\x{1C89}-\\x{1C8A}\\x{A7CB}-\\x{A7CD}\\x{A7DA}-\\x{A7DC}\\x{105C0}-\\x{105F3}"
+    "\\x{10D4A}-\\x{10D65}\\x{10D6F}-\\x{10D85}\\x{10EC2}-\\x{10EC4}\\x{1123F}-\\x{11240}"
+    "\\x{11380}-\\x{11389}\\x{1138B}\\x{1138E}\\x{11390}-\\x{113B5}\\x{113B7}\\x{113D1}"
+    "\\x{113D3}\\x{11BC0}-\\x{11BE0}\\x{11F02}\\x{11F04}-\\x{11F10}\\x{11F12}-\\x{11F33}"
+    "\\x{1342F}\\x{13441}-\\x{13446}\\x{13460}-\\x{143FA}\\x{16100}-\\x{1611D}"
+    "\\x{16D40}-\\x{16D6C}\\x{18CFF}\\x{1B132}\\x{1B155}\\x{1DF25}-\\x{1DF2A}"
+    "\\x{1E030}-\\x{1E06D}\\x{1E4D0}-\\x{1E4EB}\\x{1E5D0}-\\x{1E5ED}\\x{1E5F0}\\x{2B739}"
+    "\\x{2EBF0}-\\x{2EE5D}\\x{31350}-\\x{323AF}";
+static const char NEW_NUMBERS[] =
+    "\\x{10D40}-\\x{10D49}\\x{116D0}-\\x{116E3}\\x{11BF0}-\\x{11BF9}\\x{11F50}-\\x{11F59}"
+    "\\x{16130}-\\x{16139}\\x{16D70}-\\x{16D79}\\x{1CCF0}-\\x{1CCF9}\\x{1D2C0}-\\x{1D2D3}"
+    "\\x{1E4F0}-\\x{1E4F9}\\x{1E5F1}-\\x{1E5FA}";
 enum { PATTERN_MAX = 1 << 16 };
 
 struct reader {
@@ -32,7 +47,7 @@ static int pass(struct reader *r, size_t n)
     return 0;
 }
 
-/* \p{L}, \P{Lu}, \p{^N}; names of more than two letters are scripts, which PCRE2 would take with their
+/* \p{L}, \P{Lu}; names of more than two letters are scripts, which PCRE2 would take with their
  * extensions. */
 static int read_property(struct reader *r)
 {
@@ -40,8 +55,14 @@ static int read_property(struct reader *r)
     if (r->end - r->at < 4 || r->at[2] != '{' || !close || close - r->at > 40)
         return refuse(r, "a property without {name}");
     const char *name = r->at + 3;
-    const bool no = *name == '^';
-    if (no) name++;
+    if (close - name == 1 && r->at[1] == 'p' && (*name == 'L' || *name == 'N')) {
+        TRY(buf_addf(r->out, r->in_class ? "\\p{%c}%s\\p{%c}" : "[\\p{%c}%s\\p{%c}]", *name,
+                     *name == 'L' ? NEW_LETTERS : NEW_NUMBERS, *name));
+        r->at = close + 1;
+        return 0;
+    }
+    if (*name == '^' || (close - name == 1 && (*name == 'L' || *name == 'N')))
+        return refuse(r, "this property's complement");
     TRY(buf_add(r->out, r->at, (size_t)(name - r->at)));
     if (close - name > 2) TRY(buf_adds(r->out, "sc:"));
     r->at = name;

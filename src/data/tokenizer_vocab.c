@@ -4,9 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Ids may have gaps (published vocabularies have small ones), but a file of a few tokens must not ask
- * for a table of 2^31. */
-enum { ID_SLACK = 65536, TOKENS_MAX = 1 << 26 };
+enum { TOKENS_MAX = 1 << 26 };
 
 static uint64_t text_hash(const char *s, size_t len)
 {
@@ -109,7 +107,7 @@ static int id_at(int32_t *out, const struct json_doc *d, const char *where, cons
     const json_int_t id = json_integer_value(v);
     if (id < 0 || id >= limit)
         return json_err(ERR_INPUT, d, where,
-                        "the id %lld is out of range: this vocabulary may use ids from 0 to %lld",
+                        "the id %lld is out of range: the ids here are 0 to %lld, without a gap",
                         (long long)id, (long long)limit - 1);
     *out = (int32_t)id;
     return 0;
@@ -192,6 +190,11 @@ static int load_added(struct tokenizer *t, const struct json_doc *d, int32_t i, 
                         id);
     if (same >= 0 && t->tok[id].added)
         return json_err(ERR_INPUT, d, at, "\"%s\" is added twice", shown);
+    if (same < 0 && id != t->size)
+        return json_err(ERR_INPUT, d, where,
+                        "\"%s\" has the id %d, but the next free one is %d; the tokenizers library "
+                        "would renumber it",
+                        shown, id, t->size);
     if (same < 0) token_set(t, id, s, len, used);
     t->tok[id].added = i + 1;
     return 0;
@@ -222,19 +225,18 @@ int tokenizer_load_vocab(struct tokenizer *t, const struct json_doc *d)
         return json_err(ERR_INPUT, d, "/added_tokens", "added_tokens is not a list");
     const int64_t n_vocab = (int64_t)json_object_size(vocab),
                   n_added = (int64_t)json_array_size(added);
-    const int64_t limit = n_vocab + n_added + ID_SLACK;
-    if (limit > TOKENS_MAX)
+    if (n_vocab + n_added > TOKENS_MAX)
         return json_err(ERR_INPUT, d, "/model/vocab", "%lld tokens; at most %d can be used",
-                        (long long)(n_vocab + n_added), TOKENS_MAX - ID_SLACK);
+                        (long long)(n_vocab + n_added), TOKENS_MAX);
     for (t->slots = 16; t->slots < 2 * (n_vocab + n_added);)
         t->slots *= 2;
     TRY(MEM_NEW(&t->slot, t->slots));
-    TRY(MEM_NEW(&t->tok, limit));
+    TRY(MEM_NEW(&t->tok, n_vocab + n_added));
     TRY(MEM_NEW(&t->added, n_added));
     TRY(MEM_NEW(&t->text, text_bytes(vocab, added)));
     t->n_added = (int32_t)n_added;
-    TRY(load_model_vocab(t, d, vocab, limit, &used));
-    json_array_foreach(added, i, v) TRY(load_added(t, d, (int32_t)i, v, limit, &used));
+    TRY(load_model_vocab(t, d, vocab, n_vocab, &used));
+    json_array_foreach(added, i, v) TRY(load_added(t, d, (int32_t)i, v, n_vocab + n_added, &used));
     return 0;
 }
 
