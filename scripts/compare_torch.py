@@ -266,7 +266,7 @@ def quick_cases():
         dict(name="qwen3/dpop", shape="qwen3", loss="dpop", ref=True, memory={"micro_batch_tokens": 300}, sft={"learning_rate": 1e-4}, preference={"schedule": "constant", "weight_decay": 1.0}),
         dict(name="qwen2/bdpo", shape="qwen2", loss="bdpo", memory={"micro_batch_tokens": 1}, forms=("messages", "system", "turns"),
              preference={"lambda": 0.3, "beta": 0.5}, model={"template": tiny.CHATML_OLD, "jinja_file": True}),
-        dict(name="llama/minor_dpo", shape="llama", loss="minor_dpo", ref=True, forms=("strings", "hh", "ultrafeedback"), memory={"micro_batch_tokens": 100000},
+        dict(name="llama/minor_dpo", shape="llama", loss="minor_dpo", ref=True, degenerate=True, forms=("strings", "hh", "ultrafeedback"), memory={"micro_batch_tokens": 100000},
              sft={"warmup_ratio": 0.5, "weight_decay": 0.5, "learning_rate": 2e-4}),
         dict(name="qwen3/slic", shape="qwen3", loss="slic", preference={"beta": 0.7}, model={"spelling": 4}, memory={"gradient_checkpointing": True}),
         dict(name="qwen2/sppo", shape="qwen2", loss="sppo", preference={"batch_size": 3, "learning_rate": 3e-4, "max_steps": 7}, data={"max_prompt_length": 40}),

@@ -177,7 +177,8 @@ def assistant(c):
 
 
 def make_pairs(seed, n, family, forms=("messages", "strings"), degenerate=False):
-    """n preference rows in rotation over `forms`, with 1-token, long and very long parts; `degenerate`: two more that must be dropped."""
+    """n preference rows in rotation over `forms`, with 1-token, long and very long parts; `degenerate`: three more that the preference stage
+    must drop (SFT, which reads the chosen responses alone, keeps them)."""
     rng = random.Random(seed)
     trim = family == "qwen"  # white space at a content's ends is kept by ChatML and trimmed by Llama 3
     rows = []
@@ -201,6 +202,7 @@ def make_pairs(seed, n, family, forms=("messages", "strings"), degenerate=False)
     if degenerate:
         rows.insert(2, pair_row(rng, forms[0], "equal", "the same", "the same", trim))
         long = text(rng, 120, False)
+        rows.insert(5, pair_row(rng, forms[-1], "empty", "something", " \n", trim))
         rows.insert(7, pair_row(rng, forms[0], "equal once cut", long + " one", long + " two", trim))
     return rows
 

@@ -158,7 +158,7 @@ def load_pairs(paths, text):
     for path, number, row in read_rows(paths):
         prompt, w, l = split_pair(row)
         ids, end = text.prompt(prompt)
-        if not w or not l or w == l:
+        if not ids or not w.strip() or not l.strip() or w == l:
             continue
         p, (wi, li) = text.cut(ids, [text.encode(w) + [end], text.encode(l) + [end]])
         if wi == li:
@@ -177,6 +177,8 @@ def load_sft(paths, text):
         else:
             prompt, answer, _ = split_pair(row)
         ids, end = text.prompt(prompt)
+        if not ids or not answer.strip():
+            continue
         p, (a,) = text.cut(ids, [text.encode(answer) + [end]])
         out.append(dict(file=path, line=number, prompt=p, chosen=a))
     return out
