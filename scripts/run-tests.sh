@@ -14,6 +14,9 @@ limit=${TEST_TIMEOUT:-300}
 torch_python=${TORCH_PYTHON:-python3}
 BDPO_TRAIN=${BDPO_TRAIN:-$PWD/build/bdpo-train}
 export BDPO_TRAIN
+ASAN_OPTIONS=${ASAN_OPTIONS:-print_legend=0}
+UBSAN_OPTIONS=${UBSAN_OPTIONS:-print_stacktrace=1}
+export ASAN_OPTIONS UBSAN_OPTIONS
 mkdir -p "$(dirname "$log")"
 : >"$log"
 out=$(mktemp)
@@ -117,7 +120,7 @@ EOF
     } >>"$log"
     if [ "$f" -gt 0 ]; then
         echo "FAILED $name: $p passed, $f failed, $s skipped$note"
-        grep -v '^ok [0-9]' "$out" | tail -n 60 | sed 's/^/    /'
+        grep -v -e '^ok [0-9]' -e '^[= ]*>*0x[0-9a-f]*:' "$out" | tail -n 60 | sed 's/^/    /'
     else
         printf '%-28s %4d passed, %d skipped, %d s\n' "$name" "$p" "$s" "$seconds"
     fi
