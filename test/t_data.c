@@ -239,6 +239,8 @@ static const struct {
       "\"chosen\" holds 2 messages" },
     { DATA_PAIRS, PAIR("[" U("p") "]", "[" A("c") "]", "[" U("q") "," A("r") "]"),
       "\"rejected\" holds 2 messages" },
+    { DATA_PAIRS, PAIR("[" U("p") "]", "[" U("p") "," A("x") "," A("c") "]", "[" A("r") "]"),
+      "\"chosen\" holds 3 messages" },
     { DATA_PAIRS, PAIR("\"p\"", "[" S("s") "," A("c") "]", "[" S("s") "," A("r") "]"),
       "no message of the user" },
     { DATA_PAIRS, "{\"chosen\": [" A("c") "], \"rejected\": [" A("r") "]}",
