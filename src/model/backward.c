@@ -72,17 +72,28 @@ static int attention_backward(struct model *m, const struct layer *y, struct act
                           &m->scratch);
 }
 
+/* The same kernels as in the forward, so that the bits are the same: norm1 of every layer but the
+ * first ran with a residual, and a norm without one may sum in another order. dh is free here. */
+static int layer_recompute(struct model *m, int64_t l, struct acts *t, const struct segments *segs)
+{
+    const struct tensor *w = &m->params[m->layers[l].norm1].w;
+    const float eps = (float)m->arch.rms_eps;
+    struct tensor zero = tensor_rows(&m->dh, 0, t->x.dim[0]);
+    if (l == 0) {
+        TRY(op_rmsnorm_fwd(m->be, &t->h1, &t->rstd1, NULL, &t->x, NULL, w, eps));
+    } else {
+        TRY(op_fill(m->be, &zero, 0));
+        TRY(op_rmsnorm_fwd(m->be, &t->h1, &t->rstd1, &t->x, &t->x, &zero, w, eps));
+    }
+    return layer_forward(m, l, t, segs);
+}
+
 static int layer_backward(struct model *m, int64_t l, int64_t T, const struct segments *segs)
 {
-    const struct layer *y = &m->layers[l];
     struct acts t = layer_acts(m, l, T);
-    if (m->recompute) {
-        TRY(op_rmsnorm_fwd(m->be, &t.h1, &t.rstd1, NULL, &t.x, NULL, &m->params[y->norm1].w,
-                           (float)m->arch.rms_eps));
-        TRY(layer_forward(m, l, &t, segs));
-    }
-    TRY(mlp_backward(m, y, &t));
-    return attention_backward(m, y, &t, segs);
+    if (m->recompute) TRY(layer_recompute(m, l, &t, segs));
+    TRY(mlp_backward(m, &m->layers[l], &t));
+    return attention_backward(m, &m->layers[l], &t, segs);
 }
 
 static int report(model_ready_fn *ready, void *payload, int32_t first, int32_t n)

@@ -21,7 +21,7 @@ struct decoder { /* valid when zeroed */
 int decoder_plan(struct decoder *d, struct model *m, struct plan *p, int64_t batch, int64_t positions, int64_t prefill);
 /* After plan_grant and model_ready: host arrays, rope table. */
 int decoder_ready(struct decoder *d);
-void decoder_release(struct decoder *d);
+void decoder_release(struct decoder *d); /* after plan_release */
 /* Empty a slot. */
 void decoder_reset(struct decoder *d, int64_t slot);
 /* Append n ids (1 <= n <= prefill) to a slot; *logits: [V] of the last position (borrowed until the next call). */

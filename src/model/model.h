@@ -75,7 +75,8 @@ int model_ready(struct model *m);
 /* Book, and after the grant fill, the rope table (model_plan_buffers, model_ready and decode.c do it). */
 int model_plan_rope(struct model *m, struct plan *p, int64_t positions);
 int model_upload_rope(const struct model *m);
-void model_release(struct model *m); /* not the plan's memory */
+/* After plan_release, which clears the views in here. Not the plan's memory. */
+void model_release(struct model *m);
 
 /* weights.c ------------------------------------------------------------------------------------------------------ */
 /* Fill weights from DIR's safetensors (F32, F16, BF16). Missing tensor, wrong shape, NaN or Inf: ERR_INPUT with expected and found.

@@ -1,0 +1,407 @@
+/* SPDX-License-Identifier: MIT */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+#include <float.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "../src/base/rng.h"
+#include "model_fixture.h"
+#include "model_ref.h"
+
+enum { S = 2 * FIX_PAIRS };
+static char dir[64];
+static const double coef[S] = { 0.3, -0.2, 0.7, 0.1, -1.1, 0.4, 0.05, -0.6 };
+
+static int make_dir(void **state)
+{
+    (void)state;
+    snprintf(dir, sizeof dir, "/tmp/t_model-XXXXXX");
+    return mkdtemp(dir) ? 0 : -1;
+}
+
+static int remove_dir(void **state)
+{
+    (void)state;
+    return dir_remove(dir);
+}
+
+static void run(struct fix *f, const struct fix_batch *fb, double *logp, const double *c)
+{
+    struct tensor g = f->m.grads;
+    assert_int_equal(model_forward(&f->m, &fb->b), 0);
+    assert_int_equal(model_logp(&f->m, &fb->b, logp), 0);
+    if (!c) return;
+    memset(g.data, 0, (size_t)f->m.n_flat * sizeof(float));
+    assert_int_equal(model_backward(&f->m, &fb->b, c, NULL, NULL), 0);
+}
+
+/* The error of float32 sums over the widest inner product. */
+static double tolerance(const struct model *m, double scale)
+{
+    const double width = (double)MAX(m->arch.F, m->arch.V);
+    return 16 * (double)FLT_EPSILON * sqrt(width) * fmax(scale, 1);
+}
+
+static double ref_sequence(const struct ref *r, const struct fix_pairs *p, int s)
+{
+    int32_t ids[2 * FIX_LEN];
+    const int32_t n = fix_sequence(p, s, ids);
+    return ref_logp(r, ids, n, p->np[s / 2]);
+}
+
+static void test_model__logp_equals_oracle(void **state)
+{
+    struct fix_pairs p;
+    struct fix_batch fb;
+    (void)state;
+    fix_pairs_draw(&p, 3);
+    for (int shape = 0; shape < FIX_SHAPES; shape++) {
+        struct fix f;
+        struct ref r;
+        double logp[S];
+        fix_open(&f, dir, shape, false, false);
+        ref_init(&r, &f.m);
+        fix_batch_pairs(&fb, &p, 0, FIX_PAIRS);
+        run(&f, &fb, logp, NULL);
+        for (int s = 0; s < S; s++) {
+            const double want = ref_sequence(&r, &p, s);
+            if (fabs(logp[s] - want) > tolerance(&f.m, fabs(want)))
+                fail_msg("shape %d, sequence %d: %.9g, expected %.9g", shape, s, logp[s], want);
+        }
+        ref_release(&r);
+        fix_close(&f);
+    }
+}
+
+/* sum over sequences of coef logp, by the oracle */
+static double ref_objective(const struct ref *r, const struct fix_pairs *p)
+{
+    double sum = 0;
+    for (int s = 0; s < S; s++)
+        sum += coef[s] * ref_sequence(r, p, s);
+    return sum;
+}
+
+static void check_slice(struct fix *f, const struct ref *r, const struct fix_pairs *p, int32_t i,
+                        const struct param_slice *slice)
+{
+    const struct tensor grad = model_grad(&f->m, i);
+    const float *g = (const float *)grad.data + slice->row * grad.dim[1];
+    const double h = 1e-5;
+    int64_t n;
+    double *w = ref_tensor(r, slice->name, &n), scale = 0;
+    for (int64_t j = 0; j < n; j++)
+        scale = fmax(scale, fabs((double)g[j]));
+    assert_true(scale > 0);
+    for (uint64_t k = 0; k < 6; k++) {
+        /* half of the places at random, half the largest so far, so that a tensor of zeros cannot
+         * pass */
+        int64_t j = (int64_t)(rng_u64(11, (uint64_t)i, k) % (uint64_t)n);
+        for (int64_t t = 0; k % 2 && t < n; t++)
+            if (fabs((double)g[t]) == scale) j = t;
+        const double was = w[j];
+        w[j] = was + h;
+        const double up = ref_objective(r, p);
+        w[j] = was - h;
+        const double down = ref_objective(r, p);
+        w[j] = was;
+        const double want = (up - down) / (2 * h);
+        if (fabs((double)g[j] - want) > 4 * tolerance(&f->m, scale))
+            fail_msg("%s[%lld]: %.9g, expected %.9g", slice->name, (long long)j, (double)g[j],
+                     want);
+    }
+}
+
+static void test_model__gradients_equal_differences(void **state)
+{
+    struct fix_pairs p;
+    struct fix_batch fb;
+    (void)state;
+    fix_pairs_draw(&p, 4);
+    for (int shape = 0; shape < FIX_SHAPES; shape++) {
+        struct fix f;
+        struct ref r;
+        double logp[S];
+        fix_open(&f, dir, shape, true, false);
+        ref_init(&r, &f.m);
+        fix_batch_pairs(&fb, &p, 0, FIX_PAIRS);
+        run(&f, &fb, logp, coef);
+        for (int32_t i = 0; i < f.m.n_params; i++)
+            for (int32_t j = 0; j < f.m.params[i].n_slices; j++)
+                check_slice(&f, &r, &p, i, &f.m.params[i].slice[j]);
+        ref_release(&r);
+        fix_close(&f);
+    }
+}
+
+/* Elements whose gradients differ by more than rounding. */
+static int64_t differing(const struct model *m, const float *a, const float *b)
+{
+    int64_t n = 0;
+    for (int32_t i = 0; i < m->n_params; i++) {
+        const int64_t at = m->params[i].offset, count = tensor_count(&m->params[i].w);
+        double scale = 0;
+        for (int64_t j = at; j < at + count; j++)
+            scale = fmax(scale, fabs((double)a[j]));
+        for (int64_t j = at; j < at + count; j++)
+            n += fabs((double)a[j] - (double)b[j]) > 4 * tolerance(m, scale);
+    }
+    return n;
+}
+
+static void test_model__shared_prompt_equals_separate_rows(void **state)
+{
+    struct fix_pairs p;
+    struct fix_batch fb;
+    (void)state;
+    fix_pairs_draw(&p, 5);
+    for (int shape = 0; shape < FIX_SHAPES; shape++) {
+        struct fix f;
+        double shared[S], apart[S];
+        fix_open(&f, dir, shape, true, false);
+        float *g = malloc((size_t)f.m.n_flat * sizeof *g);
+        assert_non_null(g);
+        fix_batch_pairs(&fb, &p, 0, FIX_PAIRS);
+        assert_int_equal(fb.b.T, 3 + 3 + 1 + 1 + 0 + 4 + 7 + 0 + 0 + 2 + 2 + 5);
+        run(&f, &fb, shared, coef);
+        memcpy(g, f.m.grads.data, (size_t)f.m.n_flat * sizeof *g);
+        fix_batch_apart(&fb, &p, 0, FIX_PAIRS);
+        assert_int_equal(fb.b.T, 28 + 3 + 1 + 7 + 2);
+        run(&f, &fb, apart, coef);
+        for (int s = 0; s < S; s++)
+            assert_true(fabs(shared[s] - apart[s]) <= tolerance(&f.m, fabs(apart[s])));
+        assert_int_equal(differing(&f.m, g, f.m.grads.data), 0);
+        free(g);
+        fix_close(&f);
+    }
+}
+
+static void test_model__recompute_is_bit_equal(void **state)
+{
+    struct fix_pairs p;
+    struct fix_batch fb;
+    (void)state;
+    fix_pairs_draw(&p, 6);
+    fix_batch_pairs(&fb, &p, 0, FIX_PAIRS);
+    for (int shape = 0; shape < FIX_SHAPES; shape++) {
+        struct fix a, b;
+        double la[S], lb[S];
+        fix_open(&a, dir, shape, true, false);
+        fix_open(&b, dir, shape, true, true);
+        assert_int_equal(b.m.n_acts, 1);
+        run(&a, &fb, la, coef);
+        run(&b, &fb, lb, coef);
+        assert_memory_equal(la, lb, sizeof la);
+        assert_memory_equal(a.m.grads.data, b.m.grads.data, (size_t)a.m.n_flat * sizeof(float));
+        if (a.m.arch.L > 1)
+            assert_true(b.plan.bytes[PLAN_ACTIVATIONS] < a.plan.bytes[PLAN_ACTIVATIONS]);
+        fix_close(&a);
+        fix_close(&b);
+    }
+}
+
+static void test_model__inference_buffers_give_the_same_logp(void **state)
+{
+    struct fix_pairs p;
+    struct fix_batch fb;
+    struct fix a, b;
+    double la[S], lb[S];
+    (void)state;
+    fix_pairs_draw(&p, 6);
+    fix_batch_pairs(&fb, &p, 0, FIX_PAIRS);
+    fix_open(&a, dir, FIX_QWEN3, true, false);
+    fix_open(&b, dir, FIX_QWEN3, false, false);
+    run(&a, &fb, la, NULL);
+    run(&b, &fb, lb, NULL);
+    assert_memory_equal(la, lb, sizeof la);
+    assert_null(b.m.grads.data);
+    fix_close(&a);
+    fix_close(&b);
+}
+
+static void test_model__two_runs_are_bit_equal(void **state)
+{
+    struct fix_pairs p;
+    struct fix_batch fb, other;
+    struct fix f;
+    double first[S], again[S];
+    (void)state;
+    fix_pairs_draw(&p, 8);
+    fix_batch_pairs(&fb, &p, 0, FIX_PAIRS);
+    fix_batch_pairs(&other, &p, 2, 1);
+    fix_open(&f, dir, FIX_QWEN2_TIED, true, false);
+    float *g = malloc((size_t)f.m.n_flat * sizeof *g);
+    assert_non_null(g);
+    run(&f, &fb, first, coef);
+    memcpy(g, f.m.grads.data, (size_t)f.m.n_flat * sizeof *g);
+    run(&f, &other, again, coef); /* what a smaller batch leaves behind must not matter */
+    run(&f, &fb, again, coef);
+    assert_memory_equal(first, again, sizeof first);
+    assert_memory_equal(g, f.m.grads.data, (size_t)f.m.n_flat * sizeof *g);
+    free(g);
+    fix_close(&f);
+}
+
+/* Micro-batches add up to the whole batch. */
+static void test_model__gradients_accumulate(void **state)
+{
+    struct fix_pairs p;
+    struct fix_batch whole, part;
+    struct fix f;
+    double logp[S];
+    (void)state;
+    fix_pairs_draw(&p, 9);
+    fix_open(&f, dir, FIX_LLAMA3_BIASES, true, false);
+    float *g = malloc((size_t)f.m.n_flat * sizeof *g);
+    assert_non_null(g);
+    fix_batch_pairs(&whole, &p, 0, FIX_PAIRS);
+    run(&f, &whole, logp, coef);
+    memcpy(g, f.m.grads.data, (size_t)f.m.n_flat * sizeof *g);
+    memset(f.m.grads.data, 0, (size_t)f.m.n_flat * sizeof *g);
+    for (int i = 0; i < FIX_PAIRS; i++) {
+        fix_batch_pairs(&part, &p, i, 1);
+        assert_int_equal(model_forward(&f.m, &part.b), 0);
+        assert_int_equal(model_logp(&f.m, &part.b, logp), 0);
+        assert_int_equal(model_backward(&f.m, &part.b, coef + 2 * i, NULL, NULL), 0);
+    }
+    assert_int_equal(differing(&f.m, g, f.m.grads.data), 0);
+    free(g);
+    fix_close(&f);
+}
+
+struct seen {
+    const struct model *m;
+    float *grads; /* as they stood when each parameter was reported */
+    int *times;
+    int32_t calls, last;
+};
+
+static int note_ready(void *payload, int32_t first, int32_t n)
+{
+    struct seen *s = payload;
+    for (int32_t i = first; i < first + n; i++) {
+        const struct param *p = &s->m->params[i];
+        memcpy(s->grads + p->offset, (const float *)s->m->grads.data + p->offset,
+               (size_t)tensor_count(&p->w) * sizeof(float));
+        s->times[i]++;
+    }
+    s->calls++;
+    s->last = first;
+    return 0;
+}
+
+static int refuse_ready(void *payload, int32_t first, int32_t n)
+{
+    (void)payload;
+    (void)first;
+    (void)n;
+    return err_set(ERR_COMM, "stop here");
+}
+
+static void test_model__ready_means_final(void **state)
+{
+    struct fix_pairs p;
+    struct fix_batch fb;
+    (void)state;
+    fix_pairs_draw(&p, 10);
+    fix_batch_pairs(&fb, &p, 0, FIX_PAIRS);
+    for (int shape = 0; shape < FIX_SHAPES; shape++) {
+        struct fix f;
+        double logp[S];
+        fix_open(&f, dir, shape, true, shape % 2);
+        struct seen s = { &f.m, calloc((size_t)f.m.n_flat, sizeof(float)),
+                          calloc((size_t)f.m.n_params, sizeof(int)), 0, -1 };
+        assert_true(s.grads && s.times);
+        run(&f, &fb, logp, NULL);
+        memset(f.m.grads.data, 0, (size_t)f.m.n_flat * sizeof(float));
+        assert_int_equal(model_backward(&f.m, &fb.b, coef, note_ready, &s), 0);
+        for (int32_t i = 0; i < f.m.n_params; i++)
+            assert_int_equal(s.times[i], 1);
+        assert_int_equal(s.calls, f.m.arch.L + 2);
+        assert_int_equal(s.last, f.m.embed);
+        assert_memory_equal(s.grads, f.m.grads.data, (size_t)f.m.n_flat * sizeof(float));
+        run(&f, &fb, logp, NULL);
+        assert_int_equal(model_backward(&f.m, &fb.b, coef, refuse_ready, NULL), ERR_COMM);
+        free(s.grads);
+        free(s.times);
+        fix_close(&f);
+    }
+}
+
+static void test_model__table(void **state)
+{
+    (void)state;
+    for (int shape = 0; shape < FIX_SHAPES; shape++) {
+        struct fix f;
+        int64_t elements = 0;
+        fix_open(&f, dir, shape, false, false);
+        for (int32_t i = 0; i < f.m.n_params; i++) {
+            const struct param *p = &f.m.params[i];
+            assert_int_equal((uintptr_t)p->w.data % 64, 0);
+            assert_int_equal(p->decay, p->w.dim[1] > 1);
+            elements += tensor_count(&p->w);
+        }
+        assert_int_equal(elements, arch_parameters(&f.m.arch));
+        assert_int_equal(f.m.head == f.m.embed, f.m.arch.tied);
+        fix_close(&f);
+    }
+}
+
+static void test_model__random(void **state)
+{
+    struct fix f;
+    double sum = 0, ss = 0;
+    (void)state;
+    fix_open(&f, dir, FIX_QWEN2_TIED, false, false);
+    float *first = malloc((size_t)f.m.n_flat * sizeof *first);
+    assert_non_null(first);
+    assert_int_equal(model_random(&f.m, 42), 0);
+    memcpy(first, f.m.weights.data, (size_t)f.m.n_flat * sizeof *first);
+    assert_int_equal(model_random(&f.m, 43), 0);
+    assert_memory_not_equal(first, f.m.weights.data, (size_t)f.m.n_flat * sizeof *first);
+    assert_int_equal(model_random(&f.m, 42), 0);
+    assert_memory_equal(first, f.m.weights.data, (size_t)f.m.n_flat * sizeof *first);
+    const struct param *embed = &f.m.params[f.m.embed];
+    const int64_t n = tensor_count(&embed->w);
+    for (int64_t i = 0; i < n; i++) {
+        sum += (double)first[i];
+        ss += (double)first[i] * (double)first[i];
+    }
+    /* 1,952 draws of N(0, 0.02^2): five standard errors */
+    assert_true(fabs(sum / (double)n) < 5 * 0.02 / sqrt((double)n));
+    assert_true(fabs(sqrt(ss / (double)n) - 0.02) < 5 * 0.02 / sqrt(2.0 * (double)n));
+    const struct layer *y = &f.m.layers[1];
+    for (int64_t i = 0; i < f.m.arch.C; i++)
+        assert_true(((float *)f.m.params[y->norm2].w.data)[i] == 1.0f);
+    for (int64_t i = 0; i < f.m.params[y->qkv.b].w.dim[0]; i++)
+        assert_true(((float *)f.m.params[y->qkv.b].w.data)[i] == 0.0f);
+    /* a tensor's values do not depend on what it is fused with: element 0 of v_proj is its own
+     * stream's */
+    const struct param *qkv = &f.m.params[f.m.layers[0].qkv.w];
+    const float *v = (const float *)qkv->w.data + qkv->slice[2].row * f.m.arch.C;
+    assert_true(v[0] == (float)(0.02 * rng_normal(42, rng_stream_of(RNG_INIT, 4), 0)));
+    free(first);
+    fix_close(&f);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_model__table),
+        cmocka_unit_test(test_model__random),
+        cmocka_unit_test(test_model__logp_equals_oracle),
+        cmocka_unit_test(test_model__gradients_equal_differences),
+        cmocka_unit_test(test_model__shared_prompt_equals_separate_rows),
+        cmocka_unit_test(test_model__recompute_is_bit_equal),
+        cmocka_unit_test(test_model__inference_buffers_give_the_same_logp),
+        cmocka_unit_test(test_model__two_runs_are_bit_equal),
+        cmocka_unit_test(test_model__gradients_accumulate),
+        cmocka_unit_test(test_model__ready_means_final),
+    };
+    return cmocka_run_group_tests(tests, make_dir, remove_dir);
+}
