@@ -9,10 +9,10 @@ static const struct {
     unsigned bit;
     const char *name;
 } option_names[] = {
-    {LOSS_BETA,       "beta"           },
-    { LOSS_LAMBDA,    "lambda"         },
-    { LOSS_ALPHA,     "alpha"          },
-    { LOSS_SMOOTHING, "label_smoothing"},
+    { LOSS_BETA, "beta" },
+    { LOSS_LAMBDA, "lambda" },
+    { LOSS_ALPHA, "alpha" },
+    { LOSS_SMOOTHING, "label_smoothing" },
 };
 
 const char *loss_option_name(unsigned bit)
@@ -22,7 +22,7 @@ const char *loss_option_name(unsigned bit)
     return "?";
 }
 
-static double option_value(const struct loss_opts *o, unsigned bit)
+double loss_option(unsigned bit, const struct loss_opts *o)
 {
     switch (bit) {
     case LOSS_BETA:
@@ -85,7 +85,7 @@ static size_t put_constant(struct out *b, const struct loss_def *d, const struct
 {
     for (size_t i = 0; i < COUNT_OF(option_names); i++) {
         const char *name = option_names[i].name;
-        const double x = option_value(o, option_names[i].bit);
+        const double x = loss_option(option_names[i].bit, o);
         size_t n;
         if (!(d->options & option_names[i].bit)) continue;
         if ((n = match(s, "(1 - ", name, ")"))) {
@@ -136,7 +136,7 @@ const char *loss_describe(char *out, size_t size, const struct loss_def *d,
         put(&b, shown++ ? ", " : " [", 2);
         put(&b, option_names[i].name, strlen(option_names[i].name));
         put(&b, " ", 1);
-        put_option(&b, option_value(o, option_names[i].bit));
+        put_option(&b, loss_option(option_names[i].bit, o));
     }
     if (d->options) put(&b, "]", 1);
     return out;

@@ -30,6 +30,8 @@ struct loss_def {
     struct loss_opts defaults;
     double lambda_max; /* upper bound of lambda's range (inclusive) */
     /* kink_tolerance: |u|, |v| at or below it count as exactly 0 for [u < 0], [v > 0] (first step only; else 0). */
+    /* orpo: lw/nw and ll/nl are kept at -2^-24 or below, since a response of probability 1 has infinite odds. A NaN among the
+     * log-probabilities that the loss reads gives a NaN loss. */
     void (*eval)(struct loss_grad *g, const struct loss_pair *p, const struct loss_opts *o, double kink_tolerance);
     /* loss of a pair with u = v = 0 (the first step): ln 2, 1, 1/(2 beta^2); NAN where it depends on the data (dpo_nll, orpo). */
     double (*at_reference)(const struct loss_opts *o);
@@ -43,6 +45,8 @@ const struct loss_def *loss_find(const char *name); /* NULL if unknown; static l
 const char *loss_describe(char *out, size_t size, const struct loss_def *d, const struct loss_opts *o);
 /* Name of one option bit ("beta"), for messages and the option table. */
 const char *loss_option_name(unsigned bit);
+/* Value of that option in o; its default is loss_option(bit, &def->defaults). */
+double loss_option(unsigned bit, const struct loss_opts *o);
 #ifdef __cplusplus
 }
 #endif

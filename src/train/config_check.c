@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: MIT */
+#include "options.h"
+#include <string.h>
+
+static const struct option *row(const char *path)
+{
+    const struct option *o = option_find(path);
+    BUG_IF(!o);
+    return o;
+}
+
+static bool is_bad(const struct loader *ld, const char *path)
+{
+    return ld->state[row(path) - option_table] == STATE_BAD;
+}
+
+static bool is_given(const struct loader *ld, const char *path)
+{
+    return ld->state[row(path) - option_table] == STATE_GIVEN;
+}
+
+/* Options that must be given, and defaults that this version cannot do. */
+static void check_absent(struct loader *ld)
+{
+    for (size_t i = 0; i < option_count; i++) {
+        const struct option *o = &option_table[i];
+        if (ld->state[i] != STATE_ABSENT) continue;
+        if (o->flags & OPTION_NEEDED) config_report_option(ld, o, "must be given");
+        if (o->type != OPTION_CHOICE || !option_used(ld->c, o)) continue;
+        for (const struct choice *k = o->choices; k->name; k++)
+            if (k->refused && strncmp(o->dflt + 1, k->name, strlen(k->name)) == 0)
+                config_report_option(ld, o, "\"%s\", the default, is not in this version: %s",
+                                     k->name, k->refused);
+    }
+}
+
+static void check_data(struct loader *ld)
+{
+    struct config *c = ld->c;
+    const struct option *train = row("data.train");
+    if (!is_bad(ld, train->path) && !is_bad(ld, "sft.train") && !is_bad(ld, "preference.train") &&
+        c->data.train.n == 0 && option_used(c, train))
+        config_report_option(ld, train, "must be given: a path or a list of paths");
+    if (!is_bad(ld, "data.max_length") && !is_bad(ld, "data.max_prompt_length") &&
+        c->data.max_prompt_length >= c->data.max_length) {
+        const bool prompt = is_given(ld, "data.max_prompt_length");
+        config_report_option(ld, row(prompt ? "data.max_prompt_length" : "data.max_length"),
+                             "max_prompt_length %lld must be below max_length %lld",
+                             (long long)c->data.max_prompt_length, (long long)c->data.max_length);
+    }
+    if (c->data.max_prompt_length == 0) c->data.max_prompt_length = c->data.max_length / 2;
+    if (c->data.max_bad_rows > 0 && c->data.on_bad_row == BAD_ROW_ERROR &&
+        !is_bad(ld, "data.on_bad_row"))
+        config_report_option(ld, row("data.max_bad_rows"),
+                             "not used with \"on_bad_row\": \"error\"; set \"skip\"");
+    if (c->eval.every > 0 && c->data.eval.n == 0 && !is_bad(ld, "data.eval"))
+        config_report_option(ld, row("eval.every"), "needs data.eval, the pairs to evaluate on");
+    if (c->eval.kl_samples > 0)
+        config_report_option(ld, row("eval.kl_samples"), "eval/kl is not in this version: set 0");
+}
+
+static void check_stages(struct loader *ld)
+{
+    const struct config *c = ld->c;
+    if (!c->sft.present && !c->preference.present)
+        config_report(ld, "", "neither \"sft\" nor \"preference\" is there: nothing to train");
+    if (c->preference.present && ld->loss && !(ld->loss->flags & LOSS_REF) && c->reference.path)
+        config_report_option(ld, row("reference.path"),
+                             "not used by the loss \"%s\", which has no reference", ld->loss->name);
+    if (c->output && c->model.path && strcmp(c->output, c->model.path) == 0)
+        config_report_option(ld, row("output"),
+                             "is model.path: the run would write over its model");
+}
+
+/* Legal, but hardly meant. */
+static int warn(struct loader *ld)
+{
+    const struct config *c = ld->c;
+    char rate[40];
+    if (!c->preference.present) return 0;
+    if (strcmp(c->loss, "bdpo") == 0 && c->loss_opts.lambda == 0)
+        TRY(config_warn_option(ld, row("preference.lambda"),
+                               "0: the rejected response is then ignored"));
+    if (c->model.init == MODEL_PRETRAINED && c->preference.learning_rate > 1e-4)
+        TRY(config_warn_option(
+            ld, row("preference.learning_rate"),
+            "%s is high for a preference loss on a pretrained model (5e-7 to 5e-5 are usual)",
+            number_text(rate, c->preference.learning_rate)));
+    return 0;
+}
+
+int config_check(struct loader *ld)
+{
+    check_absent(ld);
+    check_data(ld);
+    check_stages(ld);
+    return ld->diag.count ? 0 : warn(ld);
+}
