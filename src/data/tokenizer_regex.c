@@ -213,7 +213,9 @@ int regex_open(struct regex **out, const char *pattern)
         pcre2_get_error_message(code, why, sizeof why);
         TRY_OUT(err_set(ERR_INPUT, "the regular expression cannot be used: %s", (char *)why));
     }
-    pcre2_jit_compile(r->code, PCRE2_JIT_COMPLETE); /* without it the interpreter does the same */
+    pcre2_jit_compile(r->code,
+                      PCRE2_JIT_COMPLETE |
+                          PCRE2_JIT_PARTIAL_HARD); /* without it the interpreter does the same */
     *out = r;
     r = NULL;
 out:
@@ -229,14 +231,16 @@ void regex_close(struct regex *r)
     free(r);
 }
 
-/* A match may take `STEP_FREE` steps for nothing; what takes more is paid from the budget of the text,
- * so that a text costs a number of steps in proportion to its length, whatever the pattern. */
+/* A match may take STEP_FREE steps in WINDOW bytes for nothing; what takes more steps or has to see more
+ * bytes is paid from the budget of the text, so that a text costs a number of steps in proportion to its
+ * length, whatever the pattern. */
 enum {
     STEP_FREE = 500,
-    STEP_GROWTH = 8,
-    STEPS_A_BYTE = 64,
-    STEPS_A_TEXT = 1 << 20,
-    HEAP_KIB = 1 << 16
+    WINDOW = 256,
+    GROWTH = 8,
+    BUDGET_A_BYTE = 64,
+    BUDGET_A_TEXT = 1 << 20,
+    HEAP_KIB = 1 << 16,
 };
 
 struct regex_run {
@@ -271,36 +275,62 @@ void regex_end(struct regex_run *m)
 
 void regex_budget(struct regex_run *m, size_t len)
 {
-    m->budget = STEPS_A_TEXT + (int64_t)len * STEPS_A_BYTE;
+    m->budget = BUDGET_A_TEXT + (int64_t)len * BUDGET_A_BYTE;
+}
+
+/* End of a window of `size` bytes at s[at], between two characters. */
+static size_t window_end(const char *s, size_t len, size_t at, size_t size)
+{
+    if (len - at <= size) return len;
+    at += size;
+    while (((uint8_t)s[at] & 0xc0) == 0x80)
+        at--;
+    return at;
+}
+
+static int try_match(const struct regex *r, struct regex_run *m, const char *s, size_t len,
+                     size_t at)
+{
+    size_t window = WINDOW, stop = window_end(s, len, at, WINDOW);
+    int64_t steps = STEP_FREE;
+    uint32_t flags = PCRE2_NO_UTF_CHECK;
+    int rc;
+    for (;;) {
+        const uint32_t partial = stop < len ? PCRE2_PARTIAL_HARD : 0;
+        rc = pcre2_match(r->code, (PCRE2_SPTR)s, stop, at, flags | partial, m->data, m->ctx);
+        if (rc == PCRE2_ERROR_JIT_STACKLIMIT && !(flags & PCRE2_NO_JIT)) {
+            flags |= PCRE2_NO_JIT; /* the interpreter keeps its frames on the heap */
+        } else if (rc == PCRE2_ERROR_PARTIAL) {
+            window *= GROWTH;
+            stop = window_end(s, len, at, window);
+            m->budget -= (int64_t)(stop - at);
+        } else if (rc == PCRE2_ERROR_MATCHLIMIT && steps < UINT32_MAX / GROWTH) {
+            steps *= GROWTH;
+            m->budget -= steps;
+            pcre2_set_match_limit(m->ctx, (uint32_t)steps);
+        } else {
+            break;
+        }
+        if (m->budget < 0) {
+            rc = PCRE2_ERROR_MATCHLIMIT;
+            break;
+        }
+    }
+    if (steps > STEP_FREE) pcre2_set_match_limit(m->ctx, STEP_FREE);
+    return rc;
 }
 
 int regex_match(const struct regex *r, struct regex_run *m, const char *s, size_t len, size_t at,
                 size_t *end)
 {
-    uint32_t flags = PCRE2_NO_UTF_CHECK;
-    int64_t limit = STEP_FREE;
-    int rc;
-    for (;;) {
-        rc = pcre2_match(r->code, (PCRE2_SPTR)s, len, at, flags, m->data, m->ctx);
-        if (rc == PCRE2_ERROR_JIT_STACKLIMIT) {
-            flags |= PCRE2_NO_JIT; /* the interpreter keeps its frames on the heap */
-        } else if (rc == PCRE2_ERROR_MATCHLIMIT) {
-            limit *= STEP_GROWTH;
-            m->budget -= limit;
-            if (m->budget < 0 || limit > UINT32_MAX) break;
-            pcre2_set_match_limit(m->ctx, (uint32_t)limit);
-        } else {
-            break;
-        }
-    }
-    if (limit > STEP_FREE) pcre2_set_match_limit(m->ctx, STEP_FREE);
+    const int rc = try_match(r, m, s, len, at);
     if (rc == PCRE2_ERROR_NOMATCH) return 0;
     if (rc == PCRE2_ERROR_NOMEMORY)
         return err_set(ERR_OOM, "out of memory for a regular expression");
     if (rc < 0)
         return err_set(ERR_INPUT,
-                       "the tokenizer's regular expression needs too many steps for this text "
-                       "(at byte %zu of %zu)",
+                       "the tokenizer's regular expression needs too many steps for this text (at "
+                       "byte %zu of %zu)",
                        at, len);
     *end = pcre2_get_ovector_pointer(m->data)[1];
     return 1;

@@ -1,0 +1,220 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Compare `bdpo-train tokenize`, id for id, with Hugging Face's tokenizers and the real chat templates on the shared data.
+
+  test/check_tokenizer.py [--bin build/release/bdpo-train] [--data ../shared/data] [--random 4000]
+
+Texts: every string in data/pairs, data/corpora and data/eval, and random Unicode strings. Tokenizers: Qwen2.5, LLaMA 3.2, GPT-2 (joined
+from its two files) and stories260K, with the added tokens taken out of Hugging Face's copy, since they are ordinary text here. Templates:
+the conversations of the pairs and made-up ones through Qwen2.5's, Qwen3's, LLaMA 3's and LLaMA 3.2's.
+A text that another Unicode version normalises otherwise is counted apart. Exit code 1 on a difference; a check that cannot run says why."""
+import argparse
+import gzip
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import unicodedata
+
+try:
+    import jinja2
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from tokenizers import Tokenizer
+except ImportError as e:
+    print(f"skipped: check_tokenizer: {e.name} is not installed")
+    sys.exit(0)
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+PAIRS = ["gsm8k_model_solutions_pairs.jsonl", "hh_harmless_1500.jsonl.gz", "llamafactory_dpo_en.jsonl"]
+EVAL = ["gsm8k/test.jsonl", "gsm8k/train_200.jsonl", "ifeval/input_data.jsonl", "mt_bench/question.jsonl",
+        "mt_bench/judge_prompts.jsonl"]
+LLAMA3 = ("{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + message['role']"
+          " + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token +"
+          " content %}{% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}"
+          "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}")
+CHATML = ("{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a helpful"
+          " assistant.<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+          "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+THINK = ["", "<think>\nHm.\n</think>\n\nYes.", "<think>\n\n</think>\n\nNo.", "a</think>b</think>\n\nc"]
+
+
+def rows(path):
+    with (gzip.open if path.endswith(".gz") else open)(path, "rt", encoding="utf-8") as f:
+        for line in f:
+            yield json.loads(line)
+
+
+def strings(value):
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, dict)):
+        for v in value.values() if isinstance(value, dict) else value:
+            yield from strings(v)
+
+
+def random_char(rng):
+    r = rng.random()
+    if r < 0.3:
+        return chr(rng.randrange(32, 127))
+    if r < 0.45:
+        return rng.choice(" \t\n\r\x0b\x0c\x85\xa0\u2028\u3000\u180e\u200b\ufeff\u1680\u2581")
+    if r < 0.5:
+        return rng.choice(["'s", "'S", "'\u017f", "'LL", "'Re", "'d", "  ", "\r\n", "\n\n", "<|im_end|>", "</s>", "<0x41>"])
+    if r < 0.65:
+        return rng.choice([chr(rng.randrange(0x300, 0x370)), *"\xe9\xe0\xc5\u1e9b\uac00\u1100\u1161\u11a8\u0344\u0958\u2126\u212b"])
+    if r < 0.8:
+        return chr(rng.randrange(0xa0, 0x3000))
+    c = rng.randrange(0x110000 - 0x800)
+    return chr(c if c < 0xd800 else c + 0x800)
+
+
+def shared_texts(data):
+    out = []
+    for name in [os.path.join("pairs", p) for p in PAIRS] + [os.path.join("eval", e) for e in EVAL]:
+        for row in rows(os.path.join(data, name)):
+            out += strings(row)
+    with open(os.path.join(data, "corpora", "tinyshakespeare.txt"), encoding="utf-8") as f:
+        text = f.read()
+    return list(dict.fromkeys(out + text.split("\n\n") + [text]))
+
+
+def random_texts(n):
+    rng = random.Random(1)
+    return ["".join(random_char(rng) for _ in range(rng.randrange(1, 60))) for _ in range(n)]
+
+
+def ours(args, model, lines):
+    with tempfile.NamedTemporaryFile("w", suffix=".jsonl", encoding="utf-8") as f:
+        f.writelines(json.dumps(line) + "\n" for line in lines)
+        f.flush()
+        done = subprocess.run([args.bin, "tokenize", "--model", model, f.name], capture_output=True, check=False)
+    if done.returncode != 0:
+        sys.exit(f"FAILED: {args.bin} tokenize --model {model}: {done.stderr.decode()}")
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def report(name, what, inputs, got, want, excused=lambda i: False):
+    bad = apart = 0
+    for i, (text, g, w) in enumerate(zip(inputs, got, want)):
+        if g == w:
+            continue
+        if excused(i):
+            apart += 1
+            continue
+        bad += 1
+        if bad <= 5:
+            print(f"  {ascii(text)[:160]}\n    want {w[:40]}\n    got  {g[:40]}")
+    ok = bad == 0 and len(got) == len(want)
+    print(f"{'ok' if ok else 'FAILED'}: {name}: {len(want)} {what}, {sum(map(len, want))} ids, {bad} differ"
+          + (f" ({apart} more are normalised by another version of Unicode)" if apart else ""))
+    return ok
+
+
+def check_texts(args, name, model, texts):
+    with open(os.path.join(model, "tokenizer.json"), encoding="utf-8") as f:
+        spec = json.load(f)
+    spec["added_tokens"] = []
+    tok = Tokenizer.from_str(json.dumps(spec))
+    want = [e.ids for e in tok.encode_batch(texts, add_special_tokens=False)]
+    nfc = (spec["normalizer"] or {}).get("type") == "NFC"
+
+    def excused(i):
+        return nfc and tok.normalizer.normalize_str(texts[i]) != unicodedata.normalize("NFC", texts[i])
+    return report(name, "texts", texts, ours(args, model, texts), want, excused)
+
+
+def jinja(text):
+    def fail(message):
+        raise jinja2.TemplateError(message)
+    env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    env.globals["raise_exception"] = fail
+    return env.from_string(text)
+
+
+def conversations(data, specials):
+    out = []
+    for row in rows(os.path.join(data, "pairs", "llamafactory_dpo_en.jsonl")):
+        for answer in (None, "chosen", "rejected"):
+            out.append(row["prompt"] + (row[answer] if answer else []))
+    rng = random.Random(2)
+    texts = random_texts(300) + THINK * 30 + ["  padded \n", "\n\nlines\n\n", "", " ", "\u00a0x\u2003", "\x1cx\x1f"] * 10
+    for _ in range(600):
+        msg = [{"role": "system", "content": rng.choice(texts)}] if rng.random() < 0.4 else []
+        for k in range(rng.randrange(1, 6)):
+            msg.append({"role": ("user", "assistant")[k % 2], "content": rng.choice(texts)})
+        out.append(msg)
+    # with special tokens in them the two differ on purpose
+    return [m for m in out if not any(s in c["content"] for c in m for s in specials)]
+
+
+def check_template(args, name, model, text, data, bos):
+    with tempfile.TemporaryDirectory() as d:
+        shutil.copy(os.path.join(model, "tokenizer.json"), d)
+        with open(os.path.join(model, "tokenizer_config.json"), encoding="utf-8") as f:
+            config = json.load(f)
+        config["chat_template"] = text
+        with open(os.path.join(d, "tokenizer_config.json"), "w", encoding="utf-8") as f:
+            json.dump(config, f)
+        tok = Tokenizer.from_file(os.path.join(d, "tokenizer.json"))
+        specials = [t.content for t in tok.get_added_tokens_decoder().values()]
+        template = jinja(text)
+        lines, want, rendered = [], [], []
+        for msg in conversations(data, specials):
+            for generation in (False, True):
+                lines.append({"messages": msg, "add_generation_prompt": generation})
+                rendered.append(template.render(messages=msg, add_generation_prompt=generation, bos_token=bos))
+        want = [e.ids for e in tok.encode_batch(rendered, add_special_tokens=False)]
+        got = ours(args, d, lines)
+
+    def excused(i):
+        return tok.normalizer is not None and tok.normalizer.normalize_str(rendered[i]) != unicodedata.normalize("NFC", rendered[i])
+    return report(name, "conversations", rendered, got, want, excused)
+
+
+def check_golden(args, name, model, path):
+    with open(path, encoding="utf-8") as f:
+        golden = json.load(f)
+    cases = list(golden.values())
+    lines = [{"messages": c["messages"], "add_generation_prompt": c["add_generation_prompt"]} for c in cases]
+    return report(name, "golden conversations", [c["text"] for c in cases], ours(args, model, lines), [c["ids"] for c in cases])
+
+
+def main():
+    p = argparse.ArgumentParser(description="Compare bdpo-train tokenize with Hugging Face's tokenizers.")
+    p.add_argument("--bin", default="build/release/bdpo-train")
+    p.add_argument("--data", default=os.path.join(HERE, "..", "..", "shared", "data"))
+    p.add_argument("--random", type=int, default=4000)
+    args = p.parse_args()
+    if not os.path.exists(args.bin):
+        print(f"skipped: check_tokenizer: {args.bin} is not built")
+        return 0
+    if not os.path.isdir(os.path.join(args.data, "tokenizers")):
+        print(f"skipped: check_tokenizer: no shared data at {args.data}")
+        return 0
+    texts = shared_texts(args.data) + random_texts(args.random)
+    qwen = os.path.join(args.data, "tokenizers", "qwen2.5")
+    llama = os.path.join(args.data, "tokenizers", "llama3.2")
+    chat = os.path.join(args.data, "chat-templates")
+    ok = True
+    with tempfile.TemporaryDirectory() as gpt2:
+        subprocess.run([sys.executable, os.path.join(HERE, "..", "scripts", "gpt2_tokenizer.py"),
+                        os.path.join(args.data, "tokenizers", "gpt2"), gpt2], check=True)
+        for name, model in (("Qwen2.5", qwen), ("LLaMA 3.2", llama), ("GPT-2", gpt2),
+                            ("stories260K", os.path.join(args.data, "models", "stories260K"))):
+            ok &= check_texts(args, name, model, texts)
+    for name, model, file in (("Qwen2.5", qwen, "Qwen-Qwen2.5-7B-Instruct.jinja"), ("Qwen3", qwen, "Qwen-Qwen3-0.6B.jinja"),
+                              ("LLaMA 3.2", llama, "meta-llama-Llama-3.2-3B-Instruct.jinja")):
+        with open(os.path.join(chat, file), encoding="utf-8") as f:
+            ok &= check_template(args, name, model, f.read(), args.data, "<|begin_of_text|>")
+    ok &= check_template(args, "LLaMA 3", llama, LLAMA3, args.data, "<|begin_of_text|>")
+    ok &= check_template(args, "Qwen1.5", qwen, CHATML, args.data, "")
+    ok &= check_golden(args, "Qwen2.5", qwen, os.path.join(chat, "golden_qwen2.5.json"))
+    ok &= check_golden(args, "LLaMA 3.2", llama, os.path.join(chat, "golden_llama3.2.json"))
+    return 0 if ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
