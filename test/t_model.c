@@ -99,8 +99,7 @@ static void check_slice(struct fix *f, const struct ref *r, const struct fix_pai
         scale = fmax(scale, fabs((double)g[j]));
     assert_true(scale > 0);
     for (uint64_t k = 0; k < 6; k++) {
-        /* half of the places at random, half the largest so far, so that a tensor of zeros cannot
-         * pass */
+        /* half of the places at random, half where the gradient is largest */
         int64_t j = (int64_t)(rng_u64(11, (uint64_t)i, k) % (uint64_t)n);
         for (int64_t t = 0; k % 2 && t < n; t++)
             if (fabs((double)g[t]) == scale) j = t;

@@ -27,9 +27,9 @@ struct family { /* what transformers' configuration class says where a key is mi
     bool qkv_bias, qk_norm, mlp_bias_key, widths_divide;
 };
 static const struct family FAMILIES[] = {
-    {"qwen2",  "Qwen2ForCausalLM", 32, 0,   32768, false, true,  false, false, false},
-    { "qwen3", "Qwen3ForCausalLM", 32, 128, 32768, true,  false, true,  false, false},
-    { "llama", "LlamaForCausalLM", 0,  0,   2048,  true,  false, false, true,  true },
+    { "qwen2", "Qwen2ForCausalLM", 32, 0, 32768, false, true, false, false, false },
+    { "qwen3", "Qwen3ForCausalLM", 32, 128, 32768, true, false, true, false, false },
+    { "llama", "LlamaForCausalLM", 0, 0, 2048, true, false, false, true, true },
 };
 
 /* Keys of other architectures, or of this one's variants, that change the maths. Harmless: null,
@@ -39,42 +39,42 @@ static const struct {
     double neutral;
     const char *what;
 } REFUSED[] = {
-    {"quantization_config",          0,  "quantised checkpoints"                        },
-    { "num_experts",                 0,  "mixtures of experts"                          },
-    { "num_local_experts",           0,  "mixtures of experts"                          },
-    { "n_routed_experts",            0,  "mixtures of experts"                          },
-    { "n_shared_experts",            0,  "mixtures of experts"                          },
-    { "num_experts_per_tok",         0,  "mixtures of experts"                          },
-    { "moe_intermediate_size",       0,  "mixtures of experts"                          },
-    { "partial_rotary_factor",       1,  "partly rotated heads"                         },
-    { "rotary_pct",                  1,  "partly rotated heads"                         },
-    { "rope_interleave",             0,  "interleaved rotary pairs"                     },
-    { "rope_interleaved",            0,  "interleaved rotary pairs"                     },
-    { "no_rope_layers",              0,  "layers without rotary embedding"              },
-    { "use_mrope",                   0,  "multimodal rotary embedding"                  },
-    { "dual_chunk_attention_config", 0,  "dual chunk attention"                         },
-    { "attention_chunk_size",        0,  "chunked attention"                            },
-    { "alibi",                       0,  "ALiBi"                                        },
-    { "use_alibi",                   0,  "ALiBi"                                        },
-    { "qk_layernorm",                0,  "a norm on queries and keys in this model type"},
-    { "attention_multiplier",        -1, "scaled attention"                             },
-    { "query_pre_attn_scalar",       -1, "scaled attention"                             },
-    { "attn_logit_softcapping",      0,  "capped attention"                             },
-    { "final_logit_softcapping",     0,  "capped logits"                                },
-    { "logit_scaling",               1,  "scaled logits"                                },
-    { "logit_scale",                 1,  "scaled logits"                                },
-    { "embedding_multiplier",        1,  "scaled embeddings"                            },
-    { "scale_emb",                   1,  "scaled embeddings"                            },
-    { "residual_multiplier",         1,  "scaled residuals"                             },
-    { "scale_depth",                 -1, "scaled residuals"                             },
-    { "attention_dropout",           0,  "dropout (set it to 0 to train without)"       },
-    { "hidden_dropout",              0,  "dropout (set it to 0 to train without)"       },
-    { "resid_pdrop",                 0,  "dropout (set it to 0 to train without)"       },
-    { "embd_pdrop",                  0,  "dropout (set it to 0 to train without)"       },
-    { "add_cross_attention",         0,  "cross-attention"                              },
-    { "is_encoder_decoder",          0,  "encoder-decoder models"                       },
-    { "text_config",                 0,  "multimodal models"                            },
-    { "vision_config",               0,  "multimodal models"                            },
+    { "quantization_config", 0, "quantised checkpoints" },
+    { "num_experts", 0, "mixtures of experts" },
+    { "num_local_experts", 0, "mixtures of experts" },
+    { "n_routed_experts", 0, "mixtures of experts" },
+    { "n_shared_experts", 0, "mixtures of experts" },
+    { "num_experts_per_tok", 0, "mixtures of experts" },
+    { "moe_intermediate_size", 0, "mixtures of experts" },
+    { "partial_rotary_factor", 1, "partly rotated heads" },
+    { "rotary_pct", 1, "partly rotated heads" },
+    { "rope_interleave", 0, "interleaved rotary pairs" },
+    { "rope_interleaved", 0, "interleaved rotary pairs" },
+    { "no_rope_layers", 0, "layers without rotary embedding" },
+    { "use_mrope", 0, "multimodal rotary embedding" },
+    { "dual_chunk_attention_config", 0, "dual chunk attention" },
+    { "attention_chunk_size", 0, "chunked attention" },
+    { "alibi", 0, "ALiBi" },
+    { "use_alibi", 0, "ALiBi" },
+    { "qk_layernorm", 0, "a norm on queries and keys in this model type" },
+    { "attention_multiplier", -1, "scaled attention" },
+    { "query_pre_attn_scalar", -1, "scaled attention" },
+    { "attn_logit_softcapping", 0, "capped attention" },
+    { "final_logit_softcapping", 0, "capped logits" },
+    { "logit_scaling", 1, "scaled logits" },
+    { "logit_scale", 1, "scaled logits" },
+    { "embedding_multiplier", 1, "scaled embeddings" },
+    { "scale_emb", 1, "scaled embeddings" },
+    { "residual_multiplier", 1, "scaled residuals" },
+    { "scale_depth", -1, "scaled residuals" },
+    { "attention_dropout", 0, "dropout (set it to 0 to train without)" },
+    { "hidden_dropout", 0, "dropout (set it to 0 to train without)" },
+    { "resid_pdrop", 0, "dropout (set it to 0 to train without)" },
+    { "embd_pdrop", 0, "dropout (set it to 0 to train without)" },
+    { "add_cross_attention", 0, "cross-attention" },
+    { "is_encoder_decoder", 0, "encoder-decoder models" },
+    { "text_config", 0, "multimodal models" },
+    { "vision_config", 0, "multimodal models" },
 };
 
 struct reader { /* one object of config.json; `at` is its JSON Pointer, `dot` its name in messages
@@ -164,17 +164,29 @@ static const char *get_string(const struct reader *r, const char *key)
     return json_string_value(v);
 }
 
+static const struct family *find_family(const char *model_type)
+{
+    for (size_t i = 0; i < COUNT_OF(FAMILIES); i++)
+        if (strcmp(model_type, FAMILIES[i].model_type) == 0) return &FAMILIES[i];
+    return NULL;
+}
+
+const char *arch_class(const struct arch *a)
+{
+    const struct family *f = find_family(a->model_type);
+    BUG_IF(!f);
+    return f->architecture;
+}
+
 static const struct family *read_family(const struct reader *r)
 {
     char q[128];
     const char *type = get_string(r, "model_type");
-    const struct family *f = NULL;
     if (!type) {
         if (!get(r, "model_type")) complain(r, "model_type", "is missing (qwen2, qwen3 or llama)");
         return NULL;
     }
-    for (size_t i = 0; i < COUNT_OF(FAMILIES); i++)
-        if (strcmp(type, FAMILIES[i].model_type) == 0) f = &FAMILIES[i];
+    const struct family *f = find_family(type);
     if (!f) {
         complain(r, "model_type", "\"%s\" is not supported (qwen2, qwen3 or llama)",
                  err_quote(q, sizeof q, type, strlen(type)));

@@ -19,6 +19,8 @@ struct arch {
 
 /* DIR/config.json. Anything that changes the maths and is not supported is refused by name (ERR_INPUT, file:line:col). */
 int arch_load(struct arch *a, const char *dir);
+/* transformers' class of this model_type, "Qwen2ForCausalLM"; static. */
+const char *arch_class(const struct arch *a);
 int64_t arch_parameters(const struct arch *a); /* elements, tied head once */
 /* table [positions, 2, D/2] f32: cos, then sin of pos * inv_freq (in float32, as transformers does), llama3 scaling applied. */
 void arch_rope_table(const struct arch *a, float *table, int64_t positions);

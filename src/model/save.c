@@ -83,7 +83,7 @@ static int save_shard(const struct saver *sv, int32_t shard)
         const struct item *it = &sv->items[i];
         if (it->shard != shard) continue;
         sv->decls[n++] = (struct st_decl){
-            it->s->name, sv->dtype, it->p->decay ? 2 : 1, {it->s->rows, tensor_row(&it->p->w)}
+            it->s->name, sv->dtype, it->p->decay ? 2 : 1, { it->s->rows, tensor_row(&it->p->w) }
         };
     }
     shard_name(name, shard, sv->n_shards);
@@ -131,14 +131,17 @@ static int save_index(const struct saver *sv)
     return rc;
 }
 
-/* The source's config.json with its dtype in the spelling that it has; torch_dtype, which every
+/* The source's config.json, with the class that vLLM and llama.cpp look for where it has none, and its dtype in the spelling that it has; torch_dtype, which every
  * version reads, where it has none. */
-static int edit_config(json_t *root, enum st_dtype dtype)
+static int edit_config(json_t *root, const struct arch *a, enum st_dtype dtype)
 {
     const char *text = dtype == ST_BF16 ? "bfloat16" : dtype == ST_F16 ? "float16" : "float32";
     const bool has_new = json_object_get(root, "dtype"),
                has_old = json_object_get(root, "torch_dtype");
+    const json_t *classes = json_object_get(root, "architectures");
     int bad = 0;
+    if (!classes || json_is_null(classes))
+        bad |= json_object_set_new(root, "architectures", json_pack("[s]", arch_class(a)));
     if (has_new) bad |= json_object_set_new(root, "dtype", json_string(text));
     if (has_old || !has_new) bad |= json_object_set_new(root, "torch_dtype", json_string(text));
     return bad ? err_set(ERR_OOM, "out of memory: config.json") : 0;
@@ -152,7 +155,7 @@ static int save_config(const struct saver *sv, const char *source_dir)
     TRY_OUT(path_join(&path, source_dir, "config.json"));
     TRY_OUT(json_doc_read(&doc, path));
     if (!json_is_object(doc.root)) TRY_OUT(json_err(ERR_INPUT, &doc, "", "expected an object"));
-    TRY_OUT(edit_config(doc.root, sv->dtype));
+    TRY_OUT(edit_config(doc.root, &sv->m->arch, sv->dtype));
     TRY_OUT(write_json(sv, "config.json", doc.root));
 out:
     json_doc_release(&doc);

@@ -1,0 +1,243 @@
+/* SPDX-License-Identifier: MIT */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+#include <float.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "../src/base/rng.h"
+#include "../src/model/decode.h"
+#include "model_fixture.h"
+#include "model_ref.h"
+
+enum { SLOTS = 3, POSITIONS = 24, PREFILL = 7, V = FIX_VOCAB };
+static char dir[64];
+
+struct gen { /* a decoder over the weights of a fixture */
+    struct fix f;
+    struct plan plan;
+    struct decoder d;
+    struct ref r;
+};
+
+static int make_dir(void **state)
+{
+    (void)state;
+    snprintf(dir, sizeof dir, "/tmp/t_decode-XXXXXX");
+    return mkdtemp(dir) ? 0 : -1;
+}
+
+static int remove_dir(void **state)
+{
+    (void)state;
+    return dir_remove(dir);
+}
+
+static void gen_open(struct gen *g, int shape)
+{
+    memset(g, 0, sizeof *g);
+    fix_open(&g->f, dir, shape, false, false);
+    ref_init(&g->r, &g->f.m);
+    assert_int_equal(decoder_plan(&g->d, &g->f.m, &g->plan, SLOTS, POSITIONS, PREFILL), 0);
+    assert_int_equal(plan_grant(&g->plan, &g->f.be), 0);
+    assert_int_equal(decoder_ready(&g->d), 0);
+}
+
+static void gen_close(struct gen *g)
+{
+    ref_release(&g->r);
+    plan_release(&g->plan, &g->f.be);
+    decoder_release(&g->d);
+    fix_close(&g->f);
+}
+
+/* The last position's logits against the oracle's, which sees the whole sequence. */
+static void check(const struct gen *g, const int32_t *ids, int32_t n, const float *logits)
+{
+    double z[POSITIONS * V], scale = 1;
+    ref_logits(&g->r, ids, n, z);
+    const double *last = z + (n - 1) * V;
+    for (int i = 0; i < V; i++)
+        scale = fmax(scale, fabs(last[i]));
+    for (int i = 0; i < V; i++)
+        if (fabs((double)logits[i] - last[i]) > 64 * (double)FLT_EPSILON * sqrt(V) * scale)
+            fail_msg("%d tokens, logit %d: %.9g, expected %.9g", n, i, (double)logits[i], last[i]);
+}
+
+static int32_t argmax(const float *z)
+{
+    int32_t best = 0;
+    for (int32_t i = 1; i < V; i++)
+        if (z[i] > z[best]) best = i;
+    return best;
+}
+
+static void draw(int32_t *ids, int32_t n, uint64_t stream)
+{
+    for (int32_t i = 0; i < n; i++)
+        ids[i] = (int32_t)(rng_u64(1, stream, (uint64_t)i) % V);
+}
+
+static void test_decode__prefill_in_chunks(void **state)
+{
+    int32_t ids[POSITIONS];
+    (void)state;
+    draw(ids, POSITIONS, 1);
+    for (int shape = 0; shape < FIX_SHAPES; shape++) {
+        static const int32_t chunks[] = { 3, 7, 1, 6, 7 };
+        struct gen g;
+        const float *z;
+        int32_t n = 0;
+        gen_open(&g, shape);
+        for (size_t i = 0; i < COUNT_OF(chunks); i++) {
+            assert_int_equal(decoder_prefill(&g.d, 1, ids + n, chunks[i], &z), 0);
+            n += chunks[i];
+            check(&g, ids, n, z);
+            assert_int_equal(g.d.len[1], n);
+        }
+        assert_int_equal(n, POSITIONS); /* up to the last row of the slot */
+        gen_close(&g);
+    }
+}
+
+/* Three sequences of unequal lengths grow greedily, one drops out, its slot is used again. */
+static void test_decode__batched_steps(void **state)
+{
+    (void)state;
+    for (int shape = 0; shape < FIX_SHAPES; shape++) {
+        static const int32_t order[SLOTS] = { 2, 0, 1 };
+        int32_t ids[SLOTS][POSITIONS], n[SLOTS], next[SLOTS];
+        struct gen g;
+        const float *z;
+        gen_open(&g, shape);
+        for (int32_t s = 0; s < SLOTS; s++) {
+            n[s] = 2 + 2 * s;
+            draw(ids[s], n[s], 10 + (uint64_t)s);
+            assert_int_equal(decoder_prefill(&g.d, s, ids[s], n[s], &z), 0);
+            check(&g, ids[s], n[s], z);
+            next[s] = argmax(z);
+        }
+        for (int step = 0; step < 10; step++) {
+            const int32_t first = step < 6 ? 0 : 1; /* slot 2 is left out */
+            int32_t in[SLOTS];
+            if (step == 8) { /* and starts again */
+                decoder_reset(&g.d, 2);
+                n[2] = 3;
+                draw(ids[2], n[2], 77);
+                assert_int_equal(decoder_prefill(&g.d, 2, ids[2], n[2], &z), 0);
+                check(&g, ids[2], n[2], z);
+            }
+            for (int32_t i = first; i < SLOTS; i++) {
+                const int32_t s = order[i];
+                in[i] = ids[s][n[s]++] = next[s];
+            }
+            assert_int_equal(decoder_step(&g.d, order + first, in + first, SLOTS - first, &z), 0);
+            for (int32_t i = first; i < SLOTS; i++) {
+                const int32_t s = order[i];
+                check(&g, ids[s], n[s], z + (i - first) * V);
+                next[s] = argmax(z + (i - first) * V);
+            }
+        }
+        gen_close(&g);
+    }
+}
+
+/* What generation sees is what training sees: the sum of log-softmax values over a response equals model_logp. */
+static void test_decode__equals_forward(void **state)
+{
+    struct fix_pairs p;
+    struct fix_batch fb;
+    (void)state;
+    fix_pairs_draw(&p, 21);
+    for (int shape = 0; shape < FIX_SHAPES; shape++) {
+        struct gen g;
+        double logp[2 * FIX_PAIRS];
+        gen_open(&g, shape);
+        fix_batch_pairs(&fb, &p, 0, FIX_PAIRS);
+        assert_int_equal(model_forward(&g.f.m, &fb.b), 0);
+        assert_int_equal(model_logp(&g.f.m, &fb.b, logp), 0);
+        for (int s = 0; s < 2 * FIX_PAIRS; s++) {
+            const int32_t slot = s % SLOTS, np = p.np[s / 2];
+            int32_t ids[2 * FIX_LEN];
+            const int32_t n = fix_sequence(&p, s, ids);
+            const float *z;
+            double sum = 0;
+            decoder_reset(&g.d, slot);
+            assert_int_equal(decoder_prefill(&g.d, slot, ids, np, &z), 0);
+            for (int32_t t = np; t < n; t++) {
+                double total = 0;
+                for (int i = 0; i < V; i++)
+                    total += exp((double)z[i]);
+                sum += (double)z[ids[t]] - log(total);
+                if (t + 1 < n) assert_int_equal(decoder_step(&g.d, &slot, ids + t, 1, &z), 0);
+            }
+            assert_true(fabs(sum - logp[s]) < 64 * (double)FLT_EPSILON * sqrt(V) * fabs(logp[s]));
+        }
+        gen_close(&g);
+    }
+}
+
+/* A model with weights only, planned together with its decoder, as `generate` does. */
+static void test_decode__without_training_buffers(void **state)
+{
+    struct arch a;
+    struct backend be;
+    struct model m;
+    struct plan plan = { 0 };
+    struct decoder d;
+    struct ref r;
+    int32_t ids[5];
+    const float *z;
+    double want[5 * V];
+    (void)state;
+    draw(ids, 5, 3);
+    fix_write(dir, "config.json", fix_config(FIX_QWEN2_TIED));
+    assert_int_equal(arch_load(&a, dir), 0);
+    assert_int_equal(cpu_open(&be, 1), 0);
+    assert_int_equal(model_init(&m, &be, &a), 0);
+    assert_int_equal(model_plan_weights(&m, &plan, false), 0);
+    assert_int_equal(decoder_plan(&d, &m, &plan, 1, 8, 5), 0);
+    assert_int_equal(plan_grant(&plan, &be), 0);
+    assert_int_equal(model_ready(&m), 0);
+    assert_int_equal(decoder_ready(&d), 0);
+    assert_int_equal(model_random(&m, 5), 0);
+    ref_init(&r, &m);
+    assert_int_equal(decoder_prefill(&d, 0, ids, 5, &z), 0);
+    ref_logits(&r, ids, 5, want);
+    for (int i = 0; i < V; i++)
+        assert_true(fabs((double)z[i] - want[4 * V + i]) < 1e-5);
+    ref_release(&r);
+    plan_release(&plan, &be);
+    decoder_release(&d);
+    model_release(&m);
+    backend_close(&be);
+}
+
+static void test_decode__too_large_a_cache(void **state)
+{
+    struct gen g;
+    struct plan plan = { 0 };
+    struct decoder d;
+    (void)state;
+    gen_open(&g, FIX_LLAMA_TIED);
+    assert_int_equal(decoder_plan(&d, &g.f.m, &plan, 1 << 20, 1 << 20, 1), ERR_INPUT);
+    plan_release(&plan, &g.f.be);
+    decoder_release(&d);
+    gen_close(&g);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_decode__prefill_in_chunks),
+        cmocka_unit_test(test_decode__batched_steps),
+        cmocka_unit_test(test_decode__equals_forward),
+        cmocka_unit_test(test_decode__without_training_buffers),
+        cmocka_unit_test(test_decode__too_large_a_cache),
+    };
+    return cmocka_run_group_tests(tests, make_dir, remove_dir);
+}
