@@ -1,0 +1,24 @@
+/* SPDX-License-Identifier: MIT
+ * optim.h - learning-rate schedules and AdamW over the flat weights. */
+#ifndef BDPO_OPTIM_H
+#define BDPO_OPTIM_H
+#include "config.h"
+#include "../model/model.h"
+
+/* Learning rate of step t (from 0) of T. With W = ceil(warmup_ratio * T):
+ *   t < W: lr t / max(1, W); then linear: lr (T - t) / max(1, T - W), cosine: lr (1 + cos(pi (t - W) / max(1, T - W))) / 2, constant: lr.
+ * As get_scheduler of Hugging Face transformers. */
+double schedule_lr(enum schedule s, double lr, double warmup_ratio, int64_t t, int64_t T);
+
+struct optim {                /* valid when zeroed */
+    struct tensor m, v;       /* flat f32 [n_flat], the moments */
+    struct adamw opt;         /* step: updates done */
+    double max_grad_norm;     /* 0: no clipping */
+};
+/* Book the moments. */
+int optim_plan(struct optim *o, struct plan *p, const struct model *m, const struct stage_config *c);
+/* *norm = L2 norm of the whole gradient. */
+int optim_norm(const struct model *m, double *norm);
+/* Clip by `norm` (scale min(1, max_grad_norm / (norm + 1e-6))) and update every parameter; decay on matrices only. */
+int optim_step(struct optim *o, struct model *m, double norm, double lr);
+#endif

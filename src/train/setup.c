@@ -1,0 +1,92 @@
+/* SPDX-License-Identifier: MIT */
+#include "setup.h"
+#include <stdio.h>
+#include <string.h>
+
+enum { MICRO_TOKENS_MIN = 2048 };
+
+int setup_open(struct setup *s, const struct config *c)
+{
+    memset(s, 0, sizeof *s);
+    s->cfg = c;
+    TRY(dist_open(&s->dist));
+    TRY(arch_load(&s->arch, c->model.path));
+    if (c->data.max_length > s->arch.max_positions)
+        return err_set(ERR_INPUT,
+                       "data.max_length: %lld is more than the model's max_position_embeddings, %lld (%s/config.json)",
+                       (long long)c->data.max_length, (long long)s->arch.max_positions, c->model.path);
+    TRY(tokenizer_open(&s->tok, c->model.path));
+    if (tokenizer_size(s->tok) > s->arch.V)
+        fprintf(stderr, "%s: warning: the tokenizer has ids up to %d, the model %lld rows; a row that needs one is refused\n",
+                c->model.path, tokenizer_size(s->tok) - 1, (long long)s->arch.V);
+    return template_open(&s->tmpl, s->tok, c->model.path, c->data.chat_template, c->data.system_prompt);
+}
+
+int setup_backend(struct setup *s)
+{
+    const struct config *c = s->cfg;
+    const int32_t threads = (int32_t)c->threads;
+    if (c->backend != BACKEND_CPU && cuda_open(&s->be, threads) == 0) {
+        s->be_open = true;
+        return 0;
+    }
+    if (c->backend == BACKEND_CUDA) return ERR_INPUT; /* cuda_open said why */
+    TRY(cpu_open(&s->be, threads));
+    s->be_open = true;
+    return 0;
+}
+
+void setup_close(struct setup *s)
+{
+    if (s->be_open) backend_close(&s->be);
+    template_close(s->tmpl);
+    tokenizer_close(s->tok);
+    dist_close(&s->dist);
+    memset(s, 0, sizeof *s);
+}
+
+struct data_opts setup_data_opts(const struct setup *s)
+{
+    const struct config *c = s->cfg;
+    static const enum data_specials specials[] = {
+        [SPECIAL_TEXT] = DATA_SPECIALS_TEXT, [SPECIAL_ERROR] = DATA_SPECIALS_ERROR, [SPECIAL_ALLOW] = DATA_SPECIALS_ALLOW
+    };
+    return (struct data_opts){
+        .max_length = c->data.max_length,
+        .max_prompt_length = c->data.max_prompt_length,
+        .string_prompts_user = c->data.string_prompts == PROMPTS_USER,
+        .specials = specials[c->data.special_tokens],
+        .skip_bad_rows = c->data.on_bad_row == BAD_ROW_SKIP,
+        .max_bad_rows = c->data.max_bad_rows,
+        .max_dropped = c->data.max_dropped,
+        .subsample = c->data.subsample,
+        .seed = c->seed,
+        .vocab_size = (int32_t)s->arch.V,
+        .threads = (int32_t)c->threads,
+    };
+}
+
+int setup_data(const struct setup *s, struct dataset *d, const struct strlist *files, enum data_kind kind)
+{
+    const struct data_opts o = setup_data_opts(s);
+    struct buf b = { 0 };
+    TRY(dataset_load(d, files->item, files->n, kind, &o, s->tok, s->tmpl));
+    const int rc = dataset_describe(d, &b);
+    if (rc == 0) fprintf(stderr, "%s\n", b.data);
+    buf_release(&b);
+    return rc;
+}
+
+int64_t setup_micro_tokens(const struct config *c, const struct dataset *d)
+{
+    if (c->memory.micro_batch_tokens != CONFIG_AUTO) return c->memory.micro_batch_tokens;
+    return MAX(d->longest, (int64_t)MICRO_TOKENS_MIN);
+}
+
+int64_t setup_positions(const struct dataset *d)
+{
+    int64_t longest = 1;
+    for (int64_t i = 0; i < d->n; i++)
+        longest = MAX(longest, (int64_t)d->ex[i].np + MAX(d->ex[i].nw, d->ex[i].nl));
+    return longest;
+}

@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: MIT
+ * setup.h - what every command opens first: ranks, architecture, tokenizer, template, backend, data. */
+#ifndef BDPO_SETUP_H
+#define BDPO_SETUP_H
+#include "config.h"
+#include "../data/batch.h"
+#include "../dist/dist.h"
+#include "../model/model.h"
+
+struct setup { /* valid when zeroed */
+    const struct config *cfg; /* borrowed */
+    struct dist dist;
+    struct arch arch;
+    struct tokenizer *tok;
+    struct chat_template *tmpl;
+    struct backend be;
+    bool be_open;
+    int64_t micro_tokens; /* memory.micro_batch_tokens, resolved by setup_micro_tokens() */
+};
+/* Ranks, config.json, tokenizer and template of model.path; checks max_length against the model. ERR_INPUT. */
+int setup_open(struct setup *s, const struct config *c);
+/* The backend that the config asks for ("auto": CUDA where there is a device, else the CPU). */
+int setup_backend(struct setup *s);
+void setup_close(struct setup *s);
+/* Read and tokenise files under the config's data options; prints one line about them on stderr. */
+int setup_data(const struct setup *s, struct dataset *d, const struct strlist *files, enum data_kind kind);
+/* Data options of the config for this model. */
+struct data_opts setup_data_opts(const struct setup *s);
+/* "auto": room for the longest row of d, and at least 2,048 tokens. */
+int64_t setup_micro_tokens(const struct config *c, const struct dataset *d);
+/* Positions that the rope table must hold for d. */
+int64_t setup_positions(const struct dataset *d);
+#endif
