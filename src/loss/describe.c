@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "loss.h"
 #include <ctype.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -57,7 +58,7 @@ static void put_number(struct out *b, double x, int digits)
     put(b, s, strlen(s));
 }
 
-/* Shortest text of x that reads back equal. */
+/* Shortest text of x that reads back equal, a whole number without an exponent. */
 static void put_option(struct out *b, double x)
 {
     char s[40];
@@ -65,6 +66,7 @@ static void put_option(struct out *b, double x)
     do {
         snprintf(s, sizeof s, "%.*g", digits, x);
     } while (strtod(s, NULL) != x && digits++ < 17);
+    if (fabs(x) < 1e9 && x == floor(x)) snprintf(s, sizeof s, "%.0f", x);
     put(b, s, strlen(s));
 }
 
