@@ -14,6 +14,9 @@ struct chat_template; /* immutable after open */
 /* `name`: "auto" (recognised by the markers in the template text of DIR/chat_template.jinja or of tokenizer_config.json:
  * <|im_start|>: chatml, with the default system prompt where that text has one; <|start_header_id|>: llama3), "chatml", "llama3" or "raw".
  * "auto" without any template text gives raw. A template text that is not recognised: ERR_INPUT naming what can be set.
+ * What is read from the text: the default system prompt, whether BOS stands first, the generation prompt, trimming, Llama 3.1's
+ * date block (with the template's own date), Qwen3's handling of <think>. A style that is named has none of it: no default prompt, BOS
+ * where the tokenizer adds one (llama3: always). A style whose markers are not added tokens of the tokenizer: ERR_INPUT.
  * system_prompt (may be NULL): put first where the conversation has no system message; overrides the template's default. */
 int template_open(struct chat_template **out, const struct tokenizer *t, const char *dir, const char *name, const char *system_prompt);
 void template_close(struct chat_template *c);
