@@ -80,10 +80,7 @@ void fix_close(struct fix *f)
 void fix_pairs_draw(struct fix_pairs *p, uint64_t seed)
 {
     static const int32_t sizes[FIX_PAIRS][3] = {
-        {3,  4, 2},
-        { 1, 1, 5},
-        { 7, 1, 1},
-        { 2, 3, 6}
+        { 3, 4, 2 }, { 1, 1, 5 }, { 7, 1, 1 }, { 2, 3, 6 }
     };
     uint64_t n = 0;
     memset(p, 0, sizeof *p);
