@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: MIT
+ * stage.h - one stage of training, SFT or preference: its data, model, optimizer and loop. */
+#ifndef BDPO_STAGE_H
+#define BDPO_STAGE_H
+#include "optim.h"
+#include "score.h"
+#include "setup.h"
+#include "status.h"
+
+enum stage_kind { STAGE_SFT, STAGE_PREFERENCE };
+
+struct stage { /* valid when zeroed */
+    struct setup *su;
+    const struct config *cfg;
+    const struct stage_config *sc;
+    enum stage_kind kind;
+    const char *name;               /* "sft", "preference" */
+    const struct loss_def *loss;    /* NULL in SFT */
+    const struct dataset *data, *eval; /* borrowed; eval NULL: none */
+    struct plan plan;
+    struct model model;
+    struct optim optim;
+    struct batch batch;
+    struct order order;
+    struct scores ref, ref_eval;    /* the reference's, where the loss reads one */
+    double *logp, *coef;            /* [2 P_max] */
+    int64_t micro_tokens;
+    int64_t step, steps;            /* done, total */
+    int64_t skipped, skipped_run;   /* steps with a non-finite loss or gradient: all, and the last ones in a row */
+    bool at_reference;              /* the policy started as the reference itself: the first step checks that */
+};
+/* Steps of the stage over n examples: ceil(epochs * steps per epoch), at most max_steps. */
+int64_t stage_steps(const struct stage_config *c, int64_t n);
+/* Book and grant all memory; weights are zero. The dataset is borrowed. `train` false: scoring only. */
+int stage_open(struct stage *st, struct setup *su, enum stage_kind kind, const struct dataset *data, const struct dataset *eval,
+               bool train);
+void stage_release(struct stage *st);
+/* The reference's log-probabilities of every row that the run will visit, once, in the order and micro-batches of training, and of
+ * the evaluation set, by the weights that `m` holds now. `b`: a batch with room for them. */
+int stage_reference(struct stage *st, struct model *m, struct batch *b);
+
+/* step.c: one optimizer step (step st->step), the algorithm of the paper. *m: this step's sums; *norm: gradient norm
+ * before clipping; *applied: false where something was not finite and the weights stayed. */
+int stage_step(struct stage *st, struct metrics *m, double *norm, double *lr, bool *applied);
+/* Evaluate on st->eval with the present weights. */
+int stage_evaluate(struct stage *st, struct metrics *m);
+/* Sums over all rows of d, from log-probabilities. ref NULL: no reference. */
+void stage_measure(const struct stage *st, const struct dataset *d, const struct scores *pi, const struct scores *ref,
+                   struct metrics *m);
+#endif

@@ -1,0 +1,169 @@
+/* SPDX-License-Identifier: MIT */
+#include "status.h"
+#include "../io/file.h"
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+double clock_seconds(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+int status_open(struct status *s, const struct config *c, const char *path)
+{
+    memset(s, 0, sizeof *s);
+    s->cfg = c;
+    s->start = clock_seconds();
+    s->bar = c->logging.progress == PROGRESS_AUTO && isatty(STDERR_FILENO);
+    if (c->logging.progress == PROGRESS_ON) s->bar = true;
+    return path ? mem_strdup(&s->path, path) : 0;
+}
+
+static void close_bar(struct status *s)
+{
+    if (s->bar_open) fputc('\n', stderr);
+    s->bar_open = false;
+}
+
+void status_release(struct status *s)
+{
+    close_bar(s);
+    json_decref(s->metrics);
+    free(s->path);
+    memset(s, 0, sizeof *s);
+}
+
+void status_stage(struct status *s, const char *stage, int64_t step, int64_t steps)
+{
+    s->stage = stage;
+    s->step = s->step0 = step;
+    s->steps = steps;
+    s->stage_start = clock_seconds();
+}
+
+static double eta_seconds(const struct status *s)
+{
+    const int64_t done = s->step - s->step0;
+    return done > 0 ? (clock_seconds() - s->stage_start) / (double)done * (double)(s->steps - s->step) : 0;
+}
+
+int status_write(struct status *s, const char *state, int exit_code, const char *reason)
+{
+    char host[256] = "";
+    struct buf b = { 0 };
+    int rc = 0;
+    if (!s->path) return 0;
+    json_t *o = json_object();
+    gethostname(host, sizeof host - 1);
+    TRY_OUT(metrics_text(o, "state", state));
+    TRY_OUT(metrics_int(o, "exit_code", exit_code));
+    TRY_OUT(metrics_text(o, "reason", reason));
+    if (s->stage) {
+        TRY_OUT(metrics_text(o, "stage", s->stage));
+        TRY_OUT(metrics_int(o, "step", s->step));
+        TRY_OUT(metrics_int(o, "steps", s->steps));
+        TRY_OUT(metrics_real(o, "eta_seconds", eta_seconds(s)));
+    }
+    if (s->checkpoint[0]) TRY_OUT(metrics_text(o, "checkpoint", s->checkpoint));
+    TRY_OUT(metrics_int(o, "pid", getpid()));
+    TRY_OUT(metrics_text(o, "host", host));
+    if (s->metrics && json_object_set(o, "metrics", s->metrics)) TRY_OUT(err_set(ERR_OOM, "out of memory for status.json"));
+    TRY_OUT(json_dump(&b, o, 2));
+    TRY_OUT(buf_adds(&b, "\n"));
+    rc = file_write_all(s->path, b.data, b.len);
+    s->last_write = clock_seconds();
+out:
+    json_decref(o);
+    buf_release(&b);
+    return rc;
+}
+
+static const char *duration(char out[32], double seconds)
+{
+    const long long t = (long long)(seconds + 0.5);
+    if (t >= 3600)
+        snprintf(out, 32, "%lldh%02lldm", t / 3600, t / 60 % 60);
+    else
+        snprintf(out, 32, "%lldm%02llds", t / 60, t % 60);
+    return out;
+}
+
+static void show(struct status *s, const struct metrics *m, bool preference, double loss)
+{
+    char eta[32], bar[32], logps[64] = "";
+    const double n = (double)m->examples;
+    const int width = 24, full = s->steps ? (int)(width * s->step / s->steps) : width;
+    if (preference) snprintf(logps, sizeof logps, "  chosen %.2f rejected %.2f", m->lw / n, m->ll / n);
+    if (s->bar) {
+        for (int i = 0; i < width; i++) bar[i] = i < full ? '#' : '.';
+        bar[width] = 0;
+        fprintf(stderr, "\r\033[K%s [%s] %lld/%lld  loss %.4f%s  %.0f tokens/s  ETA %s", s->stage, bar, (long long)s->step,
+                (long long)s->steps, loss, logps, s->tokens_per_second, duration(eta, eta_seconds(s)));
+        s->bar_open = true;
+        if (s->step == s->steps) close_bar(s);
+    } else {
+        fprintf(stderr, "%s %lld/%lld  loss %.4f%s  %.0f tokens/s  ETA %s\n", s->stage, (long long)s->step, (long long)s->steps, loss,
+                logps, s->tokens_per_second, duration(eta, eta_seconds(s)));
+    }
+    fflush(stderr);
+}
+
+int status_step(struct status *s, int64_t step, const json_t *row, const struct metrics *m, bool preference, double seconds)
+{
+    const double now = clock_seconds(), rate = (double)m->tokens / (seconds > 0 ? seconds : 1e-9);
+    s->step = step;
+    s->tokens_per_second = s->tokens_per_second > 0 ? 0.9 * s->tokens_per_second + 0.1 * rate : rate;
+    if (row) {
+        json_decref(s->metrics);
+        s->metrics = json_incref((json_t *)(uintptr_t)row);
+    }
+    const bool last = step == s->steps;
+    if (s->cfg->logging.progress != PROGRESS_OFF && (last || now - s->last_line > (s->bar ? 0.2 : 1))) {
+        s->last_line = now;
+        show(s, m, preference, preference ? m->loss / (double)m->examples : m->loss / m->nw);
+    }
+    return now - s->last_write > 2 ? status_write(s, "running", 0, "training") : 0;
+}
+
+void status_say(struct status *s, const char *fmt, ...)
+{
+    va_list ap;
+    close_bar(s);
+    va_start(ap, fmt);
+    vfprintf(stderr, fmt, ap);
+    va_end(ap);
+    fputc('\n', stderr);
+}
+
+static volatile sig_atomic_t pending;
+
+static void on_signal(int number)
+{
+    if (pending) _exit(128 + number);
+    pending = number;
+}
+
+void signals_install(void)
+{
+    struct sigaction a;
+    memset(&a, 0, sizeof a);
+    sigemptyset(&a.sa_mask);
+    a.sa_handler = on_signal;
+    sigaction(SIGUSR1, &a, NULL);
+    sigaction(SIGTERM, &a, NULL);
+    sigaction(SIGINT, &a, NULL);
+    a.sa_handler = SIG_IGN;
+    sigaction(SIGXFSZ, &a, NULL);
+    sigaction(SIGPIPE, &a, NULL);
+}
+
+int signals_pending(void)
+{
+    return pending;
+}
