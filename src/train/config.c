@@ -31,6 +31,13 @@ static void place_of(const struct loader *ld, const char *pointer, const char **
     *line = *col = 0;
     *name = set_of(ld, pointer);
     if (*name) return;
+    json_doc_where(&ld->doc, pointer, line, col);
+    for (int32_t i = ld->n_sets;
+         *line == 0 && i-- > 0;) /* a section that only settings of its keys made */
+        if (ld->set_pointer[i] && is_within(ld->set_pointer[i], pointer)) {
+            *name = ld->set_name[i];
+            return;
+        }
     snprintf(at, sizeof at, "%s", pointer);
     for (;;) {
         json_doc_where(&ld->doc, at, line, col);

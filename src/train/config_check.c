@@ -81,7 +81,8 @@ static int warn(struct loader *ld)
     if (strcmp(c->loss, "bdpo") == 0 && c->loss_opts.lambda == 0)
         TRY(config_warn_option(ld, row("preference.lambda"),
                                "0: the rejected response is then ignored"));
-    if (c->model.init == MODEL_PRETRAINED && c->preference.learning_rate > 1e-4)
+    /* ten times the paper's highest; small models of a trial bear it, large ones collapse */
+    if (c->model.init == MODEL_PRETRAINED && c->preference.learning_rate > 5e-4)
         TRY(config_warn_option(
             ld, row("preference.learning_rate"),
             "%s is high for a preference loss on a pretrained model (5e-7 to 5e-5 are usual)",
