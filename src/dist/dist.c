@@ -24,11 +24,11 @@ int dist_open(struct dist *d)
     static const struct {
         const char *size, *rank, *step, *launcher;
     } launchers[] = {
-        {"OMPI_COMM_WORLD_SIZE",  "OMPI_COMM_WORLD_RANK", NULL,            "mpirun (Open MPI)"            },
-        { "PMI_SIZE",             "PMI_RANK",             NULL,            "mpirun (MPICH or another PMI)"},
-        { "MV2_COMM_WORLD_SIZE",  "MV2_COMM_WORLD_RANK",  NULL,            "mpirun (MVAPICH2)"            },
-        { "SLURM_STEP_NUM_TASKS", "SLURM_PROCID",         "SLURM_STEP_ID", "srun"                         },
-        { "SLURM_NTASKS",         "SLURM_PROCID",         "SLURM_STEP_ID", "srun"                         },
+        { "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", NULL, "mpirun (Open MPI)" },
+        { "PMI_SIZE", "PMI_RANK", NULL, "mpirun (MPICH or another PMI)" },
+        { "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK", NULL, "mpirun (MVAPICH2)" },
+        { "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_STEP_ID", "srun" },
+        { "SLURM_NTASKS", "SLURM_PROCID", "SLURM_STEP_ID", "srun" },
     };
     d->rank = 0;
     d->size = 1;
