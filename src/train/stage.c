@@ -62,8 +62,8 @@ void stage_release(struct stage *st)
     scores_release(&st->ref_eval);
     order_release(&st->order);
     batch_release(&st->batch);
+    plan_release(&st->plan, &st->su->be); /* first: it writes into the views that the model books */
     model_release(&st->model);
-    plan_release(&st->plan, &st->su->be);
     memset(st, 0, sizeof *st);
 }
 

@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: MIT
+ * checkpoint.h - all that is needed to go on bit for bit: OUTPUT/checkpoints/STAGE-NNNNNN/, complete or absent.
+ * A directory holds state.safetensors (weights, both moments, the reference's log-probabilities) and manifest.json (stage, step, counters,
+ * size and checksum of the state, offset in metrics.jsonl, fingerprint of the run). It is filled under a temporary name, synced and renamed. */
+#ifndef BDPO_CHECKPOINT_H
+#define BDPO_CHECKPOINT_H
+#include "stage.h"
+
+struct checkpoint_info {
+    char name[64];          /* "preference-000050" */
+    enum stage_kind kind;
+    int64_t step;
+    int64_t metrics_bytes;  /* length of metrics.jsonl when it was written */
+};
+/* Write the stage's state; *info's name is filled. Then delete all but the newest `keep` checkpoints of the run. ERR_IO. */
+int checkpoint_save(const char *output, const struct stage *st, int64_t metrics_bytes, const char *fingerprint, int64_t keep,
+                    struct checkpoint_info *info);
+/* The newest checkpoint under OUTPUT whose manifest and checksums hold (a broken one is named on stderr and passed over): 1, *info
+ * filled; 0: none. */
+int checkpoint_newest(const char *output, struct checkpoint_info *info);
+/* The checkpoint at `path` (its directory): ERR_CHECKPOINT where it is unusable. */
+int checkpoint_open(const char *path, struct checkpoint_info *info);
+/* Restore an opened stage from DIR (OUTPUT/checkpoints/NAME or a path). ERR_CHECKPOINT where the state does not fit, or where the fingerprint
+ * differs (named with both values) unless allow_change. */
+int checkpoint_load(const char *dir, struct stage *st, const char *fingerprint, bool allow_change);
+/* Delete everything of a former run under OUTPUT (checkpoints, sft, models, model, metrics, timing, status). */
+int checkpoint_wipe(const char *output);
+#endif

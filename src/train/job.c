@@ -1,0 +1,464 @@
+/* SPDX-License-Identifier: MIT */
+#include "job.h"
+#include "output.h"
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { VERIFY_ROWS = 4 };
+static const int64_t SHARD_BYTES = 5000000000;
+
+struct job {
+    const struct config *cfg;
+    struct setup su;
+    struct dataset data[2], eval[2]; /* by enum stage_kind */
+    bool has_eval;
+    struct output out;
+    struct status status;
+    double started, last_save; /* seconds */
+};
+
+static bool stage_present(const struct config *c, enum stage_kind k)
+{
+    return k == STAGE_SFT ? c->sft.present : c->preference.present;
+}
+
+static int load_data(struct job *j)
+{
+    const struct config *c = j->cfg;
+    j->has_eval = c->data.eval.n > 0 && (c->eval.every > 0 || c->eval.at_end);
+    for (int k = STAGE_SFT; k <= STAGE_PREFERENCE; k++) {
+        const struct strlist *own = k == STAGE_SFT ? &c->sft.train : &c->preference.train;
+        const enum data_kind kind = k == STAGE_SFT ? DATA_SFT : DATA_PAIRS;
+        if (!stage_present(c, (enum stage_kind)k)) continue;
+        TRY(setup_data(&j->su, &j->data[k], own->n ? own : &c->data.train, kind));
+        j->su.micro_tokens = MAX(j->su.micro_tokens, setup_micro_tokens(c, &j->data[k]));
+        if (!j->has_eval) continue;
+        TRY(setup_data(&j->su, &j->eval[k], &c->data.eval, kind));
+        j->su.micro_tokens = MAX(j->su.micro_tokens, setup_micro_tokens(c, &j->eval[k]));
+    }
+    return 0;
+}
+
+/* What must be equal for a resume: the training part of the config, and the content of data, tokenizer and config.json. */
+static int fingerprint(const struct job *j, struct buf *b)
+{
+    static const char *const names[] = { "sft data", "preference data" };
+    struct buf text = { 0 };
+    char tok[65];
+    int rc = config_dump_training(j->cfg, &text);
+    json_t *o = rc < 0 ? NULL : json_loads(text.data, 0, NULL), *content = json_object();
+    if (rc < 0) goto out;
+    if (!o) TRY_OUT(err_set(ERR_OOM, "out of memory for the fingerprint"));
+    tokenizer_digest(j->su.tok, tok);
+    TRY_OUT(metrics_text(content, "tokenizer", tok));
+    for (int k = STAGE_SFT; k <= STAGE_PREFERENCE; k++) {
+        if (!stage_present(j->cfg, (enum stage_kind)k)) continue;
+        TRY_OUT(metrics_text(content, names[k], j->data[k].digest));
+        if (j->has_eval) TRY_OUT(metrics_text(content, "evaluation data", j->eval[k].digest));
+    }
+    if (json_object_set(o, "content", content)) TRY_OUT(err_set(ERR_OOM, "out of memory for the fingerprint"));
+    TRY_OUT(json_dump(b, o, 2));
+    TRY_OUT(buf_adds(b, "\n"));
+out:
+    json_decref(o);
+    json_decref(content);
+    buf_release(&text);
+    return rc;
+}
+
+static int job_open(struct job *j, const struct config *c)
+{
+    memset(j, 0, sizeof *j);
+    j->cfg = c;
+    j->started = j->last_save = clock_seconds();
+    TRY(setup_open(&j->su, c));
+    return load_data(j);
+}
+
+static void job_close(struct job *j)
+{
+    status_release(&j->status);
+    output_close(&j->out);
+    for (int k = 0; k < 2; k++) {
+        dataset_release(&j->data[k]);
+        dataset_release(&j->eval[k]);
+    }
+    setup_close(&j->su);
+}
+
+static int stage_weights(const struct job *j, struct stage *st)
+{
+    const struct config *c = j->cfg;
+    char *sft = NULL;
+    if (st->kind == STAGE_PREFERENCE && c->sft.present) {
+        TRY(output_path(&j->out, "sft", &sft));
+        const int rc = model_load(&st->model, sft);
+        free(sft);
+        return rc;
+    }
+    return c->model.init == MODEL_RANDOM ? model_random(&st->model, c->seed) : model_load(&st->model, c->model.path);
+}
+
+/* reference.path: its own model, scored and let go before the policy takes memory. */
+static int foreign_reference(struct job *j, struct scores ref[2])
+{
+    const char *path = j->cfg->reference.path;
+    struct setup su = j->su; /* borrows all but the architecture */
+    struct stage st = { 0 };
+    int rc;
+    TRY(arch_load(&su.arch, path));
+    if (su.arch.V != j->su.arch.V)
+        return err_set(ERR_INPUT, "reference.path: %s has %lld token ids, model.path %lld: the tokenizers differ", path, (long long)su.arch.V,
+                       (long long)j->su.arch.V);
+    TRY_OUT(stage_open(&st, &su, STAGE_PREFERENCE, &j->data[STAGE_PREFERENCE], j->has_eval ? &j->eval[STAGE_PREFERENCE] : NULL, false));
+    TRY_OUT(model_load(&st.model, path));
+    status_say(&j->status, "reference: scoring with %s", path);
+    TRY_OUT(stage_reference(&st, &st.model, &st.batch));
+    ref[0] = st.ref;
+    ref[1] = st.ref_eval;
+    memset(&st.ref, 0, sizeof st.ref);
+    memset(&st.ref_eval, 0, sizeof st.ref_eval);
+out:
+    stage_release(&st);
+    return rc;
+}
+
+static int write_row(struct job *j, const struct stage *st, const char *prefix, const struct metrics *m, double norm, double lr)
+{
+    json_t *row = json_object();
+    const bool eval = *prefix;
+    int rc;
+    TRY_OUT(metrics_text(row, "stage", st->name));
+    TRY_OUT(metrics_int(row, "step", st->step));
+    TRY_OUT(metrics_real(row, "epoch", (double)st->step / (double)order_steps_per_epoch(&st->order)));
+    TRY_OUT(metrics_set(row, prefix, m, st->loss));
+    if (!eval) {
+        TRY_OUT(metrics_real(row, "grad_norm", norm));
+        TRY_OUT(metrics_real(row, "learning_rate", lr));
+        TRY_OUT(metrics_int(row, "tokens", m->tokens));
+        TRY_OUT(metrics_int(row, "skipped", st->skipped));
+        json_decref(j->status.metrics);
+        j->status.metrics = json_incref(row);
+    }
+    TRY_OUT(rows_put(&j->out.metrics, row));
+out:
+    json_decref(row);
+    return rc;
+}
+
+static int write_timing(struct job *j, const struct stage *st, const struct metrics *m, double seconds)
+{
+    json_t *row = json_object();
+    int rc;
+    TRY_OUT(metrics_text(row, "stage", st->name));
+    TRY_OUT(metrics_int(row, "step", st->step));
+    TRY_OUT(metrics_real(row, "step_seconds", seconds));
+    TRY_OUT(metrics_real(row, "tokens_per_second", (double)m->tokens / seconds));
+    TRY_OUT(metrics_real(row, "pairs_per_second", (double)m->examples / seconds));
+    TRY_OUT(metrics_real(row, "comm_seconds", 0));
+    TRY_OUT(rows_put(&j->out.timing, row));
+out:
+    json_decref(row);
+    return rc;
+}
+
+static int evaluate(struct job *j, struct stage *st)
+{
+    struct metrics m;
+    TRY(stage_evaluate(st, &m));
+    return write_row(j, st, "eval/", &m, 0, 0);
+}
+
+static int save_checkpoint(struct job *j, struct stage *st)
+{
+    struct checkpoint_info info;
+    TRY(rows_sync(&j->out.metrics));
+    TRY(checkpoint_save(j->out.dir, st, j->out.metrics.bytes, j->out.fingerprint, j->cfg->checkpoint.keep, &info));
+    snprintf(j->status.checkpoint, sizeof j->status.checkpoint, "checkpoints/%s", info.name);
+    j->last_save = clock_seconds();
+    return 0;
+}
+
+static enum st_dtype save_dtype(const struct job *j)
+{
+    switch (j->cfg->model.save_dtype) {
+    case SAVE_FLOAT32: return ST_F32;
+    case SAVE_BFLOAT16: return ST_BF16;
+    case SAVE_FLOAT16: return ST_F16;
+    default: return j->cfg->model.init == MODEL_RANDOM ? ST_F32 : model_dir_dtype(j->cfg->model.path, &j->su.arch);
+    }
+}
+
+static int save_model(struct job *j, struct stage *st, const char *name)
+{
+    char *dir = NULL;
+    TRY(output_path(&j->out, name, &dir));
+    char *parent = NULL;
+    int rc = path_parent(&parent, dir);
+    if (rc == 0) rc = dir_make(parent);
+    if (rc == 0) rc = model_save(&st->model, dir, j->cfg->model.path, save_dtype(j), SHARD_BYTES);
+    free(parent);
+    free(dir);
+    return rc;
+}
+
+/* Save, read back into the same memory, and compare the log-probabilities of a few rows: what was saved is what was trained. */
+static int save_and_verify(struct job *j, struct stage *st, const char *name)
+{
+    struct scores a = { 0 }, z = { 0 };
+    int64_t idx[VERIFY_ROWS];
+    const int64_t n = MIN((int64_t)VERIFY_ROWS, st->data->n);
+    const bool exact = save_dtype(j) == ST_F32;
+    char *dir = NULL;
+    double worst = 0;
+    int rc;
+    for (int64_t i = 0; i < n; i++) idx[i] = i * st->data->n / n;
+    TRY_OUT(scores_init(&a, st->data->n));
+    TRY_OUT(scores_init(&z, st->data->n));
+    TRY_OUT(score_rows(&a, &st->model, &st->batch, st->data, idx, n, st->micro_tokens));
+    TRY_OUT(save_model(j, st, name));
+    TRY_OUT(output_path(&j->out, name, &dir));
+    if (model_load(&st->model, dir) < 0) {
+        err_note(0, "reading back");
+        TRY_OUT(ERR_IO);
+    }
+    TRY_OUT(score_rows(&z, &st->model, &st->batch, st->data, idx, n, st->micro_tokens));
+    for (int64_t i = 0; i < n; i++) {
+        const double d = fabs(a.w[idx[i]] - z.w[idx[i]]), allowed = exact ? 0 : 0.1 + 0.02 * fabs(a.w[idx[i]]);
+        if (!(d <= allowed))
+            TRY_OUT(err_set(ERR_IO, "%s: read back, row %lld has log-probability %.9g, before saving %.9g", dir, (long long)idx[i], z.w[idx[i]],
+                            a.w[idx[i]]));
+        worst = fmax(worst, d);
+    }
+    status_say(&j->status, "saved %s (%s), read back: log-probabilities of %lld rows differ by at most %.3g", dir, st_dtype_name(save_dtype(j)),
+               (long long)n, worst);
+out:
+    scores_release(&a);
+    scores_release(&z);
+    free(dir);
+    return rc;
+}
+
+/* Non-finite: the weights stayed; say which rows it was. */
+static int skipped_step(struct job *j, struct stage *st, const struct metrics *m, double norm)
+{
+    const int64_t *idx;
+    const int64_t n = order_step(&st->order, st->step - 1, &idx);
+    struct buf rows = { 0 };
+    for (int64_t i = 0; i < MIN(n, (int64_t)8); i++) {
+        const struct example *e = &st->data->ex[idx[i]];
+        TRY(buf_addf(&rows, "%s%s:%lld", i ? ", " : "", st->data->files[e->file], (long long)e->line));
+    }
+    status_say(&j->status, "warning: %s step %lld skipped: loss %g, gradient norm %g; rows %s%s", st->name, (long long)st->step,
+               metrics_loss(m, st->loss), norm, rows.data, n > 8 ? ", ..." : "");
+    buf_release(&rows);
+    if (st->skipped_run > j->cfg->faults.max_skipped_steps)
+        return err_set(ERR_DIVERGED, "%s step %lld: loss or gradient was not finite in %lld steps in a row (faults.max_skipped_steps: %lld); lower learning_rate",
+                       st->name, (long long)st->step, (long long)st->skipped_run, (long long)j->cfg->faults.max_skipped_steps);
+    return 0;
+}
+
+static int stop_requested(struct job *j, struct stage *st)
+{
+    const struct config *c = j->cfg;
+    const int number = signals_pending();
+    const bool late = c->max_hours > 0 && clock_seconds() - j->started > 3600 * c->max_hours;
+    if (st->step == st->steps || (!number && !late)) return 0;
+    TRY(save_checkpoint(j, st));
+    if (number) return err_set(ERR_STOPPED, "stopped by signal %d after %s step %lld; saved, start again to go on", number, st->name, (long long)st->step);
+    return err_set(ERR_STOPPED, "max_hours reached after %s step %lld; saved, start again to go on", st->name, (long long)st->step);
+}
+
+/* Everything that is due after a step, apart from the step itself. */
+static int after_step(struct job *j, struct stage *st, const struct metrics *m, double norm, double lr, bool applied, double seconds)
+{
+    const struct config *c = j->cfg;
+    const int64_t per_epoch = order_steps_per_epoch(&st->order);
+    const bool last = st->step == st->steps;
+    const bool logged = st->step % c->logging.every == 0 || last || !applied;
+    if (logged) TRY(write_row(j, st, "", m, norm, lr));
+    if (logged) TRY(write_timing(j, st, m, seconds));
+    TRY(status_step(&j->status, st->step, NULL, m, st->kind == STAGE_PREFERENCE, seconds));
+    if (!applied) TRY(skipped_step(j, st, m, norm));
+    if (st->eval && ((c->eval.every > 0 && st->step % c->eval.every == 0) || (last && c->eval.at_end))) TRY(evaluate(j, st));
+    if (c->checkpoint.export_at == EXPORT_EPOCH && st->kind == STAGE_PREFERENCE && st->step % per_epoch == 0) {
+        char name[48];
+        snprintf(name, sizeof name, "models/epoch-%lld", (long long)(st->step / per_epoch));
+        TRY(save_model(j, st, name));
+    }
+    const bool due = (c->checkpoint.every > 0 && st->step % c->checkpoint.every == 0) ||
+                     (c->checkpoint.every_minutes > 0 && clock_seconds() - j->last_save > 60 * c->checkpoint.every_minutes);
+    if (due && !last) TRY(save_checkpoint(j, st));
+    return stop_requested(j, st);
+}
+
+static int train_loop(struct job *j, struct stage *st)
+{
+    status_stage(&j->status, st->name, st->step, st->steps);
+    TRY(status_write(&j->status, "running", 0, "training"));
+    while (st->step < st->steps) {
+        struct metrics m;
+        double norm, lr;
+        bool applied;
+        const double start = clock_seconds();
+        TRY(stage_step(st, &m, &norm, &lr, &applied));
+        if (st->at_reference && st->step == 1)
+            status_say(&j->status, "first step: the policy is the reference, loss %.9g", metrics_loss(&m, st->loss));
+        TRY(after_step(j, st, &m, norm, lr, applied, clock_seconds() - start));
+    }
+    return 0;
+}
+
+static void announce(struct job *j, const struct stage *st)
+{
+    struct buf plan = { 0 };
+    char text[512];
+    if (st->loss) status_say(&j->status, "preference loss: %s", loss_describe(text, sizeof text, st->loss, &j->cfg->loss_opts));
+    status_say(&j->status, "%s: %lld steps of %lld from %lld rows, %d threads, micro-batches of %lld tokens", st->name, (long long)st->steps,
+               (long long)st->order.batch_size, (long long)st->data->n, j->su.be.threads, (long long)st->micro_tokens);
+    if (plan_print(&st->plan, &plan) == 0) status_say(&j->status, "%s", plan.data);
+    buf_release(&plan);
+}
+
+/* Weights and reference of a stage that starts at its first step. */
+static int stage_begin(struct job *j, struct stage *st)
+{
+    const bool needs_ref = st->loss && (st->loss->flags & LOSS_REF);
+    TRY(stage_weights(j, st));
+    TRY(output_begin(&j->out, j->cfg));
+    if (!needs_ref || j->cfg->reference.path) return 0;
+    status_say(&j->status, "reference: scoring with the policy as it starts");
+    TRY(stage_reference(st, &st->model, &st->batch));
+    st->at_reference = true;
+    return 0;
+}
+
+static int run_stage(struct job *j, enum stage_kind kind, const char *resume, bool allow_change)
+{
+    const struct config *c = j->cfg;
+    const struct loss_def *loss = kind == STAGE_PREFERENCE ? loss_find(c->loss) : NULL;
+    struct scores ref[2] = { { 0 }, { 0 } };
+    struct stage st = { 0 };
+    int rc;
+    if (loss && (loss->flags & LOSS_REF) && c->reference.path && !resume) TRY_OUT(foreign_reference(j, ref));
+    TRY_OUT(stage_open(&st, &j->su, kind, &j->data[kind], j->has_eval ? &j->eval[kind] : NULL, true));
+    if (ref[0].w) {
+        scores_release(&st.ref);
+        scores_release(&st.ref_eval);
+        st.ref = ref[0];
+        st.ref_eval = ref[1];
+        memset(ref, 0, sizeof ref);
+    }
+    announce(j, &st);
+    if (resume) {
+        TRY_OUT(checkpoint_load(resume, &st, j->out.fingerprint, allow_change));
+        TRY_OUT(output_begin(&j->out, c));
+        status_say(&j->status, "resumed from %s", resume);
+    } else {
+        TRY_OUT(stage_begin(j, &st));
+    }
+    TRY_OUT(train_loop(j, &st));
+    if (kind == STAGE_SFT) TRY_OUT(save_and_verify(j, &st, "sft"));
+    if (kind == STAGE_PREFERENCE || !c->preference.present) TRY_OUT(save_and_verify(j, &st, "model"));
+out:
+    scores_release(&ref[0]);
+    scores_release(&ref[1]);
+    stage_release(&st);
+    return rc;
+}
+
+static int run_stages(struct job *j, bool allow_change)
+{
+    for (int k = (int)j->out.first; k <= STAGE_PREFERENCE; k++) {
+        if (!stage_present(j->cfg, (enum stage_kind)k)) continue;
+        TRY(run_stage(j, (enum stage_kind)k, k == (int)j->out.first ? j->out.resume : NULL, allow_change));
+        if (k == STAGE_SFT && j->cfg->preference.present && signals_pending())
+            return err_set(ERR_STOPPED, "stopped by signal %d after the sft stage; saved, start again to go on", signals_pending());
+    }
+    return 0;
+}
+
+/* status.json says how the run ended; for bad input nothing was begun and nothing is written. */
+static int conclude(struct job *j, int rc)
+{
+    struct buf message = { 0 };
+    int wrote;
+    if (!j->out.begun) return rc;
+    if (rc == 0) {
+        TRY(rows_sync(&j->out.metrics));
+        return status_write(&j->status, "done", 0, "finished");
+    }
+    buf_adds(&message, err_msg());
+    wrote = status_write(&j->status, rc == ERR_STOPPED ? "stopped" : "failed", err_exit_code(rc), message.data ? message.data : "");
+    if (wrote < 0) fprintf(stderr, "warning: %s\n", err_msg());
+    err_set(rc, "%s", message.data ? message.data : "out of memory");
+    buf_release(&message);
+    return rc;
+}
+
+int job_run(const struct config *c, const struct job_opts *o)
+{
+    struct job j;
+    struct buf print = { 0 };
+    char *path = NULL;
+    int rc;
+    signals_install();
+    TRY_OUT(job_open(&j, c));
+    TRY_OUT(fingerprint(&j, &print));
+    TRY_OUT(output_open(&j.out, c, print.data, o->allow_change));
+    if (j.out.finished) {
+        fprintf(stderr, "%s: this run is finished already; nothing to do\n", c->output);
+        goto out;
+    }
+    TRY_OUT(setup_backend(&j.su));
+    TRY_OUT(output_path(&j.out, "status.json", &path));
+    TRY_OUT(status_open(&j.status, c, path));
+    rc = conclude(&j, run_stages(&j, o->allow_change));
+    if (rc == 0) status_say(&j.status, "done: %s/model", c->output);
+out:
+    buf_release(&print);
+    free(path);
+    job_close(&j);
+    return rc;
+}
+
+static int add_note(json_t *root, const char *section, const char *text)
+{
+    json_t *o = json_object_get(root, section);
+    fprintf(stderr, "%s: %s\n", section, text);
+    return o ? metrics_text(o, "note", text) : 0;
+}
+
+int job_dry_run(const struct config *c)
+{
+    struct job j;
+    struct buf b = { 0 };
+    json_t *root = NULL;
+    char formula[512], text[800];
+    int rc;
+    TRY_OUT(job_open(&j, c));
+    TRY_OUT(config_dump(c, &b));
+    root = json_loads(b.data, 0, NULL);
+    buf_clear(&b);
+    if (!root) TRY_OUT(err_set(ERR_OOM, "out of memory for the resolved config"));
+    if (c->sft.present) {
+        snprintf(text, sizeof text, "%lld steps over %lld rows; loss: -log pi(chosen) per response token of the batch",
+                 (long long)stage_steps(&c->sft, j.data[STAGE_SFT].n), (long long)j.data[STAGE_SFT].n);
+        TRY_OUT(add_note(root, "sft", text));
+    }
+    if (c->preference.present) {
+        snprintf(text, sizeof text, "%lld steps over %lld pairs; loss: %s", (long long)stage_steps(&c->preference, j.data[STAGE_PREFERENCE].n),
+                 (long long)j.data[STAGE_PREFERENCE].n, loss_describe(formula, sizeof formula, loss_find(c->loss), &c->loss_opts));
+        TRY_OUT(add_note(root, "preference", text));
+    }
+    TRY_OUT(json_dump(&b, root, 2));
+    puts(b.data);
+    if (fflush(stdout) != 0) TRY_OUT(err_set(ERR_IO, "cannot write to the standard output"));
+out:
+    json_decref(root);
+    buf_release(&b);
+    job_close(&j);
+    return rc;
+}

@@ -1,0 +1,173 @@
+/* SPDX-License-Identifier: MIT */
+#include "output.h"
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+int output_path(const struct output *o, const char *name, char **path)
+{
+    return path_join(path, o->dir, name);
+}
+
+static bool has(const struct output *o, const char *name)
+{
+    char *path = NULL;
+    struct stat s;
+    const bool there = output_path(o, name, &path) == 0 && stat(path, &s) == 0;
+    free(path);
+    return there;
+}
+
+/* The nearest existing part of the path must be a directory that we may write. */
+static int check_writable(const char *dir)
+{
+    struct stat s;
+    char *path = NULL;
+    int rc = mem_strdup(&path, dir);
+    while (rc == 0 && stat(path, &s) < 0) {
+        char *up = NULL;
+        if (errno != ENOENT) {
+            rc = err_set(ERR_INPUT, "output: cannot use %s: %s", dir, strerror(errno));
+            break;
+        }
+        rc = path_parent(&up, path);
+        free(path);
+        path = up;
+    }
+    if (rc == 0 && !S_ISDIR(s.st_mode)) rc = err_set(ERR_INPUT, "output: cannot use %s: %s is not a directory", dir, path);
+    if (rc == 0 && access(path, W_OK | X_OK) < 0) rc = err_set(ERR_INPUT, "output: cannot write in %s: %s", path, strerror(errno));
+    free(path);
+    return rc;
+}
+
+/* Compare with OUTPUT/fingerprint.json. */
+static int check_fingerprint(const struct output *o, bool allow_change)
+{
+    struct buf diff = { 0 };
+    char *path = NULL, *was = NULL;
+    size_t len;
+    int rc;
+    TRY_OUT(output_path(o, "fingerprint.json", &path));
+    TRY_OUT(file_read(&was, &len, path, 1 << 24));
+    TRY_OUT(config_diff(was, o->fingerprint, &diff));
+    if (rc > 0 && !allow_change) {
+        rc = err_set(ERR_CHECKPOINT, "%s holds a run with other settings: %s; choose another output, go on with --allow-change, or start anew with --set checkpoint.resume=never",
+                     o->dir, diff.data);
+        goto out;
+    }
+    if (rc > 0) fprintf(stderr, "warning: %s: going on with changes: %s\n", o->dir, diff.data);
+    rc = 0;
+out:
+    buf_release(&diff);
+    free(path);
+    free(was);
+    return rc < 0 ? ERR_CHECKPOINT : 0;
+}
+
+static bool was_done(const struct output *o)
+{
+    struct json_doc d = { 0 };
+    char *path = NULL;
+    bool done = false;
+    if (output_path(o, "status.json", &path) == 0 && file_exists(path) && json_doc_read(&d, path) == 0) {
+        const char *state = json_string_value(json_object_get(d.root, "state"));
+        done = state && strcmp(state, "done") == 0;
+    }
+    json_doc_release(&d);
+    free(path);
+    return done;
+}
+
+static int find_start(struct output *o, const struct config *c)
+{
+    struct checkpoint_info info;
+    char *metrics = NULL;
+    int rc = 0;
+    o->first = c->sft.present ? STAGE_SFT : STAGE_PREFERENCE;
+    if (strcmp(c->checkpoint.resume, "auto") != 0) { /* a path */
+        TRY(checkpoint_open(c->checkpoint.resume, &info));
+        TRY(mem_strdup(&o->resume, c->checkpoint.resume));
+        o->first = info.kind;
+        o->metrics_bytes = has(o, "metrics.jsonl") ? info.metrics_bytes : 0;
+        return 0;
+    }
+    const int found = checkpoint_newest(o->dir, &info);
+    if (found < 0) return found;
+    if (found && !(info.kind == STAGE_SFT && has(o, "sft"))) {
+        o->first = info.kind;
+        o->metrics_bytes = info.metrics_bytes;
+        return mem_asprintf(&o->resume, "%s/checkpoints/%s", o->dir, info.name);
+    }
+    if (o->first == STAGE_SFT && has(o, "sft") && c->preference.present) {
+        o->first = STAGE_PREFERENCE; /* SFT is complete: its rows stay */
+        TRY_OUT(output_path(o, "metrics.jsonl", &metrics));
+        TRY_OUT(rows_stage_bytes(metrics, "sft", &o->metrics_bytes));
+    }
+out:
+    free(metrics);
+    return rc;
+}
+
+int output_open(struct output *o, const struct config *c, const char *fingerprint, bool allow_change)
+{
+    memset(o, 0, sizeof *o);
+    TRY(mem_strdup(&o->dir, c->output));
+    TRY(mem_strdup(&o->fingerprint, fingerprint));
+    TRY(check_writable(o->dir));
+    if (dir_exists(o->dir)) TRY(dir_lock(&o->lock, o->dir));
+    if (strcmp(c->checkpoint.resume, "never") == 0) {
+        o->first = c->sft.present ? STAGE_SFT : STAGE_PREFERENCE;
+        return 0;
+    }
+    if (has(o, "fingerprint.json")) {
+        TRY(check_fingerprint(o, allow_change));
+        o->finished = strcmp(c->checkpoint.resume, "auto") == 0 && was_done(o) && has(o, "model");
+        if (o->finished) return 0;
+    } else if (has(o, "metrics.jsonl") || has(o, "model") || has(o, "sft") || has(o, "checkpoints")) {
+        return err_set(ERR_CHECKPOINT, "%s holds a run without fingerprint.json; choose another output, or start anew with --set checkpoint.resume=never",
+                       o->dir);
+    }
+    return find_start(o, c);
+}
+
+int output_begin(struct output *o, const struct config *c)
+{
+    struct buf b = { 0 };
+    char *config = NULL, *fingerprint = NULL, *metrics = NULL, *timing = NULL;
+    int rc = 0;
+    if (o->begun) return 0;
+    TRY_OUT(dir_make(o->dir));
+    if (!o->lock) TRY_OUT(dir_lock(&o->lock, o->dir));
+    if (strcmp(c->checkpoint.resume, "never") == 0) TRY_OUT(checkpoint_wipe(o->dir));
+    TRY_OUT(output_path(o, "config.json", &config));
+    TRY_OUT(output_path(o, "fingerprint.json", &fingerprint));
+    TRY_OUT(output_path(o, "metrics.jsonl", &metrics));
+    TRY_OUT(output_path(o, "timing.jsonl", &timing));
+    TRY_OUT(config_dump(c, &b));
+    TRY_OUT(file_write_all(config, b.data, b.len));
+    TRY_OUT(file_write_all(fingerprint, o->fingerprint, strlen(o->fingerprint)));
+    TRY_OUT(rows_open(&o->metrics, metrics, o->metrics_bytes));
+    TRY_OUT(rows_open(&o->timing, timing, -1));
+    o->begun = true;
+out:
+    buf_release(&b);
+    free(config);
+    free(fingerprint);
+    free(metrics);
+    free(timing);
+    return rc;
+}
+
+void output_close(struct output *o)
+{
+    rows_close(&o->metrics);
+    rows_close(&o->timing);
+    if (o->lock) close(o->lock);
+    free(o->dir);
+    free(o->fingerprint);
+    free(o->resume);
+    memset(o, 0, sizeof *o);
+}

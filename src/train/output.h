@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: MIT
+ * output.h - the run's directory: who holds it, what an earlier run left there, where to go on. */
+#ifndef BDPO_OUTPUT_H
+#define BDPO_OUTPUT_H
+#include "checkpoint.h"
+
+struct output {          /* valid when zeroed */
+    char *dir;           /* OUTPUT, owned */
+    int lock;            /* fd, 0: not held */
+    char *fingerprint;   /* of this run: JSON text, owned */
+    bool begun;          /* config.json and fingerprint.json of this run stand there */
+    struct rows_file metrics, timing;
+    /* where to start */
+    enum stage_kind first; /* the stage to start with */
+    char *resume;        /* checkpoint directory to start it from, NULL: its beginning; owned */
+    int64_t metrics_bytes; /* metrics.jsonl is cut back to this */
+    bool finished;       /* an earlier run is complete and equal: nothing to do */
+};
+/* Look, without writing: can the directory be made or written (ERR_INPUT), what did an earlier run leave, does it fit this run (ERR_CHECKPOINT
+ * naming what differs, unless allow_change). `fingerprint` is copied. */
+int output_open(struct output *o, const struct config *c, const char *fingerprint, bool allow_change);
+/* First write, when nothing can be wrong with the input any more: directory, lock, config.json, fingerprint.json, metrics.jsonl, timing.jsonl.
+ * Called again it does nothing. */
+int output_begin(struct output *o, const struct config *c);
+void output_close(struct output *o);
+/* OUTPUT/name; the caller frees. */
+int output_path(const struct output *o, const char *name, char **path);
+#endif
