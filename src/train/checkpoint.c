@@ -173,8 +173,8 @@ int checkpoint_save(const char *output, const struct stage *st, int64_t metrics_
                     struct checkpoint_info *info)
 {
     char *dir = NULL, *tmp = NULL, *final = NULL, *state = NULL, *manifest = NULL;
-    int64_t bytes;
-    uint32_t crc;
+    int64_t bytes = 0;
+    uint32_t crc = 0;
     int rc;
     memset(info, 0, sizeof *info);
     info->kind = st->kind;

@@ -96,7 +96,7 @@ static int find_start(struct output *o, const struct config *c)
     }
     const int found = checkpoint_newest(o->dir, &info);
     if (found < 0) return found;
-    if (found && !(info.kind == STAGE_SFT && has(o, "sft"))) {
+    if (found && !(info.kind == STAGE_SFT && has(o, "sft") && c->preference.present)) {
         o->first = info.kind;
         o->metrics_bytes = info.metrics_bytes;
         return mem_asprintf(&o->resume, "%s/checkpoints/%s", o->dir, info.name);

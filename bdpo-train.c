@@ -1,0 +1,250 @@
+/* SPDX-License-Identifier: MIT
+ * bdpo-train.c - the commands, and the one place that prints errors and exits. */
+#include "src/train/evaluate.h"
+#include "src/train/generate.h"
+#include "src/train/job.h"
+#include "src/train/tokenize.h"
+#include "src/io/json.h"
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const char USAGE[] =
+    "usage:\n"
+    "  bdpo-train --config run.json [--set key=value ...] [--dry-run] [--allow-change]   SFT, then the preference loss\n"
+    "  bdpo-train generate --model DIR --prompt TEXT | --prompts FILE [--out FILE]       sample from a model\n"
+    "             [--max-tokens 256] [--temperature 0] [--top-k 0] [--top-p 1] [--seed 42] [--batch 16] [--threads 0]\n"
+    "             [--string-prompts raw|user] [--system TEXT] [--chat-template auto]\n"
+    "  bdpo-train evaluate --config run.json [--set ...] [--model DIR] [--per-pair FILE] metrics on data.eval, no training\n"
+    "  bdpo-train tokenize --model DIR [--chat-template auto] FILE.jsonl                 one JSON array of ids a line\n"
+    "  bdpo-train losses                                                                 the table of losses\n"
+    "  bdpo-train --help | --version\n"
+    "exit codes: 0 done, 1 failed while running, 2 wrong usage, config, model or data, 75 stopped after saving (start again),\n"
+    "  80 diverged, 82 checkpoint unusable or of another run\n";
+
+enum { SETS_MAX = 256 };
+struct args { /* what a command line may hold; each command names the flags it takes */
+    const char *config, *model, *prompt, *prompts, *out, *per_pair, *system, *chat_template, *string_prompts, *file;
+    const char *max_tokens, *temperature, *top_k, *top_p, *seed, *batch, *threads;
+    const char *sets[SETS_MAX];
+    int32_t n_sets;
+    bool dry_run, allow_change;
+};
+struct flag {
+    const char *name;
+    size_t offset; /* of the const char * in struct args, or of the bool */
+    bool takes_value;
+};
+#define FLAG(name, field) { name, offsetof(struct args, field), true }
+#define SWITCH(name, field) { name, offsetof(struct args, field), false }
+static const struct flag FLAGS[] = {
+    FLAG("--config", config), FLAG("--model", model), FLAG("--prompt", prompt), FLAG("--prompts", prompts), FLAG("--out", out),
+    FLAG("--per-pair", per_pair), FLAG("--system", system), FLAG("--chat-template", chat_template),
+    FLAG("--string-prompts", string_prompts), FLAG("--max-tokens", max_tokens), FLAG("--temperature", temperature),
+    FLAG("--top-k", top_k), FLAG("--top-p", top_p), FLAG("--seed", seed), FLAG("--batch", batch), FLAG("--threads", threads),
+    SWITCH("--dry-run", dry_run), SWITCH("--allow-change", allow_change),
+};
+
+/* Is `name` one of the space-separated flags in `allowed`? */
+static bool listed(const char *allowed, const char *name)
+{
+    const size_t n = strlen(name);
+    for (const char *p = allowed; (p = strstr(p, name)); p += n)
+        if ((p == allowed || p[-1] == ' ') && (p[n] == ' ' || p[n] == 0)) return true;
+    return false;
+}
+
+static int parse_flag(struct args *a, const char *allowed, char **argv, int argc, int *i)
+{
+    char name[32];
+    const char *arg = argv[*i], *equals = strchr(arg, '='), *value = NULL;
+    const size_t n = equals ? (size_t)(equals - arg) : strlen(arg);
+    const char *names[COUNT_OF(FLAGS) + 1];
+    size_t n_names = 0;
+    snprintf(name, sizeof name, "%.*s", (int)MIN(n, sizeof name - 1), arg);
+    if (listed(allowed, "--set") && strcmp(name, "--set") == 0) {
+        value = equals ? equals + 1 : *i + 1 < argc ? argv[++*i] : NULL;
+        if (!value) return err_set(ERR_INPUT, "--set needs key=value");
+        if (a->n_sets == SETS_MAX) return err_set(ERR_INPUT, "--set: at most %d", SETS_MAX);
+        a->sets[a->n_sets++] = value;
+        return 0;
+    }
+    for (size_t k = 0; k < COUNT_OF(FLAGS); k++) {
+        if (!listed(allowed, FLAGS[k].name)) continue;
+        names[n_names++] = FLAGS[k].name;
+        if (strcmp(name, FLAGS[k].name) != 0) continue;
+        if (!FLAGS[k].takes_value) {
+            if (equals) return err_set(ERR_INPUT, "%s takes no value", name);
+            *(bool *)((char *)a + FLAGS[k].offset) = true;
+            return 0;
+        }
+        value = equals ? equals + 1 : *i + 1 < argc ? argv[++*i] : NULL;
+        if (!value) return err_set(ERR_INPUT, "%s needs a value", name);
+        const char **slot = (const char **)(void *)((char *)a + FLAGS[k].offset);
+        if (*slot) return err_set(ERR_INPUT, "%s is given twice", name);
+        *slot = value;
+        return 0;
+    }
+    if (listed(allowed, "--set")) names[n_names++] = "--set";
+    const char *near = json_nearest(name, names, n_names);
+    if (near) return err_set(ERR_INPUT, "%s: unknown option here; did you mean %s?", name, near);
+    return err_set(ERR_INPUT, "%s: unknown option here; see bdpo-train --help", name);
+}
+
+static int parse_args(struct args *a, const char *allowed, char **argv, int argc, int first)
+{
+    memset(a, 0, sizeof *a);
+    for (int i = first; i < argc; i++) {
+        if (strncmp(argv[i], "--", 2) == 0) {
+            TRY(parse_flag(a, allowed, argv, argc, &i));
+        } else if (listed(allowed, "FILE") && !a->file) {
+            a->file = argv[i];
+        } else {
+            return err_set(ERR_INPUT, "%s: unexpected argument; see bdpo-train --help", argv[i]);
+        }
+    }
+    return 0;
+}
+
+/* A number from the command line: the text must be a JSON number in [lo, hi]. */
+static int number(const char *name, const char *text, double lo, double hi, bool whole, double *out)
+{
+    struct json_doc d = { 0 };
+    if (!text) return 0;
+    int rc = json_doc_parse_any(&d, name, 1, text, strlen(text));
+    if (rc < 0 || !json_is_number(d.root) || (whole && !json_is_integer(d.root)))
+        rc = err_set(ERR_INPUT, "%s: \"%.40s\" is not %s", name, text, whole ? "a whole number" : "a number");
+    else
+        *out = json_number_value(d.root);
+    if (rc == 0 && !(*out >= lo && *out <= hi)) rc = err_set(ERR_INPUT, "%s: %s is outside [%g, %g]", name, text, lo, hi);
+    json_doc_release(&d);
+    return rc;
+}
+
+static int command_train(int argc, char **argv)
+{
+    struct args a;
+    struct config *c = NULL;
+    TRY(parse_args(&a, "--config --set --dry-run --allow-change", argv, argc, 1));
+    if (!a.config) return err_set(ERR_INPUT, "--config run.json is needed; see bdpo-train --help");
+    TRY(config_load(&c, a.config, a.sets, a.n_sets));
+    const struct job_opts o = { .allow_change = a.allow_change };
+    const int rc = a.dry_run ? job_dry_run(c) : job_run(c, &o);
+    config_free(c);
+    return rc;
+}
+
+static int command_evaluate(int argc, char **argv)
+{
+    struct args a;
+    struct config *c = NULL;
+    TRY(parse_args(&a, "--config --set --model --per-pair", argv, argc, 2));
+    if (!a.config) return err_set(ERR_INPUT, "evaluate: --config run.json is needed");
+    TRY(config_load(&c, a.config, a.sets, a.n_sets));
+    const int rc = evaluate_run(c, a.model, a.per_pair);
+    config_free(c);
+    return rc;
+}
+
+static int command_generate(int argc, char **argv)
+{
+    struct args a;
+    double max_tokens = 256, temperature = 0, top_k = 0, top_p = 1, seed = 42, batch = 16, threads = 0;
+    TRY(parse_args(&a, "--model --prompt --prompts --out --max-tokens --temperature --top-k --top-p --seed --batch --threads --system "
+                       "--chat-template --string-prompts", argv, argc, 2));
+    if (!a.model) return err_set(ERR_INPUT, "generate: --model DIR is needed");
+    if (!a.prompt == !a.prompts) return err_set(ERR_INPUT, "generate: give one of --prompt TEXT and --prompts FILE");
+    TRY(number("--max-tokens", a.max_tokens, 1, 1e6, true, &max_tokens));
+    TRY(number("--temperature", a.temperature, 0, 100, false, &temperature));
+    TRY(number("--top-k", a.top_k, 0, 1e9, true, &top_k));
+    TRY(number("--top-p", a.top_p, 1e-9, 1, false, &top_p));
+    TRY(number("--seed", a.seed, 0, 0x1p53, true, &seed));
+    TRY(number("--batch", a.batch, 1, 65536, true, &batch));
+    TRY(number("--threads", a.threads, 0, 4096, true, &threads));
+    if (a.string_prompts && strcmp(a.string_prompts, "raw") != 0 && strcmp(a.string_prompts, "user") != 0)
+        return err_set(ERR_INPUT, "--string-prompts: \"%.40s\" is not raw or user", a.string_prompts);
+    const struct generate_opts o = {
+        .model = a.model, .prompt = a.prompt, .prompts = a.prompts, .out = a.out, .system = a.system, .chat_template = a.chat_template,
+        .prompts_user = a.string_prompts && strcmp(a.string_prompts, "user") == 0, .max_tokens = (int64_t)max_tokens,
+        .batch = (int64_t)batch, .top_k = (int64_t)top_k, .temperature = temperature, .top_p = top_p, .seed = (uint64_t)seed,
+        .threads = (int32_t)threads,
+    };
+    return generate_run(&o);
+}
+
+static int command_tokenize(int argc, char **argv)
+{
+    struct args a;
+    TRY(parse_args(&a, "--model --chat-template FILE", argv, argc, 2));
+    if (!a.model || !a.file) return err_set(ERR_INPUT, "tokenize: --model DIR and a FILE.jsonl are needed");
+    return tokenize_run(a.model, a.file, a.chat_template);
+}
+
+static int command_losses(int argc, char **argv)
+{
+    if (argc > 2) return err_set(ERR_INPUT, "%s: losses takes no arguments", argv[2]);
+    for (size_t i = 0; i < loss_count; i++) {
+        const struct loss_def *d = &loss_table[i];
+        const struct {
+            unsigned bit;
+            double value;
+        } option[] = { { LOSS_BETA, d->defaults.beta }, { LOSS_LAMBDA, d->defaults.lambda }, { LOSS_ALPHA, d->defaults.alpha },
+                       { LOSS_SMOOTHING, d->defaults.label_smoothing } };
+        printf("%-10s %s\n           options:", d->name, d->formula);
+        for (size_t k = 0; k < COUNT_OF(option); k++)
+            if (d->options & option[k].bit) printf(" %s (%g)", loss_option_name(option[k].bit), option[k].value);
+        printf("%s\n           source: %s\n", d->flags & LOSS_REF ? "" : "; no reference", d->source);
+    }
+    return 0;
+}
+
+static int command_help(void)
+{
+    struct buf b = { 0 };
+    int rc = config_help(&b);
+    if (rc == 0) printf("%s\nconfig keys:\n%s", USAGE, b.data);
+    buf_release(&b);
+    return rc;
+}
+
+static int run(int argc, char **argv)
+{
+    static const struct {
+        const char *name;
+        int (*run)(int argc, char **argv);
+    } commands[] = { { "evaluate", command_evaluate }, { "generate", command_generate }, { "tokenize", command_tokenize },
+                     { "losses", command_losses } };
+    static const char *const later[] = { "lint", "plan", "report", "merge", "toy", "contour" };
+    const char *names[COUNT_OF(commands) + COUNT_OF(later)];
+    size_t n = 0;
+    if (argc < 2) return err_set(ERR_INPUT, "no command\n%s", USAGE);
+    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "help") == 0) return command_help();
+    if (strcmp(argv[1], "--version") == 0) {
+        puts("bdpo-train " BDPO_VERSION);
+        return 0;
+    }
+    for (size_t i = 0; i < COUNT_OF(commands); i++) {
+        names[n++] = commands[i].name;
+        if (strcmp(argv[1], commands[i].name) == 0) return commands[i].run(argc, argv);
+    }
+    for (size_t i = 0; i < COUNT_OF(later); i++)
+        if (strcmp(argv[1], later[i]) == 0) return err_set(ERR_INPUT, "%s: this command is not in version %s yet", argv[1], BDPO_VERSION);
+    if (strncmp(argv[1], "-", 1) == 0) return command_train(argc, argv);
+    const char *near = json_nearest(argv[1], names, n);
+    if (near) return err_set(ERR_INPUT, "%s: unknown command; did you mean \"%s\"?", argv[1], near);
+    return err_set(ERR_INPUT, "%s: unknown command; see bdpo-train --help", argv[1]);
+}
+
+int main(int argc, char **argv)
+{
+    const int rc = run(argc, argv);
+    if (rc >= 0) return 0;
+    const char *text = err_msg();
+    /* messages that carry a place bring their own "error:" */
+    if (strstr(text, "error: "))
+        fprintf(stderr, "%s\n", text);
+    else
+        fprintf(stderr, "bdpo-train: error: %s\n", text);
+    return err_exit_code(rc);
+}

@@ -1,0 +1,134 @@
+/* SPDX-License-Identifier: MIT */
+#include "evaluate.h"
+#include "stage.h"
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* OUTPUT/name where it is a directory, else `fallback`; owned by the caller. */
+static int choose(char **out, const char *given, const char *output, const char *name, const char *fallback)
+{
+    if (given) return mem_strdup(out, given);
+    TRY(path_join(out, output, name));
+    if (dir_exists(*out)) return 0;
+    free(*out);
+    return mem_strdup(out, fallback);
+}
+
+/* Score every row of d with the weights in dir, in a model of its own that is let go. */
+static int score_with(const struct setup *base, const char *dir, enum stage_kind kind, const struct dataset *d, struct scores *s)
+{
+    struct setup su = *base; /* borrows all but the architecture */
+    struct stage st = { 0 };
+    int rc;
+    TRY(arch_load(&su.arch, dir));
+    if (su.arch.V < base->arch.V)
+        return err_set(ERR_INPUT, "%s: has %lld token ids, %s has %lld: the tokenizers differ", dir, (long long)su.arch.V, base->cfg->model.path,
+                       (long long)base->arch.V);
+    TRY_OUT(stage_open(&st, &su, kind, d, NULL, false));
+    TRY_OUT(model_load(&st.model, dir));
+    TRY_OUT(scores_init(s, d->n));
+    TRY_OUT(score_all(s, &st.model, &st.batch, d, su.micro_tokens));
+out:
+    stage_release(&st);
+    return rc;
+}
+
+static int add_ids(json_t *o, const char *key, const int32_t *id, int32_t n)
+{
+    json_t *a = json_array();
+    for (int32_t i = 0; i < n; i++)
+        if (json_array_append_new(a, json_integer(id[i]))) break;
+    const bool whole = (int32_t)json_array_size(a) == n;
+    return json_object_set_new(o, key, a) || !whole ? err_set(ERR_OOM, "out of memory for a row") : 0;
+}
+
+static int pair_row(json_t *o, const struct dataset *d, int64_t i, const struct scores *pi, const struct scores *ref)
+{
+    const struct example *e = &d->ex[i];
+    const int32_t *id = d->ids + e->at;
+    TRY(metrics_text(o, "file", d->files[e->file]));
+    TRY(metrics_int(o, "line", e->line));
+    TRY(add_ids(o, "prompt_ids", id, e->np));
+    TRY(add_ids(o, "chosen_ids", id + e->np, e->nw));
+    TRY(metrics_real(o, "logps/chosen", pi->w[i]));
+    if (e->nl == 0) return 0;
+    TRY(add_ids(o, "rejected_ids", id + e->np + e->nw, e->nl));
+    TRY(metrics_real(o, "logps/rejected", pi->l[i]));
+    if (!ref->n) return 0;
+    TRY(metrics_real(o, "ref_logps/chosen", ref->w[i]));
+    return metrics_real(o, "ref_logps/rejected", ref->l[i]);
+}
+
+static int write_pairs(const char *path, const struct dataset *d, const struct scores *pi, const struct scores *ref)
+{
+    struct file_out f = { 0 };
+    struct buf b = { 0 };
+    int rc = file_create(&f, path);
+    for (int64_t i = 0; rc == 0 && i < d->n; i++) {
+        json_t *o = json_object();
+        buf_clear(&b);
+        rc = pair_row(o, d, i, pi, ref);
+        if (rc == 0) rc = json_dump(&b, o, 0);
+        if (rc == 0) rc = buf_adds(&b, "\n");
+        if (rc == 0) rc = file_put(&f, b.data, b.len);
+        json_decref(o);
+    }
+    if (rc == 0) rc = file_commit(&f);
+    file_abandon(&f);
+    buf_release(&b);
+    return rc;
+}
+
+static int print_metrics(const struct metrics *m, const struct loss_def *loss)
+{
+    json_t *o = json_object();
+    struct buf b = { 0 };
+    int rc;
+    TRY_OUT(metrics_set(o, "eval/", m, loss));
+    TRY_OUT(metrics_int(o, "eval/examples", m->examples));
+    TRY_OUT(metrics_int(o, "eval/tokens", m->tokens));
+    TRY_OUT(json_dump(&b, o, 0));
+    if (puts(b.data) < 0 || fflush(stdout) != 0) TRY_OUT(err_set(ERR_IO, "cannot write to the standard output"));
+out:
+    json_decref(o);
+    buf_release(&b);
+    return rc;
+}
+
+int evaluate_run(const struct config *c, const char *model, const char *per_pair)
+{
+    const enum stage_kind kind = c->preference.present ? STAGE_PREFERENCE : STAGE_SFT;
+    const struct loss_def *loss = kind == STAGE_PREFERENCE ? loss_find(c->loss) : NULL;
+    struct scores pi = { 0 }, ref = { 0 };
+    struct setup su = { 0 };
+    struct dataset d = { 0 };
+    struct metrics m;
+    char *policy = NULL, *reference = NULL;
+    int rc;
+    if (c->data.eval.n == 0) return err_set(ERR_INPUT, "data.eval: evaluate needs a file; set it in the config or with --set data.eval=FILE");
+    TRY_OUT(setup_open(&su, c));
+    TRY_OUT(setup_data(&su, &d, &c->data.eval, kind == STAGE_SFT ? DATA_SFT : DATA_PAIRS));
+    TRY_OUT(choose(&policy, model, c->output, "model", c->model.path));
+    TRY_OUT(choose(&reference, c->reference.path, c->output, "sft", c->model.path));
+    TRY_OUT(setup_backend(&su));
+    su.micro_tokens = setup_micro_tokens(c, &d);
+    if (loss && (loss->flags & LOSS_REF)) {
+        fprintf(stderr, "policy: %s, reference: %s\n", policy, reference);
+        TRY_OUT(score_with(&su, reference, kind, &d, &ref));
+    }
+    TRY_OUT(score_with(&su, policy, kind, &d, &pi));
+    const struct stage st = { .su = &su, .cfg = c, .kind = kind, .loss = loss };
+    stage_measure(&st, &d, &pi, ref.n ? &ref : NULL, &m);
+    if (per_pair) TRY_OUT(write_pairs(per_pair, &d, &pi, &ref));
+    TRY_OUT(print_metrics(&m, loss));
+out:
+    scores_release(&pi);
+    scores_release(&ref);
+    dataset_release(&d);
+    setup_close(&su);
+    free(policy);
+    free(reference);
+    return rc;
+}

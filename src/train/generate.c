@@ -1,0 +1,202 @@
+/* SPDX-License-Identifier: MIT */
+#include "generate.h"
+#include "config.h"
+#include "../base/rng.h"
+#include "../data/data.h"
+#include "../model/decode.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct request {
+    json_t *row;       /* owned; the answer is added to it */
+    struct ids prompt, answer;
+    int32_t end;
+    bool stopped;      /* at its end token */
+};
+
+struct generator {
+    const struct generate_opts *o;
+    struct arch arch;
+    struct tokenizer *tok;
+    struct chat_template *tmpl;
+    struct backend be;
+    bool be_open;
+    struct request *req;
+    int64_t n, cap;
+    struct plan plan;
+    struct model model;
+    struct decoder dec;
+    struct sample_work *work;
+};
+
+static int add_request(struct generator *g, json_t *row, const char *file, int64_t line)
+{
+    const struct data_opts opts = { .string_prompts_user = g->o->prompts_user, .vocab_size = (int32_t)g->arch.V };
+    if (MEM_GROW(&g->req, &g->cap, g->n + 1) < 0) {
+        json_decref(row);
+        return ERR_OOM;
+    }
+    struct request *r = &g->req[g->n++];
+    memset(r, 0, sizeof *r);
+    r->row = row;
+    TRY(data_encode_prompt(&r->prompt, &r->end, row, &opts, g->tok, g->tmpl, file, line));
+    if (r->prompt.n + g->o->max_tokens > g->arch.max_positions)
+        return err_at(ERR_INPUT, file, line, 0, "prompt of %lld tokens and %lld new ones exceed the model's max_position_embeddings, %lld; lower --max-tokens",
+                      (long long)r->prompt.n, (long long)g->o->max_tokens, (long long)g->arch.max_positions);
+    return 0;
+}
+
+static int read_prompts(struct generator *g)
+{
+    struct line_reader *lines = NULL;
+    char *line;
+    size_t len;
+    int rc;
+    if (g->o->prompt) {
+        json_t *row = json_pack("{s:s}", "prompt", g->o->prompt);
+        if (!row) return err_set(ERR_INPUT, "--prompt: not valid UTF-8");
+        return add_request(g, row, "--prompt", 0);
+    }
+    TRY(lines_open(&lines, g->o->prompts));
+    while ((rc = lines_next(lines, &line, &len)) > 0) {
+        struct json_doc d = { 0 };
+        if (strspn(line, " \t") == len) continue;
+        rc = json_doc_parse(&d, g->o->prompts, lines_number(lines), line, len);
+        if (rc == 0) rc = add_request(g, json_incref(d.root), g->o->prompts, lines_number(lines));
+        json_doc_release(&d);
+        if (rc < 0) break;
+    }
+    lines_close(lines);
+    if (rc == 0 && g->n == 0) rc = err_set(ERR_INPUT, "%s: has no prompts", g->o->prompts);
+    return rc;
+}
+
+static int open_model(struct generator *g)
+{
+    int64_t longest = 1;
+    for (int64_t i = 0; i < g->n; i++) longest = MAX(longest, g->req[i].prompt.n);
+    TRY(cpu_open(&g->be, g->o->threads));
+    g->be_open = true;
+    TRY(model_init(&g->model, &g->be, &g->arch));
+    TRY(model_plan_weights(&g->model, &g->plan, false));
+    TRY(decoder_plan(&g->dec, &g->model, &g->plan, MIN(g->o->batch, g->n), longest + g->o->max_tokens, longest));
+    TRY(plan_grant(&g->plan, &g->be));
+    TRY(model_ready(&g->model));
+    TRY(decoder_ready(&g->dec));
+    TRY(MEM_NEW(&g->work, g->arch.V));
+    return model_load(&g->model, g->o->model);
+}
+
+/* One more token for request i; the draw depends on (seed, request, position) alone, so that the batch does not matter. */
+static int take_token(struct generator *g, int64_t i, const float *logits)
+{
+    struct request *r = &g->req[i];
+    const double u = rng_uniform(g->o->seed, rng_stream_of(RNG_SAMPLE, (uint64_t)i), (uint64_t)r->answer.n);
+    const int32_t id = sample_token(logits, g->arch.V, g->o->temperature, g->o->top_k, g->o->top_p, u, g->work);
+    r->stopped = id == r->end || id == tokenizer_eos(g->tok);
+    return r->stopped ? 0 : ids_add(&r->answer, id);
+}
+
+static bool running(const struct generator *g, int64_t i)
+{
+    return !g->req[i].stopped && g->req[i].answer.n < g->o->max_tokens;
+}
+
+/* Fill free slots from the queue and step all of them together until every request is answered. */
+static int answer_all(struct generator *g)
+{
+    const int64_t B = MIN(g->o->batch, g->n);
+    int32_t *slots = NULL, *ids = NULL;
+    int64_t *owner = NULL, next = 0;
+    const float *logits;
+    int rc;
+    TRY_OUT(MEM_NEW(&slots, B));
+    TRY_OUT(MEM_NEW(&ids, B));
+    TRY_OUT(MEM_NEW(&owner, B));
+    for (int64_t s = 0; s < B; s++) owner[s] = -1;
+    for (;;) {
+        int64_t n = 0;
+        for (int64_t s = 0; s < B; s++) {
+            while ((owner[s] < 0 || !running(g, owner[s])) && next < g->n) {
+                owner[s] = next++;
+                decoder_reset(&g->dec, s);
+                TRY_OUT(decoder_prefill(&g->dec, s, g->req[owner[s]].prompt.id, g->req[owner[s]].prompt.n, &logits));
+                TRY_OUT(take_token(g, owner[s], logits));
+            }
+            if (owner[s] < 0 || !running(g, owner[s])) continue;
+            slots[n] = (int32_t)s;
+            ids[n++] = g->req[owner[s]].answer.id[g->req[owner[s]].answer.n - 1];
+        }
+        if (n == 0) break;
+        TRY_OUT(decoder_step(&g->dec, slots, ids, n, &logits));
+        for (int64_t i = 0; i < n; i++) TRY_OUT(take_token(g, owner[slots[i]], logits + i * g->arch.V));
+    }
+out:
+    free(slots);
+    free(ids);
+    free(owner);
+    return rc;
+}
+
+static int answer_row(const struct generator *g, const struct request *r, struct buf *line)
+{
+    struct buf text = { 0 };
+    int rc = tokenizer_decode(g->tok, r->answer.id, r->answer.n, true, &text);
+    if (rc == 0 && g->o->prompt && !g->o->out) {
+        rc = buf_add(line, text.data ? text.data : "", text.len);
+    } else if (rc == 0) {
+        /* a row that is a bare string becomes an object with that prompt */
+        json_t *o = json_is_object(r->row) ? json_incref(r->row) : json_pack("{s:O}", "prompt", r->row);
+        if (!o || json_object_set_new(o, "response", json_stringn(text.data ? text.data : "", text.len)) ||
+            json_object_set_new(o, "tokens", json_integer(r->answer.n)) ||
+            json_object_set_new(o, "finish", json_string(r->stopped ? "stop" : "length")))
+            rc = err_set(ERR_OOM, "out of memory for an answer");
+        if (rc == 0) rc = json_dump(line, o, 0);
+        json_decref(o);
+    }
+    if (rc == 0) rc = buf_adds(line, "\n");
+    buf_release(&text);
+    return rc;
+}
+
+static int write_answers(const struct generator *g)
+{
+    struct buf all = { 0 };
+    int rc = 0;
+    for (int64_t i = 0; rc == 0 && i < g->n; i++) rc = answer_row(g, &g->req[i], &all);
+    if (rc == 0 && g->o->out)
+        rc = file_write_all(g->o->out, all.data, all.len);
+    else if (rc == 0 && (fwrite(all.data, 1, all.len, stdout) != all.len || fflush(stdout) != 0))
+        rc = err_set(ERR_IO, "cannot write to the standard output");
+    buf_release(&all);
+    return rc;
+}
+
+int generate_run(const struct generate_opts *o)
+{
+    struct generator g = { .o = o };
+    int rc;
+    TRY_OUT(arch_load(&g.arch, o->model));
+    TRY_OUT(tokenizer_open(&g.tok, o->model));
+    TRY_OUT(template_open(&g.tmpl, g.tok, o->model, o->chat_template ? o->chat_template : "auto", o->system));
+    TRY_OUT(read_prompts(&g));
+    TRY_OUT(open_model(&g));
+    TRY_OUT(answer_all(&g));
+    TRY_OUT(write_answers(&g));
+out:
+    plan_release(&g.plan, &g.be); /* first: it writes into the booked views */
+    decoder_release(&g.dec);
+    model_release(&g.model);
+    if (g.be_open) backend_close(&g.be);
+    for (int64_t i = 0; i < g.n; i++) {
+        json_decref(g.req[i].row);
+        ids_release(&g.req[i].prompt);
+        ids_release(&g.req[i].answer);
+    }
+    free(g.req);
+    free(g.work);
+    template_close(g.tmpl);
+    tokenizer_close(g.tok);
+    return rc;
+}

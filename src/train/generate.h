@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: MIT
+ * generate.h - sampling from a model directory. */
+#ifndef BDPO_GENERATE_H
+#define BDPO_GENERATE_H
+#include "../base/base.h"
+
+struct generate_opts {
+    const char *model;        /* Hugging Face directory */
+    const char *prompt;       /* one string prompt: its answer goes to stdout as text; or */
+    const char *prompts;      /* a .jsonl(.gz) file of rows: each goes out with response, tokens, finish added */
+    const char *out;          /* NULL: stdout */
+    const char *system, *chat_template; /* NULL: as data.system_prompt and data.chat_template default */
+    bool prompts_user;        /* string prompts as one user turn */
+    int64_t max_tokens, batch, top_k; /* top_k 0: all */
+    double temperature, top_p;        /* temperature 0: greedy; top_p 1: all */
+    uint64_t seed;
+    int32_t threads;
+};
+/* The next token of logits[V]: greedy (the lowest id among equals), or sampled with temperature, then top-k, then top-p (the smallest set of the most
+ * likely tokens whose probability reaches top_p); u uniform in [0, 1). `work` holds V pairs. */
+struct sample_work {
+    float p;
+    int32_t id;
+};
+int32_t sample_token(const float *logits, int64_t V, double temperature, int64_t top_k, double top_p, double u, struct sample_work *work);
+int generate_run(const struct generate_opts *o);
+#endif
