@@ -86,6 +86,8 @@ int model_load(struct model *m, const char *dir);
 int model_random(struct model *m, uint64_t seed);
 /* The dtype of most elements in DIR's files (F32, F16 or BF16); without files ST_F32, which loses nothing. */
 enum st_dtype model_dir_dtype(const char *dir, const struct arch *a);
+/* Round every weight to what `dtype` can hold, as model_save will (F32: nothing changes). */
+int model_round(struct model *m, enum st_dtype dtype);
 /* Write a Hugging Face directory `dir` (created whole under a temporary name, then renamed; an existing one is replaced): model.safetensors, or shards of at
  * most shard_bytes with an index; config.json from source_dir with its dtype set; tokenizer and template files copied. */
 int model_save(struct model *m, const char *dir, const char *source_dir, enum st_dtype dtype, int64_t shard_bytes);

@@ -198,6 +198,28 @@ out:
     return rc;
 }
 
+int model_round(struct model *m, enum st_dtype dtype)
+{
+    float *chunk = NULL;
+    uint16_t *half = NULL;
+    int rc = 0;
+    if (dtype == ST_F32) return 0;
+    TRY_OUT(MEM_NEW(&chunk, CHUNK));
+    TRY_OUT(MEM_NEW(&half, CHUNK));
+    for (int64_t at = 0; at < m->n_flat; at += CHUNK) {
+        const int64_t n = MIN((int64_t)CHUNK, m->n_flat - at);
+        float *w = (float *)m->weights.data + at;
+        TRY_OUT(m->be->mem->to_host(m->be->cx, chunk, w, n * 4));
+        st_from_f32(half, chunk, n, dtype);
+        st_to_f32(chunk, half, n, dtype);
+        TRY_OUT(m->be->mem->to_device(m->be->cx, w, chunk, n * 4));
+    }
+out:
+    free(chunk);
+    free(half);
+    return rc;
+}
+
 enum st_dtype model_dir_dtype(const char *dir, const struct arch *a)
 {
     static const enum st_dtype kinds[] = { ST_F32, ST_F16, ST_BF16 };

@@ -139,6 +139,13 @@ out:
     return rc;
 }
 
+static json_t *id_list(const struct ids *v)
+{
+    json_t *a = json_array();
+    for (int64_t i = 0; a && i < v->n; i++) json_array_append_new(a, json_integer(v->id[i]));
+    return a;
+}
+
 static int answer_row(const struct generator *g, const struct request *r, struct buf *line)
 {
     struct buf text = { 0 };
@@ -149,7 +156,7 @@ static int answer_row(const struct generator *g, const struct request *r, struct
         /* a row that is a bare string becomes an object with that prompt */
         json_t *o = json_is_object(r->row) ? json_incref(r->row) : json_pack("{s:O}", "prompt", r->row);
         if (!o || json_object_set_new(o, "response", json_stringn(text.data ? text.data : "", text.len)) ||
-            json_object_set_new(o, "tokens", json_integer(r->answer.n)) ||
+            json_object_set_new(o, "tokens", id_list(&r->answer)) ||
             json_object_set_new(o, "finish", json_string(r->stopped ? "stop" : "length")))
             rc = err_set(ERR_OOM, "out of memory for an answer");
         if (rc == 0) rc = json_dump(line, o, 0);

@@ -204,41 +204,57 @@ static int save_model(struct job *j, struct stage *st, const char *name)
     return rc;
 }
 
-/* Save, read back into the same memory, and compare the log-probabilities of a few rows: what was saved is what was trained. */
-static int save_and_verify(struct job *j, struct stage *st, const char *name)
+/* Log-probabilities of a few rows, spread over the data. */
+static int probe(struct stage *st, double out[VERIFY_ROWS])
 {
-    struct scores a = { 0 }, z = { 0 };
+    struct scores s = { 0 };
     int64_t idx[VERIFY_ROWS];
     const int64_t n = MIN((int64_t)VERIFY_ROWS, st->data->n);
-    const bool exact = save_dtype(j) == ST_F32;
-    char *dir = NULL;
-    double worst = 0;
-    int rc;
+    int rc = scores_init(&s, st->data->n);
     for (int64_t i = 0; i < n; i++) idx[i] = i * st->data->n / n;
-    TRY_OUT(scores_init(&a, st->data->n));
-    TRY_OUT(scores_init(&z, st->data->n));
-    TRY_OUT(score_rows(&a, &st->model, &st->batch, st->data, idx, n, st->micro_tokens));
+    if (rc == 0) rc = score_rows(&s, &st->model, &st->batch, st->data, idx, n, st->micro_tokens);
+    for (int64_t i = 0; i < VERIFY_ROWS; i++) out[i] = rc == 0 && i < n ? s.w[idx[i]] : 0;
+    scores_release(&s);
+    return rc;
+}
+
+/* Save, read back into the same memory, and compare a few rows: what was saved is what was trained, to the bit. */
+static int save_and_verify(struct job *j, struct stage *st, const char *name)
+{
+    double saved[VERIFY_ROWS], read[VERIFY_ROWS];
+    char *dir = NULL;
+    int rc;
+    TRY_OUT(probe(st, saved));
     TRY_OUT(save_model(j, st, name));
     TRY_OUT(output_path(&j->out, name, &dir));
-    if (model_load(&st->model, dir) < 0) {
-        err_note(0, "reading back");
-        TRY_OUT(ERR_IO);
-    }
-    TRY_OUT(score_rows(&z, &st->model, &st->batch, st->data, idx, n, st->micro_tokens));
-    for (int64_t i = 0; i < n; i++) {
-        const double d = fabs(a.w[idx[i]] - z.w[idx[i]]), allowed = exact ? 0 : 0.1 + 0.02 * fabs(a.w[idx[i]]);
-        if (!(d <= allowed))
-            TRY_OUT(err_set(ERR_IO, "%s: read back, row %lld has log-probability %.9g, before saving %.9g", dir, (long long)idx[i], z.w[idx[i]],
-                            a.w[idx[i]]));
-        worst = fmax(worst, d);
-    }
-    status_say(&j->status, "saved %s (%s), read back: log-probabilities of %lld rows differ by at most %.3g", dir, st_dtype_name(save_dtype(j)),
-               (long long)n, worst);
+    if (model_load(&st->model, dir) < 0) TRY_OUT(err_note(ERR_IO, "reading back what was saved"));
+    TRY_OUT(probe(st, read));
+    for (int i = 0; i < VERIFY_ROWS; i++)
+        if (saved[i] != read[i])
+            TRY_OUT(err_set(ERR_IO, "%s: read back, a row has log-probability %.9g, before saving %.9g", dir, read[i], saved[i]));
+    status_say(&j->status, "saved %s (%s), read back: log-probabilities equal", dir, st_dtype_name(save_dtype(j)));
 out:
-    scores_release(&a);
-    scores_release(&z);
     free(dir);
     return rc;
+}
+
+/* The end of a stage: the weights become what the files can hold, are evaluated as such, and saved. */
+static int finish_stage(struct job *j, struct stage *st)
+{
+    const enum st_dtype dtype = save_dtype(j);
+    double exact[VERIFY_ROWS], rounded[VERIFY_ROWS], worst = 0;
+    if (dtype != ST_F32) {
+        TRY(probe(st, exact));
+        TRY(model_round(&st->model, dtype));
+        TRY(probe(st, rounded));
+        for (int i = 0; i < VERIFY_ROWS; i++) worst = fmax(worst, fabs(exact[i] - rounded[i]));
+        status_say(&j->status, "%s: rounding to %s moves the log-probabilities of a few rows by at most %.3g", st->name, st_dtype_name(dtype),
+                   worst);
+    }
+    if (st->eval && j->cfg->eval.at_end) TRY(evaluate(j, st));
+    if (st->kind == STAGE_SFT) TRY(save_and_verify(j, st, "sft"));
+    if (st->kind == STAGE_PREFERENCE || !j->cfg->preference.present) TRY(save_and_verify(j, st, "model"));
+    return 0;
 }
 
 /* Non-finite: the weights stayed; say which rows it was. */
@@ -282,7 +298,7 @@ static int after_step(struct job *j, struct stage *st, const struct metrics *m, 
     if (logged) TRY(write_timing(j, st, m, seconds));
     TRY(status_step(&j->status, st->step, NULL, m, st->kind == STAGE_PREFERENCE, seconds));
     if (!applied) TRY(skipped_step(j, st, m, norm));
-    if (st->eval && ((c->eval.every > 0 && st->step % c->eval.every == 0) || (last && c->eval.at_end))) TRY(evaluate(j, st));
+    if (st->eval && c->eval.every > 0 && st->step % c->eval.every == 0 && !(last && c->eval.at_end)) TRY(evaluate(j, st));
     if (c->checkpoint.export_at == EXPORT_EPOCH && st->kind == STAGE_PREFERENCE && st->step % per_epoch == 0) {
         char name[48];
         snprintf(name, sizeof name, "models/epoch-%lld", (long long)(st->step / per_epoch));
@@ -360,8 +376,7 @@ static int run_stage(struct job *j, enum stage_kind kind, const char *resume, bo
         TRY_OUT(stage_begin(j, &st));
     }
     TRY_OUT(train_loop(j, &st));
-    if (kind == STAGE_SFT) TRY_OUT(save_and_verify(j, &st, "sft"));
-    if (kind == STAGE_PREFERENCE || !c->preference.present) TRY_OUT(save_and_verify(j, &st, "model"));
+    TRY_OUT(finish_stage(j, &st));
 out:
     scores_release(&ref[0]);
     scores_release(&ref[1]);
