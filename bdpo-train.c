@@ -9,23 +9,32 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static const char USAGE[] =
     "usage:\n"
-    "  bdpo-train --config run.json [--set key=value ...] [--dry-run] [--allow-change]   SFT, then the preference loss\n"
-    "  bdpo-train generate --model DIR --prompt TEXT | --prompts FILE [--out FILE]       sample from a model\n"
-    "             [--max-tokens 256] [--temperature 0] [--top-k 0] [--top-p 1] [--seed 42] [--batch 16] [--threads 0]\n"
+    "  bdpo-train --config run.json [--set key=value ...] [--dry-run] [--allow-change]   SFT, then "
+    "the preference loss\n"
+    "  bdpo-train generate --model DIR --prompt TEXT | --prompts FILE [--out FILE]       sample "
+    "from a model\n"
+    "             [--max-tokens 256] [--temperature 0] [--top-k 0] [--top-p 1] [--seed 42] "
+    "[--batch 16] [--threads 0]\n"
     "             [--string-prompts raw|user] [--system TEXT] [--chat-template auto]\n"
-    "  bdpo-train evaluate --config run.json [--set ...] [--model DIR] [--per-pair FILE] metrics on data.eval, no training\n"
-    "  bdpo-train tokenize --model DIR [--chat-template auto] FILE.jsonl                 one JSON array of ids a line\n"
-    "  bdpo-train losses                                                                 the table of losses\n"
+    "  bdpo-train evaluate --config run.json [--set ...] [--model DIR] [--per-pair FILE] metrics "
+    "on data.eval, no training\n"
+    "  bdpo-train tokenize --model DIR [--chat-template auto] FILE.jsonl                 one JSON "
+    "array of ids a line\n"
+    "  bdpo-train losses                                                                 the table "
+    "of losses\n"
     "  bdpo-train --help | --version\n"
-    "exit codes: 0 done, 1 failed while running, 2 wrong usage, config, model or data, 75 stopped after saving (start again),\n"
+    "exit codes: 0 done, 1 failed while running, 2 wrong usage, config, model or data, 75 stopped "
+    "after saving (start again),\n"
     "  80 diverged, 82 checkpoint unusable or of another run\n";
 
 enum { SETS_MAX = 256 };
 struct args { /* what a command line may hold; each command names the flags it takes */
-    const char *config, *model, *prompt, *prompts, *out, *per_pair, *system, *chat_template, *string_prompts, *file;
+    const char *config, *model, *prompt, *prompts, *out, *per_pair, *system, *chat_template,
+        *string_prompts, *file;
     const char *max_tokens, *temperature, *top_k, *top_p, *seed, *batch, *threads;
     const char *sets[SETS_MAX];
     int32_t n_sets;
@@ -36,14 +45,33 @@ struct flag {
     size_t offset; /* of the const char * in struct args, or of the bool */
     bool takes_value;
 };
-#define FLAG(name, field) { name, offsetof(struct args, field), true }
-#define SWITCH(name, field) { name, offsetof(struct args, field), false }
+#define FLAG(name, field)                        \
+    {                                            \
+        name, offsetof(struct args, field), true \
+    }
+#define SWITCH(name, field)                       \
+    {                                             \
+        name, offsetof(struct args, field), false \
+    }
 static const struct flag FLAGS[] = {
-    FLAG("--config", config), FLAG("--model", model), FLAG("--prompt", prompt), FLAG("--prompts", prompts), FLAG("--out", out),
-    FLAG("--per-pair", per_pair), FLAG("--system", system), FLAG("--chat-template", chat_template),
-    FLAG("--string-prompts", string_prompts), FLAG("--max-tokens", max_tokens), FLAG("--temperature", temperature),
-    FLAG("--top-k", top_k), FLAG("--top-p", top_p), FLAG("--seed", seed), FLAG("--batch", batch), FLAG("--threads", threads),
-    SWITCH("--dry-run", dry_run), SWITCH("--allow-change", allow_change),
+    FLAG("--config", config),
+    FLAG("--model", model),
+    FLAG("--prompt", prompt),
+    FLAG("--prompts", prompts),
+    FLAG("--out", out),
+    FLAG("--per-pair", per_pair),
+    FLAG("--system", system),
+    FLAG("--chat-template", chat_template),
+    FLAG("--string-prompts", string_prompts),
+    FLAG("--max-tokens", max_tokens),
+    FLAG("--temperature", temperature),
+    FLAG("--top-k", top_k),
+    FLAG("--top-p", top_p),
+    FLAG("--seed", seed),
+    FLAG("--batch", batch),
+    FLAG("--threads", threads),
+    SWITCH("--dry-run", dry_run),
+    SWITCH("--allow-change", allow_change),
 };
 
 /* Is `name` one of the space-separated flags in `allowed`? */
@@ -114,10 +142,12 @@ static int number(const char *name, const char *text, double lo, double hi, bool
     if (!text) return 0;
     int rc = json_doc_parse_any(&d, name, 1, text, strlen(text));
     if (rc < 0 || !json_is_number(d.root) || (whole && !json_is_integer(d.root)))
-        rc = err_set(ERR_INPUT, "%s: \"%.40s\" is not %s", name, text, whole ? "a whole number" : "a number");
+        rc = err_set(ERR_INPUT, "%s: \"%.40s\" is not %s", name, text,
+                     whole ? "a whole number" : "a number");
     else
         *out = json_number_value(d.root);
-    if (rc == 0 && !(*out >= lo && *out <= hi)) rc = err_set(ERR_INPUT, "%s: %s is outside [%g, %g]", name, text, lo, hi);
+    if (rc == 0 && !(*out >= lo && *out <= hi))
+        rc = err_set(ERR_INPUT, "%s: %s is outside [%g, %g]", name, text, lo, hi);
     json_doc_release(&d);
     return rc;
 }
@@ -150,11 +180,16 @@ static int command_evaluate(int argc, char **argv)
 static int command_generate(int argc, char **argv)
 {
     struct args a;
-    double max_tokens = 256, temperature = 0, top_k = 0, top_p = 1, seed = 42, batch = 16, threads = 0;
-    TRY(parse_args(&a, "--model --prompt --prompts --out --max-tokens --temperature --top-k --top-p --seed --batch --threads --system "
-                       "--chat-template --string-prompts", argv, argc, 2));
+    double max_tokens = 256, temperature = 0, top_k = 0, top_p = 1, seed = 42, batch = 16,
+           threads = 0;
+    TRY(parse_args(&a,
+                   "--model --prompt --prompts --out --max-tokens --temperature --top-k --top-p "
+                   "--seed --batch --threads --system "
+                   "--chat-template --string-prompts",
+                   argv, argc, 2));
     if (!a.model) return err_set(ERR_INPUT, "generate: --model DIR is needed");
-    if (!a.prompt == !a.prompts) return err_set(ERR_INPUT, "generate: give one of --prompt TEXT and --prompts FILE");
+    if (!a.prompt == !a.prompts)
+        return err_set(ERR_INPUT, "generate: give one of --prompt TEXT and --prompts FILE");
     TRY(number("--max-tokens", a.max_tokens, 1, 1e6, true, &max_tokens));
     TRY(number("--temperature", a.temperature, 0, 100, false, &temperature));
     TRY(number("--top-k", a.top_k, 0, 1e9, true, &top_k));
@@ -162,12 +197,24 @@ static int command_generate(int argc, char **argv)
     TRY(number("--seed", a.seed, 0, 0x1p53, true, &seed));
     TRY(number("--batch", a.batch, 1, 65536, true, &batch));
     TRY(number("--threads", a.threads, 0, 4096, true, &threads));
-    if (a.string_prompts && strcmp(a.string_prompts, "raw") != 0 && strcmp(a.string_prompts, "user") != 0)
-        return err_set(ERR_INPUT, "--string-prompts: \"%.40s\" is not raw or user", a.string_prompts);
+    if (a.string_prompts && strcmp(a.string_prompts, "raw") != 0 &&
+        strcmp(a.string_prompts, "user") != 0)
+        return err_set(ERR_INPUT, "--string-prompts: \"%.40s\" is not raw or user",
+                       a.string_prompts);
     const struct generate_opts o = {
-        .model = a.model, .prompt = a.prompt, .prompts = a.prompts, .out = a.out, .system = a.system, .chat_template = a.chat_template,
-        .prompts_user = a.string_prompts && strcmp(a.string_prompts, "user") == 0, .max_tokens = (int64_t)max_tokens,
-        .batch = (int64_t)batch, .top_k = (int64_t)top_k, .temperature = temperature, .top_p = top_p, .seed = (uint64_t)seed,
+        .model = a.model,
+        .prompt = a.prompt,
+        .prompts = a.prompts,
+        .out = a.out,
+        .system = a.system,
+        .chat_template = a.chat_template,
+        .prompts_user = a.string_prompts && strcmp(a.string_prompts, "user") == 0,
+        .max_tokens = (int64_t)max_tokens,
+        .batch = (int64_t)batch,
+        .top_k = (int64_t)top_k,
+        .temperature = temperature,
+        .top_p = top_p,
+        .seed = (uint64_t)seed,
         .threads = (int32_t)threads,
     };
     return generate_run(&o);
@@ -177,7 +224,8 @@ static int command_tokenize(int argc, char **argv)
 {
     struct args a;
     TRY(parse_args(&a, "--model --chat-template FILE", argv, argc, 2));
-    if (!a.model || !a.file) return err_set(ERR_INPUT, "tokenize: --model DIR and a FILE.jsonl are needed");
+    if (!a.model || !a.file)
+        return err_set(ERR_INPUT, "tokenize: --model DIR and a FILE.jsonl are needed");
     return tokenize_run(a.model, a.file, a.chat_template);
 }
 
@@ -189,12 +237,16 @@ static int command_losses(int argc, char **argv)
         const struct {
             unsigned bit;
             double value;
-        } option[] = { { LOSS_BETA, d->defaults.beta }, { LOSS_LAMBDA, d->defaults.lambda }, { LOSS_ALPHA, d->defaults.alpha },
+        } option[] = { { LOSS_BETA, d->defaults.beta },
+                       { LOSS_LAMBDA, d->defaults.lambda },
+                       { LOSS_ALPHA, d->defaults.alpha },
                        { LOSS_SMOOTHING, d->defaults.label_smoothing } };
         printf("%-10s %s\n           options:", d->name, d->formula);
         for (size_t k = 0; k < COUNT_OF(option); k++)
-            if (d->options & option[k].bit) printf(" %s (%g)", loss_option_name(option[k].bit), option[k].value);
-        printf("%s\n           source: %s\n", d->flags & LOSS_REF ? "" : "; no reference", d->source);
+            if (d->options & option[k].bit)
+                printf(" %s (%g)", loss_option_name(option[k].bit), option[k].value);
+        printf("%s\n           source: %s\n", d->flags & LOSS_REF ? "" : "; no reference",
+               d->source);
     }
     return 0;
 }
@@ -213,13 +265,17 @@ static int run(int argc, char **argv)
     static const struct {
         const char *name;
         int (*run)(int argc, char **argv);
-    } commands[] = { { "evaluate", command_evaluate }, { "generate", command_generate }, { "tokenize", command_tokenize },
+    } commands[] = { { "evaluate", command_evaluate },
+                     { "generate", command_generate },
+                     { "tokenize", command_tokenize },
                      { "losses", command_losses } };
     static const char *const later[] = { "lint", "plan", "report", "merge", "toy", "contour" };
     const char *names[COUNT_OF(commands) + COUNT_OF(later)];
     size_t n = 0;
     if (argc < 2) return err_set(ERR_INPUT, "no command\n%s", USAGE);
-    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "help") == 0) return command_help();
+    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 ||
+        strcmp(argv[1], "help") == 0)
+        return command_help();
     if (strcmp(argv[1], "--version") == 0) {
         puts("bdpo-train " BDPO_VERSION);
         return 0;
@@ -229,15 +285,27 @@ static int run(int argc, char **argv)
         if (strcmp(argv[1], commands[i].name) == 0) return commands[i].run(argc, argv);
     }
     for (size_t i = 0; i < COUNT_OF(later); i++)
-        if (strcmp(argv[1], later[i]) == 0) return err_set(ERR_INPUT, "%s: this command is not in version %s yet", argv[1], BDPO_VERSION);
+        if (strcmp(argv[1], later[i]) == 0)
+            return err_set(ERR_INPUT, "%s: this command is not in version %s yet", argv[1],
+                           BDPO_VERSION);
     if (strncmp(argv[1], "-", 1) == 0) return command_train(argc, argv);
     const char *near = json_nearest(argv[1], names, n);
     if (near) return err_set(ERR_INPUT, "%s: unknown command; did you mean \"%s\"?", argv[1], near);
     return err_set(ERR_INPUT, "%s: unknown command; see bdpo-train --help", argv[1]);
 }
 
+/* GNU OpenMP's waiting threads spin for long by default, which makes a shared core several times slower. It reads its settings before
+ * main, so they are set here for a second start of the same program; a user's own settings win. */
+static void spin_briefly(char **argv)
+{
+    if (getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY")) return;
+    if (setenv("GOMP_SPINCOUNT", "2000", 1) == 0)
+        execv("/proc/self/exe", argv); /* where it fails, the default will do */
+}
+
 int main(int argc, char **argv)
 {
+    spin_briefly(argv);
     const int rc = run(argc, argv);
     if (rc >= 0) return 0;
     const char *text = err_msg();

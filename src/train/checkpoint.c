@@ -13,14 +13,15 @@ enum { CHUNK = 1 << 18, STATE_TENSORS = 5, VERSION = 1 };
 /* What a checkpoint saves, in the order of the file; the reference's are host memory in double. */
 struct state {
     const char *name;
-    struct tensor *t;   /* on the backend, f32 */
-    double *host;       /* or host memory */
+    struct tensor *t; /* on the backend, f32 */
+    double *host;     /* or host memory */
     int64_t n;
 };
 
 static void state_list(struct state s[STATE_TENSORS], const struct stage *st)
 {
-    struct stage *w = (struct stage *)(uintptr_t)st; /* views only; the caller decides about writing */
+    struct stage *w =
+        (struct stage *)(uintptr_t)st; /* views only; the caller decides about writing */
     const int64_t n = st->model.n_flat;
     s[0] = (struct state){ "weights", &w->model.weights, NULL, n };
     s[1] = (struct state){ "moment1", &w->optim.m, NULL, n };
@@ -29,7 +30,8 @@ static void state_list(struct state s[STATE_TENSORS], const struct stage *st)
     s[4] = (struct state){ "reference_eval", NULL, st->ref_eval.w, 2 * st->ref_eval.n };
 }
 
-static int put_state(struct st_writer *w, const struct stage *st, const struct state *s, float *host)
+static int put_state(struct st_writer *w, const struct stage *st, const struct state *s,
+                     float *host)
 {
     if (s->host) {
         /* scores keep w and l apart: [w | l] in the file */
@@ -57,7 +59,8 @@ static int write_state(const char *path, const struct stage *st, int64_t *bytes,
         decl[i] = (struct st_decl){ s[i].name, s[i].host ? ST_F64 : ST_F32, 1, { s[i].n } };
     TRY_OUT(MEM_NEW(&host, CHUNK));
     TRY_OUT(st_writer_open(&w, path, decl, STATE_TENSORS, NULL));
-    for (int i = 0; i < STATE_TENSORS; i++) TRY_OUT(put_state(w, st, &s[i], host));
+    for (int i = 0; i < STATE_TENSORS; i++)
+        TRY_OUT(put_state(w, st, &s[i], host));
     *bytes = st_writer_bytes(w);
     *crc = st_writer_crc(w);
     rc = st_writer_close(w);
@@ -68,8 +71,8 @@ out:
     return rc;
 }
 
-static int write_manifest(const char *path, const struct stage *st, int64_t metrics_bytes, const char *fingerprint, int64_t bytes,
-                          uint32_t crc)
+static int write_manifest(const char *path, const struct stage *st, int64_t metrics_bytes,
+                          const char *fingerprint, int64_t bytes, uint32_t crc)
 {
     struct buf b = { 0 };
     json_t *o = json_object();
@@ -78,14 +81,23 @@ static int write_manifest(const char *path, const struct stage *st, int64_t metr
         const char *key;
         int64_t value;
     } ints[] = {
-        { "version", VERSION }, { "step", st->step }, { "steps", st->steps }, { "updates", st->optim.opt.step },
-        { "skipped", st->skipped }, { "skipped_run", st->skipped_run }, { "metrics_bytes", metrics_bytes },
-        { "micro_batch_tokens", st->micro_tokens }, { "threads", st->su->be.threads }, { "state_bytes", bytes },
+        { "version", VERSION },
+        { "step", st->step },
+        { "steps", st->steps },
+        { "updates", st->optim.opt.step },
+        { "skipped", st->skipped },
+        { "skipped_run", st->skipped_run },
+        { "metrics_bytes", metrics_bytes },
+        { "micro_batch_tokens", st->micro_tokens },
+        { "threads", st->su->be.threads },
+        { "state_bytes", bytes },
         { "state_crc32", crc },
     };
     TRY_OUT(metrics_text(o, "stage", st->name));
-    for (size_t i = 0; i < COUNT_OF(ints); i++) TRY_OUT(metrics_int(o, ints[i].key, ints[i].value));
-    if (json_object_set_new(o, "run", json_loads(fingerprint, 0, NULL))) TRY_OUT(err_set(ERR_OOM, "out of memory for a manifest"));
+    for (size_t i = 0; i < COUNT_OF(ints); i++)
+        TRY_OUT(metrics_int(o, ints[i].key, ints[i].value));
+    if (json_object_set_new(o, "run", json_loads(fingerprint, 0, NULL)))
+        TRY_OUT(err_set(ERR_OOM, "out of memory for a manifest"));
     TRY_OUT(json_dump(&b, o, 2));
     TRY_OUT(buf_adds(&b, "\n"));
     TRY_OUT(file_write_all(path, b.data, b.len));
@@ -98,7 +110,9 @@ out:
 /* "sft-000050" or "preference-000050" to stage and step; false for any other name. */
 static bool parse_name(const char *name, struct checkpoint_info *info)
 {
-    static const char *const prefix[] = { [STAGE_SFT] = "sft-", [STAGE_PREFERENCE] = "preference-" };
+    static const char *const prefix[] = {
+        [STAGE_SFT] = "sft-", [STAGE_PREFERENCE] = "preference-"
+    };
     for (int k = STAGE_SFT; k <= STAGE_PREFERENCE; k++) {
         const size_t len = strlen(prefix[k]);
         int64_t step = 0;
@@ -140,7 +154,8 @@ static int list_checkpoints(const char *output, struct checkpoint_info **list, i
         if (!parse_name(e->d_name, &info)) continue;
         TRY_OUT(MEM_GROW(list, &cap, *n + 1));
         int64_t at = (*n)++;
-        for (; at > 0 && newer(&info, &(*list)[at - 1]); at--) (*list)[at] = (*list)[at - 1];
+        for (; at > 0 && newer(&info, &(*list)[at - 1]); at--)
+            (*list)[at] = (*list)[at - 1];
         (*list)[at] = info;
     }
 out:
@@ -160,7 +175,8 @@ static int rotate(const char *output, int64_t keep)
         rc = mem_asprintf(&old, "%s/checkpoints/%s", output, list[i].name);
         if (rc == 0) rc = mem_asprintf(&gone, "%s/checkpoints/.del-%s", output, list[i].name);
         if (rc == 0) rc = dir_remove(gone);
-        if (rc == 0 && rename(old, gone) < 0) rc = err_set(ERR_IO, "cannot rename %s: %s", old, strerror(errno));
+        if (rc == 0 && rename(old, gone) < 0)
+            rc = err_set(ERR_IO, "cannot rename %s: %s", old, strerror(errno));
         if (rc == 0) rc = dir_remove(gone);
         free(old);
         free(gone);
@@ -169,8 +185,8 @@ static int rotate(const char *output, int64_t keep)
     return rc;
 }
 
-int checkpoint_save(const char *output, const struct stage *st, int64_t metrics_bytes, const char *fingerprint, int64_t keep,
-                    struct checkpoint_info *info)
+int checkpoint_save(const char *output, const struct stage *st, int64_t metrics_bytes,
+                    const char *fingerprint, int64_t keep, struct checkpoint_info *info)
 {
     char *dir = NULL, *tmp = NULL, *final = NULL, *state = NULL, *manifest = NULL;
     int64_t bytes = 0;
@@ -191,8 +207,10 @@ int checkpoint_save(const char *output, const struct stage *st, int64_t metrics_
     TRY_OUT(write_state(state, st, &bytes, &crc));
     TRY_OUT(write_manifest(manifest, st, metrics_bytes, fingerprint, bytes, crc));
     TRY_OUT(dir_sync(tmp));
-    TRY_OUT(dir_remove(final)); /* only a broken one can stand there: a good one would have been resumed from */
-    if (rename(tmp, final) < 0) TRY_OUT(err_set(ERR_IO, "cannot rename %s to %s: %s", tmp, final, strerror(errno)));
+    TRY_OUT(dir_remove(
+        final)); /* only a broken one can stand there: a good one would have been resumed from */
+    if (rename(tmp, final) < 0)
+        TRY_OUT(err_set(ERR_IO, "cannot rename %s to %s: %s", tmp, final, strerror(errno)));
     TRY_OUT(dir_sync(dir));
     TRY_OUT(rotate(output, keep));
 out:
@@ -246,21 +264,27 @@ int checkpoint_open(const char *path, struct checkpoint_info *info)
     uint32_t crc;
     int rc = 0;
     if (!parse_name(path_base(path), info))
-        return err_set(ERR_CHECKPOINT, "%s: not a checkpoint directory (sft-NNNNNN or preference-NNNNNN)", path);
+        return err_set(ERR_CHECKPOINT,
+                       "%s: not a checkpoint directory (sft-NNNNNN or preference-NNNNNN)", path);
     TRY_OUT(path_join(&manifest, path, "manifest.json"));
     TRY_OUT(path_join(&state, path, "state.safetensors"));
     TRY_OUT(json_doc_read(&d, manifest));
     TRY_OUT(need_int(d.root, "version", manifest, &version));
-    if (version != VERSION) TRY_OUT(err_set(ERR_CHECKPOINT, "%s: format %lld, this program reads %d", manifest, (long long)version, VERSION));
+    if (version != VERSION)
+        TRY_OUT(err_set(ERR_CHECKPOINT, "%s: format %lld, this program reads %d", manifest,
+                        (long long)version, VERSION));
     TRY_OUT(need_int(d.root, "step", manifest, &step));
-    if (step != info->step) TRY_OUT(err_set(ERR_CHECKPOINT, "%s: says step %lld", manifest, (long long)step));
+    if (step != info->step)
+        TRY_OUT(err_set(ERR_CHECKPOINT, "%s: says step %lld", manifest, (long long)step));
     TRY_OUT(need_int(d.root, "metrics_bytes", manifest, &info->metrics_bytes));
     TRY_OUT(need_int(d.root, "state_bytes", manifest, &want_bytes));
     TRY_OUT(need_int(d.root, "state_crc32", manifest, &want_crc));
     TRY_OUT(file_crc(state, &bytes, &crc));
     if (bytes != want_bytes)
-        TRY_OUT(err_set(ERR_CHECKPOINT, "%s: has %lld bytes, the manifest says %lld", state, (long long)bytes, (long long)want_bytes));
-    if ((int64_t)crc != want_crc) TRY_OUT(err_set(ERR_CHECKPOINT, "%s: checksum differs from the manifest's", state));
+        TRY_OUT(err_set(ERR_CHECKPOINT, "%s: has %lld bytes, the manifest says %lld", state,
+                        (long long)bytes, (long long)want_bytes));
+    if ((int64_t)crc != want_crc)
+        TRY_OUT(err_set(ERR_CHECKPOINT, "%s: checksum differs from the manifest's", state));
 out:
     json_doc_release(&d);
     free(manifest);
@@ -286,12 +310,13 @@ int checkpoint_newest(const char *output, struct checkpoint_info *info)
     return rc < 0 ? rc : found;
 }
 
-static int get_state(const struct st_set *set, const char *path, const struct stage *st, const struct state *s, float *host)
+static int get_state(const struct st_set *set, const char *path, const struct stage *st,
+                     const struct state *s, float *host)
 {
     const struct st_tensor *t = st_find(set, s->name);
     if (!t || t->count != s->n || t->dtype != (s->host ? ST_F64 : ST_F32))
-        return err_set(ERR_CHECKPOINT, "%s: tensor \"%s\" has %lld elements, this run needs %lld", path, s->name,
-                       (long long)(t ? t->count : 0), (long long)s->n);
+        return err_set(ERR_CHECKPOINT, "%s: tensor \"%s\" has %lld elements, this run needs %lld",
+                       path, s->name, (long long)(t ? t->count : 0), (long long)s->n);
     if (s->host) {
         const struct scores *r = s->host == st->ref.w ? &st->ref : &st->ref_eval;
         TRY(st_read_raw(set, t, 0, r->n * 8, r->w));
@@ -305,7 +330,8 @@ static int get_state(const struct st_set *set, const char *path, const struct st
     return 0;
 }
 
-static int check_run(const struct json_doc *d, const char *manifest, const struct stage *st, const char *fingerprint, bool allow_change)
+static int check_run(const struct json_doc *d, const char *manifest, const struct stage *st,
+                     const char *fingerprint, bool allow_change)
 {
     struct buf was = { 0 }, diff = { 0 };
     int64_t micro, threads;
@@ -313,15 +339,20 @@ static int check_run(const struct json_doc *d, const char *manifest, const struc
     TRY_OUT(json_dump(&was, json_object_get(d->root, "run"), 0));
     TRY_OUT(config_diff(was.data, fingerprint, &diff));
     if (rc > 0 && !allow_change)
-        TRY_OUT(err_set(ERR_CHECKPOINT, "%s: this run differs from the one that wrote it: %s; go on with --allow-change, or start anew with --set checkpoint.resume=never",
+        TRY_OUT(err_set(ERR_CHECKPOINT,
+                        "%s: this run differs from the one that wrote it: %s; go on with "
+                        "--allow-change, or start anew with --set checkpoint.resume=never",
                         manifest, diff.data));
     if (rc > 0) fprintf(stderr, "warning: going on with changes: %s\n", diff.data);
     TRY_OUT(need_int(d->root, "micro_batch_tokens", manifest, &micro));
     TRY_OUT(need_int(d->root, "threads", manifest, &threads));
     if (micro != st->micro_tokens || threads != st->su->be.threads)
-        fprintf(stderr, "warning: the checkpoint was written with %lld threads and %lld tokens a micro-batch, this run has %d and %lld: "
-                        "sums may round differently\n",
-                (long long)threads, (long long)micro, st->su->be.threads, (long long)st->micro_tokens);
+        fprintf(stderr,
+                "warning: the checkpoint was written with %lld threads and %lld tokens a "
+                "micro-batch, this run has %d and %lld: "
+                "sums may round differently\n",
+                (long long)threads, (long long)micro, st->su->be.threads,
+                (long long)st->micro_tokens);
     rc = 0;
 out:
     buf_release(&was);
@@ -348,7 +379,8 @@ int checkpoint_load(const char *dir, struct stage *st, const char *fingerprint, 
     TRY_OUT(st_open_file(&set, state));
     TRY_OUT(MEM_NEW(&host, CHUNK));
     state_list(s, st);
-    for (int i = 0; i < STATE_TENSORS; i++) TRY_OUT(get_state(&set, state, st, &s[i], host));
+    for (int i = 0; i < STATE_TENSORS; i++)
+        TRY_OUT(get_state(&set, state, st, &s[i], host));
 out:
     st_close(&set);
     json_doc_release(&d);
@@ -360,8 +392,10 @@ out:
 
 int checkpoint_wipe(const char *output)
 {
-    static const char *const names[] = { "checkpoints", "sft", "models", "model", "metrics.jsonl", "timing.jsonl", "status.json",
-                                         "fingerprint.json", "config.json" };
+    static const char *const names[] = {
+        "checkpoints",  "sft",         "models",           "model",      "metrics.jsonl",
+        "timing.jsonl", "status.json", "fingerprint.json", "config.json"
+    };
     for (size_t i = 0; i < COUNT_OF(names); i++) {
         char *path = NULL;
         TRY(path_join(&path, output, names[i]));

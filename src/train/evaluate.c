@@ -7,7 +7,8 @@
 #include <string.h>
 
 /* OUTPUT/name where it is a directory, else `fallback`; owned by the caller. */
-static int choose(char **out, const char *given, const char *output, const char *name, const char *fallback)
+static int choose(char **out, const char *given, const char *output, const char *name,
+                  const char *fallback)
 {
     if (given) return mem_strdup(out, given);
     TRY(path_join(out, output, name));
@@ -17,15 +18,16 @@ static int choose(char **out, const char *given, const char *output, const char 
 }
 
 /* Score every row of d with the weights in dir, in a model of its own that is let go. */
-static int score_with(const struct setup *base, const char *dir, enum stage_kind kind, const struct dataset *d, struct scores *s)
+static int score_with(const struct setup *base, const char *dir, enum stage_kind kind,
+                      const struct dataset *d, struct scores *s)
 {
     struct setup su = *base; /* borrows all but the architecture */
     struct stage st = { 0 };
     int rc;
     TRY(arch_load(&su.arch, dir));
     if (su.arch.V < base->arch.V)
-        return err_set(ERR_INPUT, "%s: has %lld token ids, %s has %lld: the tokenizers differ", dir, (long long)su.arch.V, base->cfg->model.path,
-                       (long long)base->arch.V);
+        return err_set(ERR_INPUT, "%s: has %lld token ids, %s has %lld: the tokenizers differ", dir,
+                       (long long)su.arch.V, base->cfg->model.path, (long long)base->arch.V);
     TRY_OUT(stage_open(&st, &su, kind, d, NULL, false));
     TRY_OUT(model_load(&st.model, dir));
     TRY_OUT(scores_init(s, d->n));
@@ -41,10 +43,12 @@ static int add_ids(json_t *o, const char *key, const int32_t *id, int32_t n)
     for (int32_t i = 0; i < n; i++)
         if (json_array_append_new(a, json_integer(id[i]))) break;
     const bool whole = (int32_t)json_array_size(a) == n;
-    return json_object_set_new(o, key, a) || !whole ? err_set(ERR_OOM, "out of memory for a row") : 0;
+    return json_object_set_new(o, key, a) || !whole ? err_set(ERR_OOM, "out of memory for a row")
+                                                    : 0;
 }
 
-static int pair_row(json_t *o, const struct dataset *d, int64_t i, const struct scores *pi, const struct scores *ref)
+static int pair_row(json_t *o, const struct dataset *d, int64_t i, const struct scores *pi,
+                    const struct scores *ref)
 {
     const struct example *e = &d->ex[i];
     const int32_t *id = d->ids + e->at;
@@ -61,7 +65,8 @@ static int pair_row(json_t *o, const struct dataset *d, int64_t i, const struct 
     return metrics_real(o, "ref_logps/rejected", ref->l[i]);
 }
 
-static int write_pairs(const char *path, const struct dataset *d, const struct scores *pi, const struct scores *ref)
+static int write_pairs(const char *path, const struct dataset *d, const struct scores *pi,
+                       const struct scores *ref)
 {
     struct file_out f = { 0 };
     struct buf b = { 0 };
@@ -90,7 +95,8 @@ static int print_metrics(const struct metrics *m, const struct loss_def *loss)
     TRY_OUT(metrics_int(o, "eval/examples", m->examples));
     TRY_OUT(metrics_int(o, "eval/tokens", m->tokens));
     TRY_OUT(json_dump(&b, o, 0));
-    if (puts(b.data) < 0 || fflush(stdout) != 0) TRY_OUT(err_set(ERR_IO, "cannot write to the standard output"));
+    if (puts(b.data) < 0 || fflush(stdout) != 0)
+        TRY_OUT(err_set(ERR_IO, "cannot write to the standard output"));
 out:
     json_decref(o);
     buf_release(&b);
@@ -107,7 +113,10 @@ int evaluate_run(const struct config *c, const char *model, const char *per_pair
     struct metrics m;
     char *policy = NULL, *reference = NULL;
     int rc;
-    if (c->data.eval.n == 0) return err_set(ERR_INPUT, "data.eval: evaluate needs a file; set it in the config or with --set data.eval=FILE");
+    if (c->data.eval.n == 0)
+        return err_set(
+            ERR_INPUT,
+            "data.eval: evaluate needs a file; set it in the config or with --set data.eval=FILE");
     TRY_OUT(setup_open(&su, c));
     TRY_OUT(setup_data(&su, &d, &c->data.eval, kind == STAGE_SFT ? DATA_SFT : DATA_PAIRS));
     TRY_OUT(choose(&policy, model, c->output, "model", c->model.path));

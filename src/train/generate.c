@@ -9,10 +9,10 @@
 #include <string.h>
 
 struct request {
-    json_t *row;       /* owned; the answer is added to it */
+    json_t *row; /* owned; the answer is added to it */
     struct ids prompt, answer;
     int32_t end;
-    bool stopped;      /* at its end token */
+    bool stopped; /* at its end token */
 };
 
 struct generator {
@@ -32,7 +32,8 @@ struct generator {
 
 static int add_request(struct generator *g, json_t *row, const char *file, int64_t line)
 {
-    const struct data_opts opts = { .string_prompts_user = g->o->prompts_user, .vocab_size = (int32_t)g->arch.V };
+    const struct data_opts opts = { .string_prompts_user = g->o->prompts_user,
+                                    .vocab_size = (int32_t)g->arch.V };
     if (MEM_GROW(&g->req, &g->cap, g->n + 1) < 0) {
         json_decref(row);
         return ERR_OOM;
@@ -42,8 +43,11 @@ static int add_request(struct generator *g, json_t *row, const char *file, int64
     r->row = row;
     TRY(data_encode_prompt(&r->prompt, &r->end, row, &opts, g->tok, g->tmpl, file, line));
     if (r->prompt.n + g->o->max_tokens > g->arch.max_positions)
-        return err_at(ERR_INPUT, file, line, 0, "prompt of %lld tokens and %lld new ones exceed the model's max_position_embeddings, %lld; lower --max-tokens",
-                      (long long)r->prompt.n, (long long)g->o->max_tokens, (long long)g->arch.max_positions);
+        return err_at(ERR_INPUT, file, line, 0,
+                      "prompt of %lld tokens and %lld new ones exceed the model's "
+                      "max_position_embeddings, %lld; lower --max-tokens",
+                      (long long)r->prompt.n, (long long)g->o->max_tokens,
+                      (long long)g->arch.max_positions);
     return 0;
 }
 
@@ -75,12 +79,14 @@ static int read_prompts(struct generator *g)
 static int open_model(struct generator *g)
 {
     int64_t longest = 1;
-    for (int64_t i = 0; i < g->n; i++) longest = MAX(longest, g->req[i].prompt.n);
+    for (int64_t i = 0; i < g->n; i++)
+        longest = MAX(longest, g->req[i].prompt.n);
     TRY(cpu_open(&g->be, g->o->threads));
     g->be_open = true;
     TRY(model_init(&g->model, &g->be, &g->arch));
     TRY(model_plan_weights(&g->model, &g->plan, false));
-    TRY(decoder_plan(&g->dec, &g->model, &g->plan, MIN(g->o->batch, g->n), longest + g->o->max_tokens, longest));
+    TRY(decoder_plan(&g->dec, &g->model, &g->plan, MIN(g->o->batch, g->n),
+                     longest + g->o->max_tokens, longest));
     TRY(plan_grant(&g->plan, &g->be));
     TRY(model_ready(&g->model));
     TRY(decoder_ready(&g->dec));
@@ -92,8 +98,10 @@ static int open_model(struct generator *g)
 static int take_token(struct generator *g, int64_t i, const float *logits)
 {
     struct request *r = &g->req[i];
-    const double u = rng_uniform(g->o->seed, rng_stream_of(RNG_SAMPLE, (uint64_t)i), (uint64_t)r->answer.n);
-    const int32_t id = sample_token(logits, g->arch.V, g->o->temperature, g->o->top_k, g->o->top_p, u, g->work);
+    const double u =
+        rng_uniform(g->o->seed, rng_stream_of(RNG_SAMPLE, (uint64_t)i), (uint64_t)r->answer.n);
+    const int32_t id =
+        sample_token(logits, g->arch.V, g->o->temperature, g->o->top_k, g->o->top_p, u, g->work);
     r->stopped = id == r->end || id == tokenizer_eos(g->tok);
     return r->stopped ? 0 : ids_add(&r->answer, id);
 }
@@ -114,14 +122,16 @@ static int answer_all(struct generator *g)
     TRY_OUT(MEM_NEW(&slots, B));
     TRY_OUT(MEM_NEW(&ids, B));
     TRY_OUT(MEM_NEW(&owner, B));
-    for (int64_t s = 0; s < B; s++) owner[s] = -1;
+    for (int64_t s = 0; s < B; s++)
+        owner[s] = -1;
     for (;;) {
         int64_t n = 0;
         for (int64_t s = 0; s < B; s++) {
             while ((owner[s] < 0 || !running(g, owner[s])) && next < g->n) {
                 owner[s] = next++;
                 decoder_reset(&g->dec, s);
-                TRY_OUT(decoder_prefill(&g->dec, s, g->req[owner[s]].prompt.id, g->req[owner[s]].prompt.n, &logits));
+                TRY_OUT(decoder_prefill(&g->dec, s, g->req[owner[s]].prompt.id,
+                                        g->req[owner[s]].prompt.n, &logits));
                 TRY_OUT(take_token(g, owner[s], logits));
             }
             if (owner[s] < 0 || !running(g, owner[s])) continue;
@@ -130,7 +140,8 @@ static int answer_all(struct generator *g)
         }
         if (n == 0) break;
         TRY_OUT(decoder_step(&g->dec, slots, ids, n, &logits));
-        for (int64_t i = 0; i < n; i++) TRY_OUT(take_token(g, owner[slots[i]], logits + i * g->arch.V));
+        for (int64_t i = 0; i < n; i++)
+            TRY_OUT(take_token(g, owner[slots[i]], logits + i * g->arch.V));
     }
 out:
     free(slots);
@@ -142,7 +153,8 @@ out:
 static json_t *id_list(const struct ids *v)
 {
     json_t *a = json_array();
-    for (int64_t i = 0; a && i < v->n; i++) json_array_append_new(a, json_integer(v->id[i]));
+    for (int64_t i = 0; a && i < v->n; i++)
+        json_array_append_new(a, json_integer(v->id[i]));
     return a;
 }
 
@@ -154,8 +166,11 @@ static int answer_row(const struct generator *g, const struct request *r, struct
         rc = buf_add(line, text.data ? text.data : "", text.len);
     } else if (rc == 0) {
         /* a row that is a bare string becomes an object with that prompt */
-        json_t *o = json_is_object(r->row) ? json_incref(r->row) : json_pack("{s:O}", "prompt", r->row);
-        if (!o || json_object_set_new(o, "response", json_stringn(text.data ? text.data : "", text.len)) ||
+        json_t *o =
+            json_is_object(r->row) ? json_incref(r->row) : json_pack("{s:O}", "prompt", r->row);
+        if (!o ||
+            json_object_set_new(o, "response",
+                                json_stringn(text.data ? text.data : "", text.len)) ||
             json_object_set_new(o, "tokens", id_list(&r->answer)) ||
             json_object_set_new(o, "finish", json_string(r->stopped ? "stop" : "length")))
             rc = err_set(ERR_OOM, "out of memory for an answer");
@@ -171,7 +186,8 @@ static int write_answers(const struct generator *g)
 {
     struct buf all = { 0 };
     int rc = 0;
-    for (int64_t i = 0; rc == 0 && i < g->n; i++) rc = answer_row(g, &g->req[i], &all);
+    for (int64_t i = 0; rc == 0 && i < g->n; i++)
+        rc = answer_row(g, &g->req[i], &all);
     if (rc == 0 && g->o->out)
         rc = file_write_all(g->o->out, all.data, all.len);
     else if (rc == 0 && (fwrite(all.data, 1, all.len, stdout) != all.len || fflush(stdout) != 0))
@@ -186,7 +202,8 @@ int generate_run(const struct generate_opts *o)
     int rc;
     TRY_OUT(arch_load(&g.arch, o->model));
     TRY_OUT(tokenizer_open(&g.tok, o->model));
-    TRY_OUT(template_open(&g.tmpl, g.tok, o->model, o->chat_template ? o->chat_template : "auto", o->system));
+    TRY_OUT(template_open(&g.tmpl, g.tok, o->model, o->chat_template ? o->chat_template : "auto",
+                          o->system));
     TRY_OUT(read_prompts(&g));
     TRY_OUT(open_model(&g));
     TRY_OUT(answer_all(&g));

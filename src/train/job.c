@@ -58,7 +58,8 @@ static int fingerprint(const struct job *j, struct buf *b)
         TRY_OUT(metrics_text(content, names[k], j->data[k].digest));
         if (j->has_eval) TRY_OUT(metrics_text(content, "evaluation data", j->eval[k].digest));
     }
-    if (json_object_set(o, "content", content)) TRY_OUT(err_set(ERR_OOM, "out of memory for the fingerprint"));
+    if (json_object_set(o, "content", content))
+        TRY_OUT(err_set(ERR_OOM, "out of memory for the fingerprint"));
     TRY_OUT(json_dump(b, o, 2));
     TRY_OUT(buf_adds(b, "\n"));
 out:
@@ -98,7 +99,8 @@ static int stage_weights(const struct job *j, struct stage *st)
         free(sft);
         return rc;
     }
-    return c->model.init == MODEL_RANDOM ? model_random(&st->model, c->seed) : model_load(&st->model, c->model.path);
+    return c->model.init == MODEL_RANDOM ? model_random(&st->model, c->seed)
+                                         : model_load(&st->model, c->model.path);
 }
 
 /* reference.path: its own model, scored and let go before the policy takes memory. */
@@ -110,9 +112,12 @@ static int foreign_reference(struct job *j, struct scores ref[2])
     int rc;
     TRY(arch_load(&su.arch, path));
     if (su.arch.V != j->su.arch.V)
-        return err_set(ERR_INPUT, "reference.path: %s has %lld token ids, model.path %lld: the tokenizers differ", path, (long long)su.arch.V,
-                       (long long)j->su.arch.V);
-    TRY_OUT(stage_open(&st, &su, STAGE_PREFERENCE, &j->data[STAGE_PREFERENCE], j->has_eval ? &j->eval[STAGE_PREFERENCE] : NULL, false));
+        return err_set(
+            ERR_INPUT,
+            "reference.path: %s has %lld token ids, model.path %lld: the tokenizers differ", path,
+            (long long)su.arch.V, (long long)j->su.arch.V);
+    TRY_OUT(stage_open(&st, &su, STAGE_PREFERENCE, &j->data[STAGE_PREFERENCE],
+                       j->has_eval ? &j->eval[STAGE_PREFERENCE] : NULL, false));
     TRY_OUT(model_load(&st.model, path));
     status_say(&j->status, "reference: scoring with %s", path);
     TRY_OUT(stage_reference(&st, &st.model, &st.batch));
@@ -125,14 +130,16 @@ out:
     return rc;
 }
 
-static int write_row(struct job *j, const struct stage *st, const char *prefix, const struct metrics *m, double norm, double lr)
+static int write_row(struct job *j, const struct stage *st, const char *prefix,
+                     const struct metrics *m, double norm, double lr)
 {
     json_t *row = json_object();
     const bool eval = *prefix;
     int rc;
     TRY_OUT(metrics_text(row, "stage", st->name));
     TRY_OUT(metrics_int(row, "step", st->step));
-    TRY_OUT(metrics_real(row, "epoch", (double)st->step / (double)order_steps_per_epoch(&st->order)));
+    TRY_OUT(
+        metrics_real(row, "epoch", (double)st->step / (double)order_steps_per_epoch(&st->order)));
     TRY_OUT(metrics_set(row, prefix, m, st->loss));
     if (!eval) {
         TRY_OUT(metrics_real(row, "grad_norm", norm));
@@ -148,7 +155,8 @@ out:
     return rc;
 }
 
-static int write_timing(struct job *j, const struct stage *st, const struct metrics *m, double seconds)
+static int write_timing(struct job *j, const struct stage *st, const struct metrics *m,
+                        double seconds)
 {
     json_t *row = json_object();
     int rc;
@@ -175,7 +183,8 @@ static int save_checkpoint(struct job *j, struct stage *st)
 {
     struct checkpoint_info info;
     TRY(rows_sync(&j->out.metrics));
-    TRY(checkpoint_save(j->out.dir, st, j->out.metrics.bytes, j->out.fingerprint, j->cfg->checkpoint.keep, &info));
+    TRY(checkpoint_save(j->out.dir, st, j->out.metrics.bytes, j->out.fingerprint,
+                        j->cfg->checkpoint.keep, &info));
     snprintf(j->status.checkpoint, sizeof j->status.checkpoint, "checkpoints/%s", info.name);
     j->last_save = clock_seconds();
     return 0;
@@ -184,10 +193,16 @@ static int save_checkpoint(struct job *j, struct stage *st)
 static enum st_dtype save_dtype(const struct job *j)
 {
     switch (j->cfg->model.save_dtype) {
-    case SAVE_FLOAT32: return ST_F32;
-    case SAVE_BFLOAT16: return ST_BF16;
-    case SAVE_FLOAT16: return ST_F16;
-    default: return j->cfg->model.init == MODEL_RANDOM ? ST_F32 : model_dir_dtype(j->cfg->model.path, &j->su.arch);
+    case SAVE_FLOAT32:
+        return ST_F32;
+    case SAVE_BFLOAT16:
+        return ST_BF16;
+    case SAVE_FLOAT16:
+        return ST_F16;
+    default:
+        return j->cfg->model.init == MODEL_RANDOM
+                   ? ST_F32
+                   : model_dir_dtype(j->cfg->model.path, &j->su.arch);
     }
 }
 
@@ -211,9 +226,11 @@ static int probe(struct stage *st, double out[VERIFY_ROWS])
     int64_t idx[VERIFY_ROWS];
     const int64_t n = MIN((int64_t)VERIFY_ROWS, st->data->n);
     int rc = scores_init(&s, st->data->n);
-    for (int64_t i = 0; i < n; i++) idx[i] = i * st->data->n / n;
+    for (int64_t i = 0; i < n; i++)
+        idx[i] = i * st->data->n / n;
     if (rc == 0) rc = score_rows(&s, &st->model, &st->batch, st->data, idx, n, st->micro_tokens);
-    for (int64_t i = 0; i < VERIFY_ROWS; i++) out[i] = rc == 0 && i < n ? s.w[idx[i]] : 0;
+    for (int64_t i = 0; i < VERIFY_ROWS; i++)
+        out[i] = rc == 0 && i < n ? s.w[idx[i]] : 0;
     scores_release(&s);
     return rc;
 }
@@ -231,8 +248,11 @@ static int save_and_verify(struct job *j, struct stage *st, const char *name)
     TRY_OUT(probe(st, read));
     for (int i = 0; i < VERIFY_ROWS; i++)
         if (saved[i] != read[i])
-            TRY_OUT(err_set(ERR_IO, "%s: read back, a row has log-probability %.9g, before saving %.9g", dir, read[i], saved[i]));
-    status_say(&j->status, "saved %s (%s), read back: log-probabilities equal", dir, st_dtype_name(save_dtype(j)));
+            TRY_OUT(err_set(ERR_IO,
+                            "%s: read back, a row has log-probability %.9g, before saving %.9g",
+                            dir, read[i], saved[i]));
+    status_say(&j->status, "saved %s (%s), read back: log-probabilities equal", dir,
+               st_dtype_name(save_dtype(j)));
 out:
     free(dir);
     return rc;
@@ -247,13 +267,16 @@ static int finish_stage(struct job *j, struct stage *st)
         TRY(probe(st, exact));
         TRY(model_round(&st->model, dtype));
         TRY(probe(st, rounded));
-        for (int i = 0; i < VERIFY_ROWS; i++) worst = fmax(worst, fabs(exact[i] - rounded[i]));
-        status_say(&j->status, "%s: rounding to %s moves the log-probabilities of a few rows by at most %.3g", st->name, st_dtype_name(dtype),
-                   worst);
+        for (int i = 0; i < VERIFY_ROWS; i++)
+            worst = fmax(worst, fabs(exact[i] - rounded[i]));
+        status_say(&j->status,
+                   "%s: rounding to %s moves the log-probabilities of a few rows by at most %.3g",
+                   st->name, st_dtype_name(dtype), worst);
     }
     if (st->eval && j->cfg->eval.at_end) TRY(evaluate(j, st));
     if (st->kind == STAGE_SFT) TRY(save_and_verify(j, st, "sft"));
-    if (st->kind == STAGE_PREFERENCE || !j->cfg->preference.present) TRY(save_and_verify(j, st, "model"));
+    if (st->kind == STAGE_PREFERENCE || !j->cfg->preference.present)
+        TRY(save_and_verify(j, st, "model"));
     return 0;
 }
 
@@ -265,14 +288,19 @@ static int skipped_step(struct job *j, struct stage *st, const struct metrics *m
     struct buf rows = { 0 };
     for (int64_t i = 0; i < MIN(n, (int64_t)8); i++) {
         const struct example *e = &st->data->ex[idx[i]];
-        TRY(buf_addf(&rows, "%s%s:%lld", i ? ", " : "", st->data->files[e->file], (long long)e->line));
+        TRY(buf_addf(&rows, "%s%s:%lld", i ? ", " : "", st->data->files[e->file],
+                     (long long)e->line));
     }
-    status_say(&j->status, "warning: %s step %lld skipped: loss %g, gradient norm %g; rows %s%s", st->name, (long long)st->step,
-               metrics_loss(m, st->loss), norm, rows.data, n > 8 ? ", ..." : "");
+    status_say(&j->status, "warning: %s step %lld skipped: loss %g, gradient norm %g; rows %s%s",
+               st->name, (long long)st->step, metrics_loss(m, st->loss), norm, rows.data,
+               n > 8 ? ", ..." : "");
     buf_release(&rows);
     if (st->skipped_run > j->cfg->faults.max_skipped_steps)
-        return err_set(ERR_DIVERGED, "%s step %lld: loss or gradient was not finite in %lld steps in a row (faults.max_skipped_steps: %lld); lower learning_rate",
-                       st->name, (long long)st->step, (long long)st->skipped_run, (long long)j->cfg->faults.max_skipped_steps);
+        return err_set(ERR_DIVERGED,
+                       "%s step %lld: loss or gradient was not finite in %lld steps in a row "
+                       "(faults.max_skipped_steps: %lld); lower learning_rate",
+                       st->name, (long long)st->step, (long long)st->skipped_run,
+                       (long long)j->cfg->faults.max_skipped_steps);
     return 0;
 }
 
@@ -283,12 +311,17 @@ static int stop_requested(struct job *j, struct stage *st)
     const bool late = c->max_hours > 0 && clock_seconds() - j->started > 3600 * c->max_hours;
     if (st->step == st->steps || (!number && !late)) return 0;
     TRY(save_checkpoint(j, st));
-    if (number) return err_set(ERR_STOPPED, "stopped by signal %d after %s step %lld; saved, start again to go on", number, st->name, (long long)st->step);
-    return err_set(ERR_STOPPED, "max_hours reached after %s step %lld; saved, start again to go on", st->name, (long long)st->step);
+    if (number)
+        return err_set(ERR_STOPPED,
+                       "stopped by signal %d after %s step %lld; saved, start again to go on",
+                       number, st->name, (long long)st->step);
+    return err_set(ERR_STOPPED, "max_hours reached after %s step %lld; saved, start again to go on",
+                   st->name, (long long)st->step);
 }
 
 /* Everything that is due after a step, apart from the step itself. */
-static int after_step(struct job *j, struct stage *st, const struct metrics *m, double norm, double lr, bool applied, double seconds)
+static int after_step(struct job *j, struct stage *st, const struct metrics *m, double norm,
+                      double lr, bool applied, double seconds)
 {
     const struct config *c = j->cfg;
     const int64_t per_epoch = order_steps_per_epoch(&st->order);
@@ -298,14 +331,17 @@ static int after_step(struct job *j, struct stage *st, const struct metrics *m, 
     if (logged) TRY(write_timing(j, st, m, seconds));
     TRY(status_step(&j->status, st->step, NULL, m, st->kind == STAGE_PREFERENCE, seconds));
     if (!applied) TRY(skipped_step(j, st, m, norm));
-    if (st->eval && c->eval.every > 0 && st->step % c->eval.every == 0 && !(last && c->eval.at_end)) TRY(evaluate(j, st));
-    if (c->checkpoint.export_at == EXPORT_EPOCH && st->kind == STAGE_PREFERENCE && st->step % per_epoch == 0) {
+    if (st->eval && c->eval.every > 0 && st->step % c->eval.every == 0 && !(last && c->eval.at_end))
+        TRY(evaluate(j, st));
+    if (c->checkpoint.export_at == EXPORT_EPOCH && st->kind == STAGE_PREFERENCE &&
+        st->step % per_epoch == 0) {
         char name[48];
         snprintf(name, sizeof name, "models/epoch-%lld", (long long)(st->step / per_epoch));
         TRY(save_model(j, st, name));
     }
     const bool due = (c->checkpoint.every > 0 && st->step % c->checkpoint.every == 0) ||
-                     (c->checkpoint.every_minutes > 0 && clock_seconds() - j->last_save > 60 * c->checkpoint.every_minutes);
+                     (c->checkpoint.every_minutes > 0 &&
+                      clock_seconds() - j->last_save > 60 * c->checkpoint.every_minutes);
     if (due && !last) TRY(save_checkpoint(j, st));
     return stop_requested(j, st);
 }
@@ -321,7 +357,8 @@ static int train_loop(struct job *j, struct stage *st)
         const double start = clock_seconds();
         TRY(stage_step(st, &m, &norm, &lr, &applied));
         if (st->at_reference && st->step == 1)
-            status_say(&j->status, "first step: the policy is the reference, loss %.9g", metrics_loss(&m, st->loss));
+            status_say(&j->status, "first step: the policy is the reference, loss %.9g",
+                       metrics_loss(&m, st->loss));
         TRY(after_step(j, st, &m, norm, lr, applied, clock_seconds() - start));
     }
     return 0;
@@ -331,9 +368,13 @@ static void announce(struct job *j, const struct stage *st)
 {
     struct buf plan = { 0 };
     char text[512];
-    if (st->loss) status_say(&j->status, "preference loss: %s", loss_describe(text, sizeof text, st->loss, &j->cfg->loss_opts));
-    status_say(&j->status, "%s: %lld steps of %lld from %lld rows, %d threads, micro-batches of %lld tokens", st->name, (long long)st->steps,
-               (long long)st->order.batch_size, (long long)st->data->n, j->su.be.threads, (long long)st->micro_tokens);
+    if (st->loss)
+        status_say(&j->status, "preference loss: %s",
+                   loss_describe(text, sizeof text, st->loss, &j->cfg->loss_opts));
+    status_say(&j->status,
+               "%s: %lld steps of %lld from %lld rows, %d threads, micro-batches of %lld tokens",
+               st->name, (long long)st->steps, (long long)st->order.batch_size,
+               (long long)st->data->n, j->su.be.threads, (long long)st->micro_tokens);
     if (plan_print(&st->plan, &plan) == 0) status_say(&j->status, "%s", plan.data);
     buf_release(&plan);
 }
@@ -358,8 +399,10 @@ static int run_stage(struct job *j, enum stage_kind kind, const char *resume, bo
     struct scores ref[2] = { { 0 }, { 0 } };
     struct stage st = { 0 };
     int rc;
-    if (loss && (loss->flags & LOSS_REF) && c->reference.path && !resume) TRY_OUT(foreign_reference(j, ref));
-    TRY_OUT(stage_open(&st, &j->su, kind, &j->data[kind], j->has_eval ? &j->eval[kind] : NULL, true));
+    if (loss && (loss->flags & LOSS_REF) && c->reference.path && !resume)
+        TRY_OUT(foreign_reference(j, ref));
+    TRY_OUT(
+        stage_open(&st, &j->su, kind, &j->data[kind], j->has_eval ? &j->eval[kind] : NULL, true));
     if (ref[0].w) {
         scores_release(&st.ref);
         scores_release(&st.ref_eval);
@@ -388,9 +431,12 @@ static int run_stages(struct job *j, bool allow_change)
 {
     for (int k = (int)j->out.first; k <= STAGE_PREFERENCE; k++) {
         if (!stage_present(j->cfg, (enum stage_kind)k)) continue;
-        TRY(run_stage(j, (enum stage_kind)k, k == (int)j->out.first ? j->out.resume : NULL, allow_change));
+        TRY(run_stage(j, (enum stage_kind)k, k == (int)j->out.first ? j->out.resume : NULL,
+                      allow_change));
         if (k == STAGE_SFT && j->cfg->preference.present && signals_pending())
-            return err_set(ERR_STOPPED, "stopped by signal %d after the sft stage; saved, start again to go on", signals_pending());
+            return err_set(ERR_STOPPED,
+                           "stopped by signal %d after the sft stage; saved, start again to go on",
+                           signals_pending());
     }
     return 0;
 }
@@ -406,7 +452,8 @@ static int conclude(struct job *j, int rc)
         return status_write(&j->status, "done", 0, "finished");
     }
     buf_adds(&message, err_msg());
-    wrote = status_write(&j->status, rc == ERR_STOPPED ? "stopped" : "failed", err_exit_code(rc), message.data ? message.data : "");
+    wrote = status_write(&j->status, rc == ERR_STOPPED ? "stopped" : "failed", err_exit_code(rc),
+                         message.data ? message.data : "");
     if (wrote < 0) fprintf(stderr, "warning: %s\n", err_msg());
     err_set(rc, "%s", message.data ? message.data : "out of memory");
     buf_release(&message);
@@ -459,13 +506,17 @@ int job_dry_run(const struct config *c)
     buf_clear(&b);
     if (!root) TRY_OUT(err_set(ERR_OOM, "out of memory for the resolved config"));
     if (c->sft.present) {
-        snprintf(text, sizeof text, "%lld steps over %lld rows; loss: -log pi(chosen) per response token of the batch",
-                 (long long)stage_steps(&c->sft, j.data[STAGE_SFT].n), (long long)j.data[STAGE_SFT].n);
+        snprintf(text, sizeof text,
+                 "%lld steps over %lld rows; loss: -log pi(chosen) per response token of the batch",
+                 (long long)stage_steps(&c->sft, j.data[STAGE_SFT].n),
+                 (long long)j.data[STAGE_SFT].n);
         TRY_OUT(add_note(root, "sft", text));
     }
     if (c->preference.present) {
-        snprintf(text, sizeof text, "%lld steps over %lld pairs; loss: %s", (long long)stage_steps(&c->preference, j.data[STAGE_PREFERENCE].n),
-                 (long long)j.data[STAGE_PREFERENCE].n, loss_describe(formula, sizeof formula, loss_find(c->loss), &c->loss_opts));
+        snprintf(text, sizeof text, "%lld steps over %lld pairs; loss: %s",
+                 (long long)stage_steps(&c->preference, j.data[STAGE_PREFERENCE].n),
+                 (long long)j.data[STAGE_PREFERENCE].n,
+                 loss_describe(formula, sizeof formula, loss_find(c->loss), &c->loss_opts));
         TRY_OUT(add_note(root, "preference", text));
     }
     TRY_OUT(json_dump(&b, root, 2));

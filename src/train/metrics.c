@@ -15,8 +15,8 @@ static double logaddexp(double a, double b)
     return isinf(hi) ? hi : hi + log1p(exp(-fabs(a - b)));
 }
 
-void metrics_add_pair(struct metrics *m, const struct loss_def *def, const struct loss_opts *o, const struct loss_pair *p,
-                      const struct loss_grad *g)
+void metrics_add_pair(struct metrics *m, const struct loss_def *def, const struct loss_opts *o,
+                      const struct loss_pair *p, const struct loss_grad *g)
 {
     m->examples++;
     m->loss += g->loss;
@@ -56,20 +56,26 @@ int metrics_real(json_t *row, const char *key, double value)
         v = json_real(value);
     else
         v = json_string(isnan(value) ? "NaN" : value > 0 ? "Infinity" : "-Infinity");
-    return json_object_set_new(row, key, v) ? err_set(ERR_OOM, "out of memory for a metrics row") : 0;
+    return json_object_set_new(row, key, v) ? err_set(ERR_OOM, "out of memory for a metrics row")
+                                            : 0;
 }
 
 int metrics_int(json_t *row, const char *key, int64_t value)
 {
-    return json_object_set_new(row, key, json_integer(value)) ? err_set(ERR_OOM, "out of memory for a metrics row") : 0;
+    return json_object_set_new(row, key, json_integer(value))
+               ? err_set(ERR_OOM, "out of memory for a metrics row")
+               : 0;
 }
 
 int metrics_text(json_t *row, const char *key, const char *value)
 {
-    return json_object_set_new(row, key, json_string(value)) ? err_set(ERR_OOM, "out of memory for a metrics row") : 0;
+    return json_object_set_new(row, key, json_string(value))
+               ? err_set(ERR_OOM, "out of memory for a metrics row")
+               : 0;
 }
 
-int metrics_set(json_t *row, const char *prefix, const struct metrics *m, const struct loss_def *def)
+int metrics_set(json_t *row, const char *prefix, const struct metrics *m,
+                const struct loss_def *def)
 {
     const double n = (double)m->examples;
     const bool ref = def && (def->flags & LOSS_REF), bdpo = def && strcmp(def->name, "bdpo") == 0;
@@ -112,11 +118,15 @@ int rows_open(struct rows_file *f, const char *path, int64_t keep)
     const off_t end = lseek(f->fd, 0, SEEK_END);
     if (end < 0) return err_set(ERR_IO, "%s: %s", path, strerror(errno));
     if (keep > end)
-        return err_set(ERR_CHECKPOINT, "%s: has %lld bytes, the checkpoint was written after %lld; restore the file, or start anew with --set checkpoint.resume=never",
+        return err_set(ERR_CHECKPOINT,
+                       "%s: has %lld bytes, the checkpoint was written after %lld; restore the "
+                       "file, or start anew with --set checkpoint.resume=never",
                        path, (long long)end, (long long)keep);
     f->bytes = keep < 0 ? end : keep;
-    if (f->bytes < end && ftruncate(f->fd, f->bytes) < 0) return err_set(ERR_IO, "%s: %s", path, strerror(errno));
-    if (lseek(f->fd, f->bytes, SEEK_SET) < 0) return err_set(ERR_IO, "%s: %s", path, strerror(errno));
+    if (f->bytes < end && ftruncate(f->fd, f->bytes) < 0)
+        return err_set(ERR_IO, "%s: %s", path, strerror(errno));
+    if (lseek(f->fd, f->bytes, SEEK_SET) < 0)
+        return err_set(ERR_IO, "%s: %s", path, strerror(errno));
     return 0;
 }
 
@@ -129,7 +139,8 @@ int rows_put(struct rows_file *f, const json_t *row)
         const ssize_t n = write(f->fd, b.data + done, b.len - done);
         if (n < 0 && errno == EINTR) continue;
         if (n <= 0)
-            rc = err_set(ERR_IO, "cannot write %s: %s", f->path, n < 0 ? strerror(errno) : "nothing was written");
+            rc = err_set(ERR_IO, "cannot write %s: %s", f->path,
+                         n < 0 ? strerror(errno) : "nothing was written");
         else
             done += (size_t)n;
     }
@@ -140,7 +151,8 @@ int rows_put(struct rows_file *f, const json_t *row)
 
 int rows_sync(struct rows_file *f)
 {
-    if (f->fd && fsync(f->fd) < 0) return err_set(ERR_IO, "cannot write %s: %s", f->path, strerror(errno));
+    if (f->fd && fsync(f->fd) < 0)
+        return err_set(ERR_IO, "cannot write %s: %s", f->path, strerror(errno));
     return 0;
 }
 

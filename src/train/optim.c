@@ -8,9 +8,12 @@ double schedule_lr(enum schedule s, double lr, double warmup_ratio, int64_t t, i
     const double rest = (double)MAX((int64_t)1, T - W);
     if (t < W) return lr * (double)t / (double)MAX((int64_t)1, W);
     switch (s) {
-    case SCHEDULE_LINEAR: return lr * fmax(0, (double)(T - t) / rest);
-    case SCHEDULE_COSINE: return lr * fmax(0, 0.5 * (1 + cos(3.14159265358979323846 * (double)(t - W) / rest)));
-    case SCHEDULE_CONSTANT: return lr;
+    case SCHEDULE_LINEAR:
+        return lr * fmax(0, (double)(T - t) / rest);
+    case SCHEDULE_COSINE:
+        return lr * fmax(0, 0.5 * (1 + cos(3.14159265358979323846 * (double)(t - W) / rest)));
+    case SCHEDULE_CONSTANT:
+        return lr;
     }
     return lr;
 }

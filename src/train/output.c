@@ -37,8 +37,10 @@ static int check_writable(const char *dir)
         free(path);
         path = up;
     }
-    if (rc == 0 && !S_ISDIR(s.st_mode)) rc = err_set(ERR_INPUT, "output: cannot use %s: %s is not a directory", dir, path);
-    if (rc == 0 && access(path, W_OK | X_OK) < 0) rc = err_set(ERR_INPUT, "output: cannot write in %s: %s", path, strerror(errno));
+    if (rc == 0 && !S_ISDIR(s.st_mode))
+        rc = err_set(ERR_INPUT, "output: cannot use %s: %s is not a directory", dir, path);
+    if (rc == 0 && access(path, W_OK | X_OK) < 0)
+        rc = err_set(ERR_INPUT, "output: cannot write in %s: %s", path, strerror(errno));
     free(path);
     return rc;
 }
@@ -54,7 +56,9 @@ static int check_fingerprint(const struct output *o, bool allow_change)
     TRY_OUT(file_read(&was, &len, path, 1 << 24));
     TRY_OUT(config_diff(was, o->fingerprint, &diff));
     if (rc > 0 && !allow_change) {
-        rc = err_set(ERR_CHECKPOINT, "%s holds a run with other settings: %s; choose another output, go on with --allow-change, or start anew with --set checkpoint.resume=never",
+        rc = err_set(ERR_CHECKPOINT,
+                     "%s holds a run with other settings: %s; choose another output, go on with "
+                     "--allow-change, or start anew with --set checkpoint.resume=never",
                      o->dir, diff.data);
         goto out;
     }
@@ -72,7 +76,8 @@ static bool was_done(const struct output *o)
     struct json_doc d = { 0 };
     char *path = NULL;
     bool done = false;
-    if (output_path(o, "status.json", &path) == 0 && file_exists(path) && json_doc_read(&d, path) == 0) {
+    if (output_path(o, "status.json", &path) == 0 && file_exists(path) &&
+        json_doc_read(&d, path) == 0) {
         const char *state = json_string_value(json_object_get(d.root, "state"));
         done = state && strcmp(state, "done") == 0;
     }
@@ -111,7 +116,8 @@ out:
     return rc;
 }
 
-int output_open(struct output *o, const struct config *c, const char *fingerprint, bool allow_change)
+int output_open(struct output *o, const struct config *c, const char *fingerprint,
+                bool allow_change)
 {
     memset(o, 0, sizeof *o);
     TRY(mem_strdup(&o->dir, c->output));
@@ -126,8 +132,11 @@ int output_open(struct output *o, const struct config *c, const char *fingerprin
         TRY(check_fingerprint(o, allow_change));
         o->finished = strcmp(c->checkpoint.resume, "auto") == 0 && was_done(o) && has(o, "model");
         if (o->finished) return 0;
-    } else if (has(o, "metrics.jsonl") || has(o, "model") || has(o, "sft") || has(o, "checkpoints")) {
-        return err_set(ERR_CHECKPOINT, "%s holds a run without fingerprint.json; choose another output, or start anew with --set checkpoint.resume=never",
+    } else if (has(o, "metrics.jsonl") || has(o, "model") || has(o, "sft") ||
+               has(o, "checkpoints")) {
+        return err_set(ERR_CHECKPOINT,
+                       "%s holds a run without fingerprint.json; choose another output, or start "
+                       "anew with --set checkpoint.resume=never",
                        o->dir);
     }
     return find_start(o, c);

@@ -18,7 +18,8 @@ static int32_t greedy(const float *logits, int64_t V)
     return (int32_t)best;
 }
 
-int32_t sample_token(const float *logits, int64_t V, double temperature, int64_t top_k, double top_p, double u, struct sample_work *work)
+int32_t sample_token(const float *logits, int64_t V, double temperature, int64_t top_k,
+                     double top_p, double u, struct sample_work *work)
 {
     const int32_t best = greedy(logits, V);
     double total = 0, kept = 0, sum = 0;
@@ -31,10 +32,12 @@ int32_t sample_token(const float *logits, int64_t V, double temperature, int64_t
     const bool cut = (top_k > 0 && top_k < V) || top_p < 1;
     if (cut) qsort(work, (size_t)V, sizeof *work, by_probability);
     if (top_k > 0) n = MIN(n, top_k);
-    for (int64_t i = 0; i < n; i++) total += work[i].p;
+    for (int64_t i = 0; i < n; i++)
+        total += work[i].p;
     if (top_p < 1) {
         int64_t k = 0;
-        while (k < n && (k == 0 || kept < top_p * total)) kept += work[k++].p;
+        while (k < n && (k == 0 || kept < top_p * total))
+            kept += work[k++].p;
         n = k;
         total = kept;
     }

@@ -9,7 +9,8 @@ int scores_init(struct scores *s, int64_t n)
     TRY(MEM_NEW(&s->w, n));
     TRY(MEM_NEW(&s->l, n));
     s->n = n;
-    for (int64_t i = 0; i < n; i++) s->w[i] = s->l[i] = NAN;
+    for (int64_t i = 0; i < n; i++)
+        s->w[i] = s->l[i] = NAN;
     return 0;
 }
 
@@ -20,8 +21,8 @@ void scores_release(struct scores *s)
     memset(s, 0, sizeof *s);
 }
 
-int score_rows(struct scores *s, struct model *m, struct batch *b, const struct dataset *d, const int64_t *idx, int64_t n,
-               int64_t tokens_max)
+int score_rows(struct scores *s, struct model *m, struct batch *b, const struct dataset *d,
+               const int64_t *idx, int64_t n, int64_t tokens_max)
 {
     double *logp = NULL;
     int rc = MEM_NEW(&logp, 2 * (int64_t)b->P_max);
@@ -42,11 +43,13 @@ out:
     return rc;
 }
 
-int score_all(struct scores *s, struct model *m, struct batch *b, const struct dataset *d, int64_t tokens_max)
+int score_all(struct scores *s, struct model *m, struct batch *b, const struct dataset *d,
+              int64_t tokens_max)
 {
     int64_t *idx = NULL;
     int rc = MEM_NEW(&idx, d->n);
-    for (int64_t i = 0; rc == 0 && i < d->n; i++) idx[i] = i;
+    for (int64_t i = 0; rc == 0 && i < d->n; i++)
+        idx[i] = i;
     if (rc == 0) rc = score_rows(s, m, b, d, idx, d->n, tokens_max);
     free(idx);
     return rc;

@@ -13,13 +13,18 @@ int setup_open(struct setup *s, const struct config *c)
     TRY(arch_load(&s->arch, c->model.path));
     if (c->data.max_length > s->arch.max_positions)
         return err_set(ERR_INPUT,
-                       "data.max_length: %lld is more than the model's max_position_embeddings, %lld (%s/config.json)",
-                       (long long)c->data.max_length, (long long)s->arch.max_positions, c->model.path);
+                       "data.max_length: %lld is more than the model's max_position_embeddings, "
+                       "%lld (%s/config.json)",
+                       (long long)c->data.max_length, (long long)s->arch.max_positions,
+                       c->model.path);
     TRY(tokenizer_open(&s->tok, c->model.path));
     if (tokenizer_size(s->tok) > s->arch.V)
-        fprintf(stderr, "%s: warning: the tokenizer has ids up to %d, the model %lld rows; a row that needs one is refused\n",
+        fprintf(stderr,
+                "%s: warning: the tokenizer has ids up to %d, the model %lld rows; a row that "
+                "needs one is refused\n",
                 c->model.path, tokenizer_size(s->tok) - 1, (long long)s->arch.V);
-    return template_open(&s->tmpl, s->tok, c->model.path, c->data.chat_template, c->data.system_prompt);
+    return template_open(&s->tmpl, s->tok, c->model.path, c->data.chat_template,
+                         c->data.system_prompt);
 }
 
 int setup_backend(struct setup *s)
@@ -48,9 +53,9 @@ void setup_close(struct setup *s)
 struct data_opts setup_data_opts(const struct setup *s)
 {
     const struct config *c = s->cfg;
-    static const enum data_specials specials[] = {
-        [SPECIAL_TEXT] = DATA_SPECIALS_TEXT, [SPECIAL_ERROR] = DATA_SPECIALS_ERROR, [SPECIAL_ALLOW] = DATA_SPECIALS_ALLOW
-    };
+    static const enum data_specials specials[] = { [SPECIAL_TEXT] = DATA_SPECIALS_TEXT,
+                                                   [SPECIAL_ERROR] = DATA_SPECIALS_ERROR,
+                                                   [SPECIAL_ALLOW] = DATA_SPECIALS_ALLOW };
     return (struct data_opts){
         .max_length = c->data.max_length,
         .max_prompt_length = c->data.max_prompt_length,
@@ -66,7 +71,8 @@ struct data_opts setup_data_opts(const struct setup *s)
     };
 }
 
-int setup_data(const struct setup *s, struct dataset *d, const struct strlist *files, enum data_kind kind)
+int setup_data(const struct setup *s, struct dataset *d, const struct strlist *files,
+               enum data_kind kind)
 {
     const struct data_opts o = setup_data_opts(s);
     struct buf b = { 0 };

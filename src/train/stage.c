@@ -13,11 +13,13 @@ int64_t stage_steps(const struct stage_config *c, int64_t n)
     return total;
 }
 
-int stage_open(struct stage *st, struct setup *su, enum stage_kind kind, const struct dataset *data, const struct dataset *eval,
-               bool train)
+int stage_open(struct stage *st, struct setup *su, enum stage_kind kind, const struct dataset *data,
+               const struct dataset *eval, bool train)
 {
     const struct config *c = su->cfg;
-    struct model_size size = { .train = train, .recompute = train && c->memory.gradient_checkpointing == CHECKPOINTING_ON };
+    struct model_size size = { .train = train,
+                               .recompute =
+                                   train && c->memory.gradient_checkpointing == CHECKPOINTING_ON };
     int64_t P, eT = 0, eN = 0, eP = 0;
     memset(st, 0, sizeof *st);
     st->su = su;
@@ -73,7 +75,8 @@ int stage_reference(struct stage *st, struct model *m, struct batch *b)
         const int64_t *idx;
         const int64_t n = order_step(&st->order, t, &idx);
         bool known = true;
-        for (int64_t i = 0; i < n; i++) known = known && !isnan(st->ref.w[idx[i]]);
+        for (int64_t i = 0; i < n; i++)
+            known = known && !isnan(st->ref.w[idx[i]]);
         if (!known) TRY(score_rows(&st->ref, m, b, st->data, idx, n, st->micro_tokens));
         if (t + 1 >= order_steps_per_epoch(&st->order)) break; /* one epoch visits every row */
     }

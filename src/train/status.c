@@ -50,7 +50,9 @@ void status_stage(struct status *s, const char *stage, int64_t step, int64_t ste
 static double eta_seconds(const struct status *s)
 {
     const int64_t done = s->step - s->step0;
-    return done > 0 ? (clock_seconds() - s->stage_start) / (double)done * (double)(s->steps - s->step) : 0;
+    return done > 0
+               ? (clock_seconds() - s->stage_start) / (double)done * (double)(s->steps - s->step)
+               : 0;
 }
 
 int status_write(struct status *s, const char *state, int exit_code, const char *reason)
@@ -73,7 +75,8 @@ int status_write(struct status *s, const char *state, int exit_code, const char 
     if (s->checkpoint[0]) TRY_OUT(metrics_text(o, "checkpoint", s->checkpoint));
     TRY_OUT(metrics_int(o, "pid", getpid()));
     TRY_OUT(metrics_text(o, "host", host));
-    if (s->metrics && json_object_set(o, "metrics", s->metrics)) TRY_OUT(err_set(ERR_OOM, "out of memory for status.json"));
+    if (s->metrics && json_object_set(o, "metrics", s->metrics))
+        TRY_OUT(err_set(ERR_OOM, "out of memory for status.json"));
     TRY_OUT(json_dump(&b, o, 2));
     TRY_OUT(buf_adds(&b, "\n"));
     rc = file_write_all(s->path, b.data, b.len);
@@ -99,32 +102,39 @@ static void show(struct status *s, const struct metrics *m, bool preference, dou
     char eta[32], bar[32], logps[64] = "";
     const double n = (double)m->examples;
     const int width = 24, full = s->steps ? (int)(width * s->step / s->steps) : width;
-    if (preference) snprintf(logps, sizeof logps, "  chosen %.2f rejected %.2f", m->lw / n, m->ll / n);
+    if (preference)
+        snprintf(logps, sizeof logps, "  chosen %.2f rejected %.2f", m->lw / n, m->ll / n);
     if (s->bar) {
-        for (int i = 0; i < width; i++) bar[i] = i < full ? '#' : '.';
+        for (int i = 0; i < width; i++)
+            bar[i] = i < full ? '#' : '.';
         bar[width] = 0;
-        fprintf(stderr, "\r\033[K%s [%s] %lld/%lld  loss %.4f%s  %.0f tokens/s  ETA %s", s->stage, bar, (long long)s->step,
-                (long long)s->steps, loss, logps, s->tokens_per_second, duration(eta, eta_seconds(s)));
+        fprintf(stderr, "\r\033[K%s [%s] %lld/%lld  loss %.4f%s  %.0f tokens/s  ETA %s", s->stage,
+                bar, (long long)s->step, (long long)s->steps, loss, logps, s->tokens_per_second,
+                duration(eta, eta_seconds(s)));
         s->bar_open = true;
         if (s->step == s->steps) close_bar(s);
     } else {
-        fprintf(stderr, "%s %lld/%lld  loss %.4f%s  %.0f tokens/s  ETA %s\n", s->stage, (long long)s->step, (long long)s->steps, loss,
-                logps, s->tokens_per_second, duration(eta, eta_seconds(s)));
+        fprintf(stderr, "%s %lld/%lld  loss %.4f%s  %.0f tokens/s  ETA %s\n", s->stage,
+                (long long)s->step, (long long)s->steps, loss, logps, s->tokens_per_second,
+                duration(eta, eta_seconds(s)));
     }
     fflush(stderr);
 }
 
-int status_step(struct status *s, int64_t step, const json_t *row, const struct metrics *m, bool preference, double seconds)
+int status_step(struct status *s, int64_t step, const json_t *row, const struct metrics *m,
+                bool preference, double seconds)
 {
     const double now = clock_seconds(), rate = (double)m->tokens / (seconds > 0 ? seconds : 1e-9);
     s->step = step;
-    s->tokens_per_second = s->tokens_per_second > 0 ? 0.9 * s->tokens_per_second + 0.1 * rate : rate;
+    s->tokens_per_second =
+        s->tokens_per_second > 0 ? 0.9 * s->tokens_per_second + 0.1 * rate : rate;
     if (row) {
         json_decref(s->metrics);
         s->metrics = json_incref((json_t *)(uintptr_t)row);
     }
     const bool last = step == s->steps;
-    if (s->cfg->logging.progress != PROGRESS_OFF && (last || now - s->last_line > (s->bar ? 0.2 : 1))) {
+    if (s->cfg->logging.progress != PROGRESS_OFF &&
+        (last || now - s->last_line > (s->bar ? 0.2 : 1))) {
         s->last_line = now;
         show(s, m, preference, preference ? m->loss / (double)m->examples : m->loss / m->nw);
     }

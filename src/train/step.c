@@ -11,7 +11,8 @@ static const double SELF_TOLERANCE = 1e-5;
 static double response_tokens(const struct dataset *d, const int64_t *idx, int64_t n)
 {
     double sum = 0;
-    for (int64_t i = 0; i < n; i++) sum += d->ex[idx[i]].nw;
+    for (int64_t i = 0; i < n; i++)
+        sum += d->ex[idx[i]].nw;
     return sum;
 }
 
@@ -25,13 +26,16 @@ static int64_t all_tokens(const struct dataset *d, const int64_t *idx, int64_t n
     return sum;
 }
 
-static struct loss_pair pair_of(const struct stage *st, const struct dataset *d, int64_t i, double lw, double ll,
-                                const struct scores *ref)
+static struct loss_pair pair_of(const struct stage *st, const struct dataset *d, int64_t i,
+                                double lw, double ll, const struct scores *ref)
 {
     const bool has = ref && (st->loss->flags & LOSS_REF);
-    return (struct loss_pair){
-        .lw = lw, .ll = ll, .rw = has ? ref->w[i] : 0, .rl = has ? ref->l[i] : 0, .nw = d->ex[i].nw, .nl = d->ex[i].nl
-    };
+    return (struct loss_pair){ .lw = lw,
+                               .ll = ll,
+                               .rw = has ? ref->w[i] : 0,
+                               .rl = has ? ref->l[i] : 0,
+                               .nw = d->ex[i].nw,
+                               .nl = d->ex[i].nl };
 }
 
 /* coef[S] = dL/dlogp of every sequence of the micro-batch, for a loss that is a mean over `total` pairs (SFT: tokens). */
@@ -45,7 +49,8 @@ static void loss_batch(struct stage *st, double total, double kink_tolerance, st
             st->coef[p] = -1 / total;
             continue;
         }
-        const struct loss_pair pair = pair_of(st, st->data, i, st->logp[2 * p], st->logp[2 * p + 1], &st->ref);
+        const struct loss_pair pair =
+            pair_of(st, st->data, i, st->logp[2 * p], st->logp[2 * p + 1], &st->ref);
         struct loss_grad g;
         st->loss->eval(&g, &pair, &st->cfg->loss_opts, kink_tolerance);
         metrics_add_pair(m, st->loss, &st->cfg->loss_opts, &pair, &g);
@@ -67,9 +72,11 @@ static int check_self(const struct stage *st, double *tolerance)
         const struct example *e = &st->data->ex[i];
         if (!(d <= allowed))
             return err_set(ERR_DEVICE,
-                           "%s:%lld: at the first step the policy is the reference, yet its log-probability of the %s response is "
+                           "%s:%lld: at the first step the policy is the reference, yet its "
+                           "log-probability of the %s response is "
                            "%.9g and the reference's %.9g (allowed %.2g): please report this",
-                           st->data->files[e->file], (long long)e->line, s % 2 ? "rejected" : "chosen", st->logp[s], r, allowed);
+                           st->data->files[e->file], (long long)e->line,
+                           s % 2 ? "rejected" : "chosen", st->logp[s], r, allowed);
         *tolerance = fmax(*tolerance, d);
     }
     return 0;
@@ -99,7 +106,8 @@ int stage_step(struct stage *st, struct metrics *m, double *norm, double *lr, bo
         TRY(micro_batch(st, total, m));
         at += k;
     }
-    *lr = schedule_lr((enum schedule)st->sc->schedule, st->sc->learning_rate, st->sc->warmup_ratio, st->step, st->steps);
+    *lr = schedule_lr((enum schedule)st->sc->schedule, st->sc->learning_rate, st->sc->warmup_ratio,
+                      st->step, st->steps);
     TRY(optim_norm(&st->model, norm));
     *applied = isfinite(metrics_loss(m, st->loss)) && isfinite(*norm);
     if (*applied) TRY(optim_step(&st->optim, &st->model, *norm, *lr));
@@ -109,8 +117,8 @@ int stage_step(struct stage *st, struct metrics *m, double *norm, double *lr, bo
     return 0;
 }
 
-void stage_measure(const struct stage *st, const struct dataset *d, const struct scores *pi, const struct scores *ref,
-                   struct metrics *m)
+void stage_measure(const struct stage *st, const struct dataset *d, const struct scores *pi,
+                   const struct scores *ref, struct metrics *m)
 {
     memset(m, 0, sizeof *m);
     for (int64_t i = 0; i < d->n; i++) {

@@ -7,12 +7,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-static int encode_messages(const struct json_doc *d, const struct chat_template *tmpl, struct ids *out)
+static int encode_messages(const struct json_doc *d, const struct chat_template *tmpl,
+                           struct ids *out)
 {
     const json_t *list = json_object_get(d->root, "messages");
     struct message *msg = NULL;
     if (!json_is_array(list) || json_array_size(list) == 0)
-        return json_err(ERR_INPUT, d, "", "expected a JSON string, or an object with a list of \"messages\"");
+        return json_err(ERR_INPUT, d, "",
+                        "expected a JSON string, or an object with a list of \"messages\"");
     const size_t n = json_array_size(list);
     int rc = MEM_NEW(&msg, (int64_t)n);
     for (size_t i = 0; rc == 0 && i < n; i++) {
@@ -21,10 +23,13 @@ static int encode_messages(const struct json_doc *d, const struct chat_template 
         msg[i].content = json_string_value(content);
         msg[i].content_len = json_string_length(content);
         if (!msg[i].role || !msg[i].content)
-            rc = json_err(ERR_INPUT, d, "/messages", "message %zu needs the strings \"role\" and \"content\"", i + 1);
+            rc = json_err(ERR_INPUT, d, "/messages",
+                          "message %zu needs the strings \"role\" and \"content\"", i + 1);
     }
     if (rc == 0) {
-        rc = template_encode(tmpl, msg, (int64_t)n, json_is_true(json_object_get(d->root, "add_generation_prompt")), SPECIALS_AS_TEXT, out);
+        rc = template_encode(tmpl, msg, (int64_t)n,
+                             json_is_true(json_object_get(d->root, "add_generation_prompt")),
+                             SPECIALS_AS_TEXT, out);
         if (rc < 0) {
             struct buf why = { 0 };
             buf_adds(&why, err_msg());
@@ -39,7 +44,8 @@ static int encode_messages(const struct json_doc *d, const struct chat_template 
 static int print_ids(const struct ids *v)
 {
     putchar('[');
-    for (int64_t i = 0; i < v->n; i++) printf("%s%d", i ? ", " : "", v->id[i]);
+    for (int64_t i = 0; i < v->n; i++)
+        printf("%s%d", i ? ", " : "", v->id[i]);
     puts("]");
     return ferror(stdout) ? err_set(ERR_IO, "cannot write to the standard output") : 0;
 }
@@ -61,9 +67,11 @@ int tokenize_run(const char *dir, const char *file, const char *chat_template)
         ids.n = 0;
         rc = json_doc_parse_any(&d, file, lines_number(lines), line, len);
         if (rc == 0 && json_is_string(d.root)) {
-            rc = tokenizer_encode(tok, json_string_value(d.root), json_string_length(d.root), SPECIALS_AS_TEXT, &ids);
+            rc = tokenizer_encode(tok, json_string_value(d.root), json_string_length(d.root),
+                                  SPECIALS_AS_TEXT, &ids);
         } else if (rc == 0) {
-            if (!tmpl) rc = template_open(&tmpl, tok, dir, chat_template ? chat_template : "auto", NULL);
+            if (!tmpl)
+                rc = template_open(&tmpl, tok, dir, chat_template ? chat_template : "auto", NULL);
             if (rc == 0) rc = encode_messages(&d, tmpl, &ids);
         }
         if (rc == 0) rc = print_ids(&ids);
