@@ -163,7 +163,7 @@ clean:
 
 help:
 	@printf '%s\n' \
-	'make demo       install what is missing, build, and show DPO against BDPO on a task with right answers (3 minutes)' \
+	'make demo       install what is missing, build, and show DPO against BDPO on a task with right answers (about a minute)' \
 	'make test       install what is missing, build, run all tests; ends with "N passed, N failed, N skipped"' \
 	'make            build build/bdpo-train' \
 	'make deps       install the libraries that are missing (apt-get)' \

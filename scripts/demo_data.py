@@ -17,7 +17,7 @@ import os
 import random
 import struct
 
-TRAIN, HELDOUT = 4000, 400
+TRAIN, HELDOUT = 8000, 400
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SHORTEST, LONGEST = 4, 8
 CONFIG = {
