@@ -145,6 +145,24 @@ out:
     return rc;
 }
 
+int file_create_named(struct file_out *f, const char *path)
+{
+    struct stat st;
+    if (lstat(path, &st) != 0 || S_ISREG(st.st_mode) || S_ISDIR(st.st_mode))
+        return file_create(f, path);
+    memset(f, 0, sizeof *f);
+    f->crc = (uint32_t)crc32_z(0, NULL, 0);
+    f->fd = open(path, O_WRONLY | O_TRUNC | O_CLOEXEC | O_NOCTTY);
+    if (f->fd < 0) return err_at(ERR_IO, path, 0, 0, "cannot write: %s", strerror(errno));
+    int rc = mem_strdup(&f->path, path);
+    if (rc == 0) rc = MEM_NEW(&f->hold, HOLD_BYTES);
+    if (rc < 0) {
+        if (!f->path) close(f->fd);
+        file_abandon(f);
+    }
+    return rc;
+}
+
 static int write_all(struct file_out *f, const uint8_t *p, size_t len)
 {
     while (len) {
@@ -187,6 +205,13 @@ int file_commit(struct file_out *f)
     char *dir;
     if (!out_is_open(f)) return err_set(ERR_IO, "cannot write: the file is not open");
     TRY(out_flush(f));
+    if (!f->tmp) { /* as it stands: nothing to rename, and most of these know no fsync */
+        const int fd = f->fd;
+        f->fd = -1;
+        if (close(fd) != 0) return out_fail(f, "close", errno);
+        file_abandon(f);
+        return 0;
+    }
     if (fsync(f->fd) != 0) return out_fail(f, "fsync", errno);
     if (fstat(f->fd, &st) != 0) return out_fail(f, "stat", errno);
     if (st.st_size != f->bytes) return out_fail(f, "keep the size", EIO);

@@ -44,6 +44,9 @@ int file_put(struct file_out *f, const void *data, size_t len);
 int file_commit(struct file_out *f);
 /* Drop what was written; safe after commit and on a zeroed struct. */
 void file_abandon(struct file_out *f);
+/* The same for a path that a user names: a device, a pipe or a symbolic link ("/dev/stdout") is written as it stands, since a rename would
+ * take its place; ERR_IO where it cannot be. */
+int file_create_named(struct file_out *f, const char *path);
 /* create + put + commit. */
 int file_write_all(const char *path, const void *data, size_t len);
 int file_copy(const char *from, const char *to);

@@ -14,6 +14,7 @@ static int choose(char **out, const char *given, const char *output, const char 
     TRY(path_join(out, output, name));
     if (dir_exists(*out)) return 0;
     free(*out);
+    *out = NULL;
     return mem_strdup(out, fallback);
 }
 
@@ -70,7 +71,7 @@ static int write_pairs(const char *path, const struct dataset *d, const struct s
 {
     struct file_out f = { 0 };
     struct buf b = { 0 };
-    int rc = file_create(&f, path);
+    int rc = file_create_named(&f, path);
     for (int64_t i = 0; rc == 0 && i < d->n; i++) {
         json_t *o = json_object();
         buf_clear(&b);

@@ -184,13 +184,17 @@ static int answer_row(const struct generator *g, const struct request *r, struct
 
 static int write_answers(const struct generator *g)
 {
+    struct file_out f = { 0 };
     struct buf all = { 0 };
     int rc = 0;
     for (int64_t i = 0; rc == 0 && i < g->n; i++)
         rc = answer_row(g, &g->req[i], &all);
-    if (rc == 0 && g->o->out)
-        rc = file_write_all(g->o->out, all.data, all.len);
-    else if (rc == 0 && (fwrite(all.data, 1, all.len, stdout) != all.len || fflush(stdout) != 0))
+    if (rc == 0 && g->o->out) {
+        rc = file_create_named(&f, g->o->out);
+        if (rc == 0) rc = file_put(&f, all.data, all.len);
+        if (rc == 0) rc = file_commit(&f);
+        file_abandon(&f);
+    } else if (rc == 0 && (fwrite(all.data, 1, all.len, stdout) != all.len || fflush(stdout) != 0))
         rc = err_set(ERR_IO, "cannot write to the standard output");
     buf_release(&all);
     return rc;
