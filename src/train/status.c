@@ -151,11 +151,12 @@ void status_say(struct status *s, const char *fmt, ...)
     fputc('\n', stderr);
 }
 
-static volatile sig_atomic_t pending;
+static volatile sig_atomic_t pending, interrupts;
 
+/* Launchers follow SIGUSR1 with SIGTERM while the checkpoint is being written; only an impatient person ends it. */
 static void on_signal(int number)
 {
-    if (pending) _exit(128 + number);
+    if (number == SIGINT && ++interrupts > 1) _exit(128 + number);
     pending = number;
 }
 

@@ -30,7 +30,7 @@ int status_write(struct status *s, const char *state, int exit_code, const char 
 /* One line to the user on stderr (closes an open bar first). */
 void status_say(struct status *s, const char *fmt, ...) PRINTF_LIKE(2, 3);
 
-/* SIGUSR1, SIGTERM, SIGINT: finish the step, save, exit 75; a second one ends the process at once. SIGXFSZ and SIGPIPE are ignored. */
+/* SIGUSR1, SIGTERM, SIGINT: finish the step, save, exit 75; a second SIGINT ends the process at once. SIGXFSZ and SIGPIPE are ignored. */
 void signals_install(void);
 int signals_pending(void); /* number of the signal that came, 0: none */
 #endif
