@@ -13,6 +13,7 @@ struct job {
     const struct config *cfg;
     struct setup su;
     struct dataset data[2], eval[2]; /* by enum stage_kind */
+    struct scores ref[2];            /* by reference.path: of the pairs and of the evaluation set */
     bool has_eval;
     struct output out;
     struct status status;
@@ -85,6 +86,7 @@ static void job_close(struct job *j)
     for (int k = 0; k < 2; k++) {
         dataset_release(&j->data[k]);
         dataset_release(&j->eval[k]);
+        scores_release(&j->ref[k]);
     }
     setup_close(&j->su);
 }
@@ -103,13 +105,17 @@ static int stage_weights(const struct job *j, struct stage *st)
                                          : model_load(&st->model, c->model.path);
 }
 
-/* reference.path: its own model, scored and let go before the policy takes memory. */
-static int foreign_reference(struct job *j, struct scores ref[2])
+/* reference.path: its own model, scored and let go before the policy takes memory; before the first stage, so that a fault in it is
+ * found before anything is written. */
+static int foreign_reference(struct job *j)
 {
     const char *path = j->cfg->reference.path;
+    const struct loss_def *loss = j->cfg->preference.present ? loss_find(j->cfg->loss) : NULL;
+    const bool restored = j->out.first == STAGE_PREFERENCE && j->out.resume;
     struct setup su = j->su; /* borrows all but the architecture */
     struct stage st = { 0 };
     int rc;
+    if (!path || !loss || !(loss->flags & LOSS_REF) || restored) return 0;
     TRY(arch_load(&su.arch, path));
     if (su.arch.V != j->su.arch.V)
         return err_set(
@@ -121,8 +127,8 @@ static int foreign_reference(struct job *j, struct scores ref[2])
     TRY_OUT(model_load(&st.model, path));
     status_say(&j->status, "reference: scoring with %s", path);
     TRY_OUT(stage_reference(&st, &st.model, &st.batch));
-    ref[0] = st.ref;
-    ref[1] = st.ref_eval;
+    j->ref[0] = st.ref;
+    j->ref[1] = st.ref_eval;
     memset(&st.ref, 0, sizeof st.ref);
     memset(&st.ref_eval, 0, sizeof st.ref_eval);
 out:
@@ -274,6 +280,7 @@ static int finish_stage(struct job *j, struct stage *st)
                    st->name, st_dtype_name(dtype), worst);
     }
     if (st->eval && j->cfg->eval.at_end) TRY(evaluate(j, st));
+    TRY(rows_sync(&j->out.metrics)); /* once sft/ is there, a resume takes its rows as complete */
     if (st->kind == STAGE_SFT) TRY(save_and_verify(j, st, "sft"));
     if (st->kind == STAGE_PREFERENCE || !j->cfg->preference.present)
         TRY(save_and_verify(j, st, "model"));
@@ -395,20 +402,16 @@ static int stage_begin(struct job *j, struct stage *st)
 static int run_stage(struct job *j, enum stage_kind kind, const char *resume, bool allow_change)
 {
     const struct config *c = j->cfg;
-    const struct loss_def *loss = kind == STAGE_PREFERENCE ? loss_find(c->loss) : NULL;
-    struct scores ref[2] = { { 0 }, { 0 } };
     struct stage st = { 0 };
     int rc;
-    if (loss && (loss->flags & LOSS_REF) && c->reference.path && !resume)
-        TRY_OUT(foreign_reference(j, ref));
     TRY_OUT(
         stage_open(&st, &j->su, kind, &j->data[kind], j->has_eval ? &j->eval[kind] : NULL, true));
-    if (ref[0].w) {
+    if (kind == STAGE_PREFERENCE && j->ref[0].w) {
         scores_release(&st.ref);
         scores_release(&st.ref_eval);
-        st.ref = ref[0];
-        st.ref_eval = ref[1];
-        memset(ref, 0, sizeof ref);
+        st.ref = j->ref[0];
+        st.ref_eval = j->ref[1];
+        memset(j->ref, 0, sizeof j->ref);
     }
     announce(j, &st);
     if (resume) {
@@ -421,14 +424,13 @@ static int run_stage(struct job *j, enum stage_kind kind, const char *resume, bo
     TRY_OUT(train_loop(j, &st));
     TRY_OUT(finish_stage(j, &st));
 out:
-    scores_release(&ref[0]);
-    scores_release(&ref[1]);
     stage_release(&st);
     return rc;
 }
 
 static int run_stages(struct job *j, bool allow_change)
 {
+    TRY(foreign_reference(j));
     for (int k = (int)j->out.first; k <= STAGE_PREFERENCE; k++) {
         if (!stage_present(j->cfg, (enum stage_kind)k)) continue;
         TRY(run_stage(j, (enum stage_kind)k, k == (int)j->out.first ? j->out.resume : NULL,
