@@ -2,6 +2,7 @@
 #include "checkpoint.h"
 #include <dirent.h>
 #include <errno.h>
+#include <fnmatch.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -138,7 +139,7 @@ static bool newer(const struct checkpoint_info *a, const struct checkpoint_info 
     return a->kind != b->kind ? a->kind > b->kind : a->step > b->step;
 }
 
-/* Names of all checkpoints under OUTPUT, newest first; also removes what a killed run left half-written. The caller frees *list. */
+/* Names of all checkpoints under OUTPUT, newest first. The caller frees *list. */
 static int list_checkpoints(const char *output, struct checkpoint_info **list, int64_t *n)
 {
     int64_t cap = 0;
@@ -164,14 +165,16 @@ out:
     return rc;
 }
 
-/* Keep the newest `keep`; a directory is renamed before it is deleted, so that no half of it is ever taken for whole. */
-static int rotate(const char *output, int64_t keep)
+/* Of `last`, just written, and those before it keep the newest `keep`. What is newer was passed over as broken, or belongs to a run that went
+ * another way. A directory is renamed before it is deleted, so that no half of it is ever taken for whole. */
+static int rotate(const char *output, const struct checkpoint_info *last, int64_t keep)
 {
     struct checkpoint_info *list;
-    int64_t n;
+    int64_t n, kept = 0;
     int rc = list_checkpoints(output, &list, &n);
-    for (int64_t i = MAX(keep, (int64_t)1); rc == 0 && i < n; i++) {
+    for (int64_t i = 0; rc == 0 && i < n; i++) {
         char *old = NULL, *gone = NULL;
+        if (!newer(&list[i], last) && kept++ < MAX(keep, (int64_t)1)) continue;
         rc = mem_asprintf(&old, "%s/checkpoints/%s", output, list[i].name);
         if (rc == 0) rc = mem_asprintf(&gone, "%s/checkpoints/.del-%s", output, list[i].name);
         if (rc == 0) rc = dir_remove(gone);
@@ -212,7 +215,7 @@ int checkpoint_save(const char *output, const struct stage *st, int64_t metrics_
     if (rename(tmp, final) < 0)
         TRY_OUT(err_set(ERR_IO, "cannot rename %s to %s: %s", tmp, final, strerror(errno)));
     TRY_OUT(dir_sync(dir));
-    TRY_OUT(rotate(output, keep));
+    TRY_OUT(rotate(output, info, keep));
 out:
     if (rc < 0 && tmp) {
         struct buf keep_message = { 0 };
@@ -388,6 +391,38 @@ out:
     free(state);
     free(host);
     return rc < 0 ? ERR_CHECKPOINT : 0;
+}
+
+static int sweep(const char *output, const char *sub, const char *pattern)
+{
+    const struct dirent *e;
+    char *dir = NULL;
+    int rc = path_join(&dir, output, sub);
+    DIR *d = rc == 0 ? opendir(dir) : NULL;
+    while (rc == 0 && d && (e = readdir(d))) {
+        char *path = NULL;
+        if (fnmatch(pattern, e->d_name, 0) != 0) continue;
+        rc = path_join(&path, dir, e->d_name);
+        if (rc == 0) rc = dir_remove(path);
+        free(path);
+    }
+    if (d) closedir(d);
+    free(dir);
+    return rc;
+}
+
+int checkpoint_sweep(const char *output)
+{
+    static const struct {
+        const char *sub, *pattern;
+    } left[] = { { "checkpoints", ".tmp-*" }, { "checkpoints", ".del-*" },
+                 { "models", "epoch-*.tmp" }, { "models", "epoch-*.old" },
+                 { "", "sft.tmp" },           { "", "sft.old" },
+                 { "", "model.tmp" },         { "", "model.old" },
+                 { "", "*.json.tmp-*" } };
+    for (size_t i = 0; i < COUNT_OF(left); i++)
+        TRY(sweep(output, left[i].sub, left[i].pattern));
+    return 0;
 }
 
 int checkpoint_wipe(const char *output)

@@ -12,7 +12,7 @@ struct checkpoint_info {
     int64_t step;
     int64_t metrics_bytes;  /* length of metrics.jsonl when it was written */
 };
-/* Write the stage's state; *info's name is filled. Then delete all but the newest `keep` checkpoints of the run. ERR_IO. */
+/* Write the stage's state; *info is filled. Then delete all but it and the newest before it, `keep` in all. ERR_IO. */
 int checkpoint_save(const char *output, const struct stage *st, int64_t metrics_bytes, const char *fingerprint, int64_t keep,
                     struct checkpoint_info *info);
 /* The newest checkpoint under OUTPUT whose manifest and checksums hold (a broken one is named on stderr and passed over): 1, *info
@@ -23,6 +23,8 @@ int checkpoint_open(const char *path, struct checkpoint_info *info);
 /* Restore an opened stage from DIR (OUTPUT/checkpoints/NAME or a path). ERR_CHECKPOINT where the state does not fit, or where the fingerprint
  * differs (named with both values) unless allow_change. */
 int checkpoint_load(const char *dir, struct stage *st, const char *fingerprint, bool allow_change);
+/* Delete what a killed run left half-written or half-deleted under OUTPUT; the caller holds the lock. */
+int checkpoint_sweep(const char *output);
 /* Delete everything of a former run under OUTPUT (checkpoints, sft, models, model, metrics, timing, status). */
 int checkpoint_wipe(const char *output);
 #endif

@@ -71,6 +71,43 @@ out:
     return rc < 0 ? ERR_CHECKPOINT : 0;
 }
 
+/* An input in a place that a run writes, and that a fresh start deletes? */
+static int check_input(const struct output *o, const char *key, const char *path)
+{
+    static const char *const written[] = { "sft", "model", "models", "checkpoints" };
+    char *in = path ? realpath(path, NULL) : NULL, *out = realpath(o->dir, NULL);
+    const size_t len = out ? strlen(out) : 0;
+    int rc = 0;
+    for (size_t i = 0; rc == 0 && in && out && i < COUNT_OF(written); i++) {
+        const size_t n = strlen(written[i]);
+        const char *rest = in + len;
+        if (strncmp(in, out, len) == 0 && *rest == '/' && strncmp(rest + 1, written[i], n) == 0 &&
+            (rest[n + 1] == 0 || rest[n + 1] == '/'))
+            rc = err_set(
+                ERR_INPUT,
+                "%s: %s lies in the output %s, where this run writes; choose another output", key,
+                path, o->dir);
+    }
+    free(in);
+    free(out);
+    return rc;
+}
+
+/* A directory with somebody's files under our names: nothing there is deleted or gone on with. */
+static int check_foreign(const struct output *o, bool anew)
+{
+    static const char *const names[] = { "metrics.jsonl", "model", "sft", "checkpoints", "models" };
+    if (has(o, "fingerprint.json")) return 0;
+    for (size_t i = 0; i < COUNT_OF(names) - !anew; i++)
+        if (has(o, names[i]))
+            return err_set(
+                anew ? ERR_INPUT : ERR_CHECKPOINT,
+                "output: %s holds %s, but no fingerprint.json that makes it a run; choose "
+                "another output",
+                o->dir, names[i]);
+    return 0;
+}
+
 static bool was_done(const struct output *o)
 {
     struct json_doc d = { 0 };
@@ -94,6 +131,10 @@ static int find_start(struct output *o, const struct config *c)
     o->first = c->sft.present ? STAGE_SFT : STAGE_PREFERENCE;
     if (strcmp(c->checkpoint.resume, "auto") != 0) { /* a path */
         TRY(checkpoint_open(c->checkpoint.resume, &info));
+        if (!(info.kind == STAGE_SFT ? c->sft.present : c->preference.present))
+            return err_set(ERR_CHECKPOINT,
+                           "%s: is of the %s stage, which this config does not have",
+                           c->checkpoint.resume, info.kind == STAGE_SFT ? "sft" : "preference");
         TRY(mem_strdup(&o->resume, c->checkpoint.resume));
         o->first = info.kind;
         o->metrics_bytes = has(o, "metrics.jsonl") ? info.metrics_bytes : 0;
@@ -116,15 +157,27 @@ out:
     return rc;
 }
 
+static int lock(struct output *o)
+{
+    int fd;
+    TRY(dir_lock(&fd, o->dir));
+    o->lock = fd;
+    return 0;
+}
+
 int output_open(struct output *o, const struct config *c, const char *fingerprint,
                 bool allow_change)
 {
+    const bool anew = strcmp(c->checkpoint.resume, "never") == 0;
     memset(o, 0, sizeof *o);
     TRY(mem_strdup(&o->dir, c->output));
     TRY(mem_strdup(&o->fingerprint, fingerprint));
     TRY(check_writable(o->dir));
-    if (dir_exists(o->dir)) TRY(dir_lock(&o->lock, o->dir));
-    if (strcmp(c->checkpoint.resume, "never") == 0) {
+    if (dir_exists(o->dir)) TRY(lock(o));
+    TRY(check_input(o, "model.path", c->model.path));
+    TRY(check_input(o, "reference.path", c->reference.path));
+    TRY(check_foreign(o, anew));
+    if (anew) {
         o->first = c->sft.present ? STAGE_SFT : STAGE_PREFERENCE;
         return 0;
     }
@@ -132,12 +185,6 @@ int output_open(struct output *o, const struct config *c, const char *fingerprin
         TRY(check_fingerprint(o, allow_change));
         o->finished = strcmp(c->checkpoint.resume, "auto") == 0 && was_done(o) && has(o, "model");
         if (o->finished) return 0;
-    } else if (has(o, "metrics.jsonl") || has(o, "model") || has(o, "sft") ||
-               has(o, "checkpoints")) {
-        return err_set(ERR_CHECKPOINT,
-                       "%s holds a run without fingerprint.json; choose another output, or start "
-                       "anew with --set checkpoint.resume=never",
-                       o->dir);
     }
     return find_start(o, c);
 }
@@ -149,7 +196,13 @@ int output_begin(struct output *o, const struct config *c)
     int rc = 0;
     if (o->begun) return 0;
     TRY_OUT(dir_make(o->dir));
-    if (!o->lock) TRY_OUT(dir_lock(&o->lock, o->dir));
+    if (!o->lock) {
+        TRY_OUT(lock(o));
+        if (has(o, "fingerprint.json"))
+            TRY_OUT(
+                err_set(ERR_INPUT, "output: another run has just been in %s; start again", o->dir));
+    }
+    TRY_OUT(checkpoint_sweep(o->dir));
     if (strcmp(c->checkpoint.resume, "never") == 0) TRY_OUT(checkpoint_wipe(o->dir));
     TRY_OUT(output_path(o, "config.json", &config));
     TRY_OUT(output_path(o, "fingerprint.json", &fingerprint));
