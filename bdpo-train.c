@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 static const char USAGE[] =
@@ -306,7 +307,10 @@ static void spin_briefly(char **argv)
 int main(int argc, char **argv)
 {
     spin_briefly(argv);
-    const int rc = run(argc, argv);
+    prctl(PR_SET_NAME, "bdpo-train"); /* what ps and pkill see; the second start made it "exe" */
+    int rc = run(argc, argv);
+    if (rc >= 0 && (fflush(stdout) != 0 || ferror(stdout)))
+        rc = err_set(ERR_IO, "cannot write to the standard output");
     if (rc >= 0) return 0;
     const char *text = err_msg();
     /* messages that carry a place bring their own "error:" */
