@@ -1,0 +1,203 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Runs that are killed (kill -9) at random moments and started again end exactly as one that was left alone; broken checkpoints are
+passed over. The random delays are printed and come from --seed. Standard library only; the program is $BDPO_TRAIN."""
+import argparse
+import json
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+
+import tiny_job as t
+from compare_rows import Report
+
+RESULTS = ["model/model.safetensors", "model/config.json", "sft/model.safetensors", "models/epoch-2/model.safetensors", "metrics.jsonl"]
+
+
+def job(root, name, **sections):
+    """SFT and BDPO of several epochs, batches of more than one micro-batch, evaluation in between; the path of its config."""
+    c = t.make_config(root, sft={"epochs": 2, "warmup_ratio": 0.2}, preference={"epochs": 3, "schedule": "cosine", "weight_decay": 0.1},
+                      memory={"micro_batch_tokens": 40}, eval={"every": 4}, output=f"{root}/{name}",
+                      checkpoint={"every": 3, "keep": 2, "export": "epoch"}, **sections)
+    path = f"{root}/{name}.json"
+    t.write_json(path, c)
+    return path
+
+
+def results(out):
+    return {name: t.read_bytes(f"{out}/{name}") if os.path.exists(f"{out}/{name}") else None for name in RESULTS}
+
+
+def leftovers(out):
+    return [n for n in t.tree(out) if ".tmp" in n or ".old" in n or ".del-" in n]
+
+
+def compare(r, what, out, want):
+    got = results(out)
+    differ = [n for n in RESULTS if got[n] != want[n]]
+    with open(f"{out}/status.json", encoding="utf-8") as f:
+        status = json.load(f)
+    r.check(not differ, what, f"{', '.join(differ)} differ" if differ else "")
+    r.check(not leftovers(out) and status["state"] == "done" and status["exit_code"] == 0, f"{what}: nothing is left over, status done",
+            " ".join(leftovers(out)))
+
+
+def kill_after(path, delay):
+    """True where the program was killed, False where it had ended by itself (then with 0, or the message is returned)."""
+    p = t.start("--config", path)
+    time.sleep(delay)
+    p.kill()
+    err = p.communicate()[1].decode("utf-8", "replace")
+    return p.returncode == -9, err if p.returncode not in (0, -9) else ""
+
+
+def chain(r, root, name, delays, want):
+    """Start and kill once for each delay, or until it ends by itself; then let it end. Returns the kills."""
+    path, killed = job(root, name), 0
+    for delay in delays:
+        was_killed, message = kill_after(path, delay)
+        killed += was_killed
+        if message:
+            r.check(False, f"{name}: a start after {killed} kills", message)
+        if not was_killed:
+            break
+    last = t.bdpo("--config", path)
+    r.check(last.code == 0, f"{name}: {killed} kills and a last start", f"{last}" if last.code else "")
+    compare(r, f"{name}: equal to the run that was left alone", f"{root}/{name}", want)
+    return killed
+
+
+def test_kills(r, root, rng, seconds, want):
+    print(f"a whole run takes {seconds:.2f} s")
+    longest, whole = 0.3 * seconds, 0
+    for k in range(12):
+        delays = [rng.uniform(0, longest) for _ in range(20)]
+        print(f"chain {k}: kills after {', '.join(f'{d:.3f}' for d in delays)} s")
+        killed = chain(r, root, f"chain-{k}", delays, want)
+        whole += killed >= 10
+        if whole == 3:
+            break
+        if killed < 10:  # the machine has become faster than it was: it reached the end too soon
+            longest *= 0.7
+    r.check(whole == 3, "three chains of at least 10 kills", f"{whole}")
+    # one kill of a fresh run at every tenth of its time; and a long row of short lives, in which little but starting and saving is done
+    for k in range(1, 11):
+        chain(r, root, f"tenth-{k}", [0.1 * k * seconds], want)
+    chain(r, root, "short lives", [0.002 * i for i in range(1, 30)], want)
+
+
+def stopped_run(root):
+    """A run with two checkpoints of one step each; its directory is copied for every case."""
+    path = job(root, "base")
+    for _ in range(3):
+        res = t.bdpo("--config", path, "--set", "max_hours=1e-9")
+        if res.code != 75:
+            return None, f"{res}"
+    return sorted(os.listdir(f"{root}/base/checkpoints")), ""
+
+
+def flip(path, at):
+    with open(path, "r+b") as f:
+        f.seek(at)
+        byte = f.read(1)
+        f.seek(at)
+        f.write(bytes([byte[0] ^ 1]))
+
+
+def cut(path):
+    os.truncate(path, os.path.getsize(path) // 2)
+
+
+def replace(path, text):
+    with open(path, "w", encoding="utf-8") as f:
+        f.write(text)
+
+
+FAULTS = {
+    "a byte of the weights": lambda d: flip(f"{d}/state.safetensors", os.path.getsize(f"{d}/state.safetensors") - 900),
+    "a byte of the header": lambda d: flip(f"{d}/state.safetensors", 20),
+    "state cut in half": lambda d: cut(f"{d}/state.safetensors"),
+    "state gone": lambda d: os.unlink(f"{d}/state.safetensors"),
+    "state empty": lambda d: os.truncate(f"{d}/state.safetensors", 0),
+    "manifest gone": lambda d: os.unlink(f"{d}/manifest.json"),
+    "manifest cut in half": lambda d: cut(f"{d}/manifest.json"),
+    "manifest of another format": lambda d: replace(f"{d}/manifest.json", '{"version": 99}'),
+    "manifest of nothing": lambda d: replace(f"{d}/manifest.json", "[]"),
+}
+
+
+def test_faults(r, root, want):
+    names, err = stopped_run(root)
+    r.check(names == ["sft-000002", "sft-000003"], "max_hours leaves checkpoints", err or str(names))
+    if names != ["sft-000002", "sft-000003"]:
+        return
+    for what, spoil in FAULTS.items():
+        out = f"{root}/spoilt"
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(f"{root}/base", out)
+        path = job(root, "spoilt")
+        spoil(f"{out}/checkpoints/sft-000003")
+        named = t.bdpo("--config", path, "--set", f"checkpoint.resume={out}/checkpoints/sft-000003")
+        r.check(named.code == 82 and "sft-000003" in named.err, f"{what}: refused where it is named", f"{named}" if named.code != 82 else "")
+        res = t.bdpo("--config", path)
+        ok = res.code == 0 and "sft-000003" in res.err and "resumed from" in res.err and "sft-000002" in res.err
+        r.check(ok, f"{what}: named, and the older one used", "" if ok else f"{res}")
+        compare(r, f"{what}: the same end", out, want)
+    out = f"{root}/spoilt"
+    shutil.rmtree(out)
+    shutil.copytree(f"{root}/base", out)
+    for name in names:
+        cut(f"{out}/checkpoints/{name}/state.safetensors")
+    res = t.bdpo("--config", job(root, "spoilt"))
+    r.check(res.code == 0 and all(n in res.err for n in names), "all broken: all named, from the beginning", "" if res.code == 0 else f"{res}")
+    compare(r, "all broken: the same end", out, want)
+
+
+def test_good_one_survives(r, root, want):
+    """With keep 1 a broken newer checkpoint must not push out the good one that is written after it."""
+    out = f"{root}/keep"
+    shutil.copytree(f"{root}/base", out)
+    path = job(root, "keep")
+    cut(f"{out}/checkpoints/sft-000003/state.safetensors")
+    # from step 2, stopped after step 3: replaced; then an older step is made the newest good one
+    one = t.bdpo("--config", path, "--set", "max_hours=1e-9", "--set", "checkpoint.keep=1")
+    os.rename(f"{out}/checkpoints/sft-000003", f"{root}/kept-3")
+    shutil.copytree(f"{root}/kept-3", f"{out}/checkpoints/sft-000009")
+    os.rename(f"{root}/kept-3", f"{out}/checkpoints/sft-000003")
+    two = t.bdpo("--config", path, "--set", "max_hours=1e-9", "--set", "checkpoint.keep=1")
+    ok = one.code == two.code == 75 and os.listdir(f"{out}/checkpoints") == ["sft-000004"]
+    r.check(ok, "keep 1: what was just written survives a broken newer one", f"{os.listdir(f'{out}/checkpoints')} {one} {two}" if not ok else "")
+    t.bdpo("--config", path)
+    compare(r, "keep 1: the same end", out, want)
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__)
+    ap.add_argument("--seed", type=int, default=random.randrange(1 << 30))
+    a = ap.parse_args()
+    print(f"--seed {a.seed}")
+    r, root = Report(), tempfile.mkdtemp(prefix="bdpo-resume-")
+    try:
+        t.make_root(root, train=30)
+        begin = time.monotonic()
+        res = t.bdpo("--config", job(root, "alone"))
+        seconds = time.monotonic() - begin
+        want = results(f"{root}/alone")
+        rows = t.read_lines(f"{root}/alone/metrics.jsonl") if want["metrics.jsonl"] else []
+        steps = [x["step"] for x in rows if "loss" in x]
+        r.check(res.code == 0 and None not in want.values(), "a run that is left alone", "" if res.code == 0 else f"{res}")
+        r.check(steps == [*range(1, 17), *range(1, 25)], "its steps", str(steps))
+        if r.failed == 0:
+            test_kills(r, root, random.Random(a.seed), seconds, want)
+            test_faults(r, root, want)
+            test_good_one_survives(r, root, want)
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+    return r.last()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
