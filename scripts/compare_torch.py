@@ -252,7 +252,7 @@ def compare_case(r, binary, root, c, sft_cache):
         rc, out, err = run(binary, ["--config", ojson])
         ours, theirs = ([{k: v for k, v in x.items() if "bdpo/" not in k} for x in read_jsonl(os.path.join(o, "metrics.jsonl"))] if rc == 0 else None
                         for o in (output, ocfg["output"]))
-        r.check(rc == 0 and ours == theirs, f"{name}: the same numbers as dpo, bit for bit", err[-200:])
+        r.check(rc == 0 and ours == theirs, f"{name}: the same numbers as dpo, bit for bit", "" if rc == 0 else err[-200:])
 
 
 # ---- the cases ----
