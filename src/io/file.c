@@ -105,7 +105,7 @@ static bool out_is_open(const struct file_out *f)
 static int out_fail(struct file_out *f, const char *verb, int e)
 {
     char room[64] = "";
-    if (e == ENOSPC || e == EDQUOT) {
+    if (f->tmp && (e == ENOSPC || e == EDQUOT)) {
         const int64_t left = disk_free(f->path);
         if (left >= 0) snprintf(room, sizeof room, " (%.1f MiB free)", (double)left / 1048576);
     }

@@ -66,23 +66,21 @@ static int pair_row(json_t *o, const struct dataset *d, int64_t i, const struct 
     return metrics_real(o, "ref_logps/rejected", ref->l[i]);
 }
 
-static int write_pairs(const char *path, const struct dataset *d, const struct scores *pi,
+static int write_pairs(struct file_out *f, const struct dataset *d, const struct scores *pi,
                        const struct scores *ref)
 {
-    struct file_out f = { 0 };
     struct buf b = { 0 };
-    int rc = file_create_named(&f, path);
+    int rc = 0;
     for (int64_t i = 0; rc == 0 && i < d->n; i++) {
         json_t *o = json_object();
         buf_clear(&b);
         rc = pair_row(o, d, i, pi, ref);
         if (rc == 0) rc = json_dump(&b, o, 0);
         if (rc == 0) rc = buf_adds(&b, "\n");
-        if (rc == 0) rc = file_put(&f, b.data, b.len);
+        if (rc == 0) rc = file_put(f, b.data, b.len);
         json_decref(o);
     }
-    if (rc == 0) rc = file_commit(&f);
-    file_abandon(&f);
+    if (rc == 0) rc = file_commit(f);
     buf_release(&b);
     return rc;
 }
@@ -109,6 +107,7 @@ int evaluate_run(const struct config *c, const char *model, const char *per_pair
     const enum stage_kind kind = c->preference.present ? STAGE_PREFERENCE : STAGE_SFT;
     const struct loss_def *loss = kind == STAGE_PREFERENCE ? loss_find(c->loss) : NULL;
     struct scores pi = { 0 }, ref = { 0 };
+    struct file_out pairs = { 0 };
     struct setup su = { 0 };
     struct dataset d = { 0 };
     struct metrics m;
@@ -122,6 +121,8 @@ int evaluate_run(const struct config *c, const char *model, const char *per_pair
     TRY_OUT(setup_data(&su, &d, &c->data.eval, kind == STAGE_SFT ? DATA_SFT : DATA_PAIRS));
     TRY_OUT(choose(&policy, model, c->output, "model", c->model.path));
     TRY_OUT(choose(&reference, c->reference.path, c->output, "sft", c->model.path));
+    if (per_pair && file_create_named(&pairs, per_pair) < 0)
+        TRY_OUT(ERR_INPUT); /* before the work */
     TRY_OUT(setup_backend(&su));
     su.micro_tokens = setup_micro_tokens(c, &d);
     if (loss && (loss->flags & LOSS_REF)) {
@@ -131,9 +132,10 @@ int evaluate_run(const struct config *c, const char *model, const char *per_pair
     TRY_OUT(score_with(&su, policy, kind, &d, &pi));
     const struct stage st = { .su = &su, .cfg = c, .kind = kind, .loss = loss };
     stage_measure(&st, &d, &pi, ref.n ? &ref : NULL, &m);
-    if (per_pair) TRY_OUT(write_pairs(per_pair, &d, &pi, &ref));
+    if (per_pair) TRY_OUT(write_pairs(&pairs, &d, &pi, &ref));
     TRY_OUT(print_metrics(&m, loss));
 out:
+    file_abandon(&pairs);
     scores_release(&pi);
     scores_release(&ref);
     dataset_release(&d);

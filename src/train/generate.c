@@ -28,6 +28,7 @@ struct generator {
     struct model model;
     struct decoder dec;
     struct sample_work *work;
+    struct file_out file; /* opts.out */
 };
 
 static int add_request(struct generator *g, json_t *row, const char *file, int64_t line)
@@ -66,7 +67,7 @@ static int read_prompts(struct generator *g)
     while ((rc = lines_next(lines, &line, &len)) > 0) {
         struct json_doc d = { 0 };
         if (strspn(line, " \t") == len) continue;
-        rc = json_doc_parse(&d, g->o->prompts, lines_number(lines), line, len);
+        rc = json_doc_parse_any(&d, g->o->prompts, lines_number(lines), line, len);
         if (rc == 0) rc = add_request(g, json_incref(d.root), g->o->prompts, lines_number(lines));
         json_doc_release(&d);
         if (rc < 0) break;
@@ -182,18 +183,15 @@ static int answer_row(const struct generator *g, const struct request *r, struct
     return rc;
 }
 
-static int write_answers(const struct generator *g)
+static int write_answers(struct generator *g)
 {
-    struct file_out f = { 0 };
     struct buf all = { 0 };
     int rc = 0;
     for (int64_t i = 0; rc == 0 && i < g->n; i++)
         rc = answer_row(g, &g->req[i], &all);
     if (rc == 0 && g->o->out) {
-        rc = file_create_named(&f, g->o->out);
-        if (rc == 0) rc = file_put(&f, all.data, all.len);
-        if (rc == 0) rc = file_commit(&f);
-        file_abandon(&f);
+        rc = file_put(&g->file, all.data, all.len);
+        if (rc == 0) rc = file_commit(&g->file);
     } else if (rc == 0 && (fwrite(all.data, 1, all.len, stdout) != all.len || fflush(stdout) != 0))
         rc = err_set(ERR_IO, "cannot write to the standard output");
     buf_release(&all);
@@ -209,10 +207,12 @@ int generate_run(const struct generate_opts *o)
     TRY_OUT(template_open(&g.tmpl, g.tok, o->model, o->chat_template ? o->chat_template : "auto",
                           o->system));
     TRY_OUT(read_prompts(&g));
+    if (o->out && file_create_named(&g.file, o->out) < 0) TRY_OUT(ERR_INPUT); /* before the work */
     TRY_OUT(open_model(&g));
     TRY_OUT(answer_all(&g));
     TRY_OUT(write_answers(&g));
 out:
+    file_abandon(&g.file);
     plan_release(&g.plan, &g.be); /* first: it writes into the booked views */
     decoder_release(&g.dec);
     model_release(&g.model);
