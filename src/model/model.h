@@ -92,7 +92,7 @@ int model_round(struct model *m, enum st_dtype dtype);
  * most shard_bytes with an index; config.json from source_dir with its dtype set; tokenizer and template files copied. */
 int model_save(struct model *m, const char *dir, const char *source_dir, enum st_dtype dtype, int64_t shard_bytes);
 
-/* linear.c: the only callers of op_gemm on weights; a packed copy of a weight is made and kept here ---------------- */
+/* linear.c: the callers of op_gemm on the weights of layers; a packed copy of a weight is made and kept here ---------------- */
 /* y[T,N] = x[T,K] w^T (+ b). Rows of x and y may be strided. */
 int linear_fwd(const struct model *m, const struct linear *l, struct tensor *y, const struct tensor *x);
 /* dx[T,K] = dy w (NULL: not wanted), dw += dy^T x, db += sum_T dy. */

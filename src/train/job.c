@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "job.h"
+#include "fingerprint.h"
 #include "output.h"
 #include <math.h>
 #include <stdio.h>
@@ -40,34 +41,6 @@ static int load_data(struct job *j)
         j->su.micro_tokens = MAX(j->su.micro_tokens, setup_micro_tokens(c, &j->eval[k]));
     }
     return 0;
-}
-
-/* What must be equal for a resume: the training part of the config, and the content of data, tokenizer and config.json. */
-static int fingerprint(const struct job *j, struct buf *b)
-{
-    static const char *const names[] = { "sft data", "preference data" };
-    struct buf text = { 0 };
-    char tok[65];
-    int rc = config_dump_training(j->cfg, &text);
-    json_t *o = rc < 0 ? NULL : json_loads(text.data, 0, NULL), *content = json_object();
-    if (rc < 0) goto out;
-    if (!o) TRY_OUT(err_set(ERR_OOM, "out of memory for the fingerprint"));
-    tokenizer_digest(j->su.tok, tok);
-    TRY_OUT(metrics_text(content, "tokenizer", tok));
-    for (int k = STAGE_SFT; k <= STAGE_PREFERENCE; k++) {
-        if (!stage_present(j->cfg, (enum stage_kind)k)) continue;
-        TRY_OUT(metrics_text(content, names[k], j->data[k].digest));
-        if (j->has_eval) TRY_OUT(metrics_text(content, "evaluation data", j->eval[k].digest));
-    }
-    if (json_object_set(o, "content", content))
-        TRY_OUT(err_set(ERR_OOM, "out of memory for the fingerprint"));
-    TRY_OUT(json_dump(b, o, 2));
-    TRY_OUT(buf_adds(b, "\n"));
-out:
-    json_decref(o);
-    json_decref(content);
-    buf_release(&text);
-    return rc;
 }
 
 static int job_open(struct job *j, const struct config *c)
@@ -468,14 +441,14 @@ int job_run(const struct config *c, const struct job_opts *o)
     struct buf print = { 0 };
     char *path = NULL;
     int rc;
-    signals_install();
     TRY_OUT(job_open(&j, c));
-    TRY_OUT(fingerprint(&j, &print));
+    TRY_OUT(fingerprint_text(&j.su, j.data, j.eval, &print));
     TRY_OUT(output_open(&j.out, c, print.data, o->allow_change));
     if (j.out.finished) {
         fprintf(stderr, "%s: this run is finished already; nothing to do\n", c->output);
         goto out;
     }
+    signals_install(); /* up to here a signal may end the process: nothing was written */
     TRY_OUT(setup_backend(&j.su));
     TRY_OUT(output_path(&j.out, "status.json", &path));
     TRY_OUT(status_open(&j.status, c, path));

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static double logaddexp(double a, double b)
@@ -107,6 +108,21 @@ int metrics_set(json_t *row, const char *prefix, const struct metrics *m,
     return 0;
 }
 
+static int too_short(const char *path, int64_t bytes, int64_t keep)
+{
+    return err_set(ERR_CHECKPOINT,
+                   "%s: has %lld bytes, the checkpoint was written after %lld; restore the "
+                   "file, or start anew with --set checkpoint.resume=never",
+                   path, (long long)bytes, (long long)keep);
+}
+
+int rows_check(const char *path, int64_t keep)
+{
+    struct stat s;
+    const int64_t bytes = stat(path, &s) == 0 ? (int64_t)s.st_size : 0;
+    return bytes < keep ? too_short(path, bytes, keep) : 0;
+}
+
 int rows_open(struct rows_file *f, const char *path, int64_t keep)
 {
     TRY(mem_strdup(&f->path, path));
@@ -117,11 +133,7 @@ int rows_open(struct rows_file *f, const char *path, int64_t keep)
     }
     const off_t end = lseek(f->fd, 0, SEEK_END);
     if (end < 0) return err_set(ERR_IO, "%s: %s", path, strerror(errno));
-    if (keep > end)
-        return err_set(ERR_CHECKPOINT,
-                       "%s: has %lld bytes, the checkpoint was written after %lld; restore the "
-                       "file, or start anew with --set checkpoint.resume=never",
-                       path, (long long)end, (long long)keep);
+    if (keep > end) return too_short(path, end, keep);
     f->bytes = keep < 0 ? end : keep;
     if (f->bytes < end && ftruncate(f->fd, f->bytes) < 0)
         return err_set(ERR_IO, "%s: %s", path, strerror(errno));

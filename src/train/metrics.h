@@ -33,6 +33,8 @@ struct rows_file { /* valid when zeroed */
     char *path;
     int64_t bytes;
 };
+/* Is a file that is to be cut to `keep` bytes long enough? ERR_CHECKPOINT; nothing is written. */
+int rows_check(const char *path, int64_t keep);
 /* Open (create) and cut to `keep` bytes; keep < 0: keep all. ERR_IO. */
 int rows_open(struct rows_file *f, const char *path, int64_t keep);
 int rows_put(struct rows_file *f, const json_t *row);

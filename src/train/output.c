@@ -186,7 +186,12 @@ int output_open(struct output *o, const struct config *c, const char *fingerprin
         o->finished = strcmp(c->checkpoint.resume, "auto") == 0 && was_done(o) && has(o, "model");
         if (o->finished) return 0;
     }
-    return find_start(o, c);
+    char *metrics = NULL;
+    TRY(find_start(o, c));
+    TRY(output_path(o, "metrics.jsonl", &metrics));
+    const int rc = rows_check(metrics, o->metrics_bytes);
+    free(metrics);
+    return rc;
 }
 
 int output_begin(struct output *o, const struct config *c)

@@ -77,6 +77,11 @@ int stage_reference(struct stage *st, struct model *m, struct batch *b)
         bool known = true;
         for (int64_t i = 0; i < n; i++)
             known = known && !isnan(st->ref.w[idx[i]]);
+        if (signals_pending())
+            return err_set(
+                ERR_STOPPED,
+                "stopped by signal %d while the reference was scored; start again to go on",
+                signals_pending());
         if (!known) TRY(score_rows(&st->ref, m, b, st->data, idx, n, st->micro_tokens));
         if (t + 1 >= order_steps_per_epoch(&st->order)) break; /* one epoch visits every row */
     }

@@ -1,0 +1,75 @@
+/* SPDX-License-Identifier: MIT */
+#include "fingerprint.h"
+#include "metrics.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+
+static int add_file(json_t *o, const char *dir, const char *name)
+{
+    struct sha256 s;
+    char *path = NULL, *text = NULL, hex[65];
+    size_t len;
+    int rc = path_join(&path, dir, name);
+    if (rc == 0 && file_exists(path)) {
+        rc = file_read(&text, &len, path, 1 << 28);
+        if (rc == 0) {
+            sha256_init(&s);
+            sha256_add(&s, text, len);
+            sha256_hex(&s, hex);
+            rc = metrics_text(o, name, hex);
+        }
+    }
+    free(text);
+    free(path);
+    return rc;
+}
+
+/* Hashing gigabytes at every start would cost more than it finds: names and sizes. */
+static int add_weights(json_t *o, const char *dir)
+{
+    struct st_set set = { 0 };
+    int rc = st_open_dir(&set, dir);
+    for (int32_t i = 0; rc == 0 && i < set.n_files; i++) {
+        struct stat s;
+        if (stat(set.files[i], &s) == 0)
+            rc = metrics_int(o, path_base(set.files[i]), (int64_t)s.st_size);
+        else
+            rc = err_set(ERR_IO, "cannot read %s", set.files[i]);
+    }
+    st_close(&set);
+    return rc;
+}
+
+int fingerprint_text(const struct setup *su, const struct dataset data[2],
+                     const struct dataset eval[2], struct buf *b)
+{
+    static const char *const small[] = { "config.json", "tokenizer_config.json",
+                                         "special_tokens_map.json", "chat_template.jinja" };
+    static const char *const names[2][2] = { { "sft data", "sft evaluation data" },
+                                             { "preference data", "preference evaluation data" } };
+    struct buf text = { 0 };
+    char hex[65];
+    int rc = config_dump_training(su->cfg, &text);
+    json_t *o = rc < 0 ? NULL : json_loads(text.data, 0, NULL), *content = json_object();
+    if (rc < 0) goto out;
+    if (!o) TRY_OUT(err_set(ERR_OOM, "out of memory for the fingerprint"));
+    tokenizer_digest(su->tok, hex);
+    TRY_OUT(metrics_text(content, "tokenizer.json", hex));
+    for (size_t i = 0; i < COUNT_OF(small); i++)
+        TRY_OUT(add_file(content, su->cfg->model.path, small[i]));
+    if (su->cfg->model.init == MODEL_PRETRAINED) TRY_OUT(add_weights(content, su->cfg->model.path));
+    for (int k = 0; k < 2; k++) {
+        if (data[k].digest[0]) TRY_OUT(metrics_text(content, names[k][0], data[k].digest));
+        if (eval[k].digest[0]) TRY_OUT(metrics_text(content, names[k][1], eval[k].digest));
+    }
+    if (json_object_set(o, "content", content))
+        TRY_OUT(err_set(ERR_OOM, "out of memory for the fingerprint"));
+    TRY_OUT(json_dump(b, o, 2));
+    TRY_OUT(buf_adds(b, "\n"));
+out:
+    json_decref(o);
+    json_decref(content);
+    buf_release(&text);
+    return rc;
+}
