@@ -354,6 +354,8 @@ def test_run_files(r, root):
     p.ended("changed data: named", t.bdpo("--config", p.path("run.json")), 82, "data")
     with open(p.path("train.jsonl"), "wb") as f:
         f.write(return_to)
+    spoil_json(p.path("model/config.json"), lambda c: c.update(rope_theta=500.0))
+    p.ended("a changed model directory: named", t.bdpo("--config", p.path("run.json")), 82, "config.json")
     first = t.read_bytes(p.path("run/metrics.jsonl"))
     res = t.bdpo("--config", p.path("run.json"), "--set", "checkpoint.resume=never", "--set", "preference.lambda=0.9", "--set", "logging.every=4",
                  "--set", "checkpoint.every=0", "--set", "eval.every=0", "--set", "eval.at_end=false", "--set", "checkpoint.export=stage")
@@ -533,6 +535,43 @@ def test_full_disk(r, root):
     p.check(os.path.islink("/dev/stdout"), "/dev/stdout is what it was")
 
 
+def test_files_that_cannot_grow(r, root):
+    """Every write of a run fails at some size; what was there stays, and the run goes on once there is room."""
+    p = Place(r, root, "grow")
+    sections = {"checkpoint": {"every": 2}, "eval": {"every": 1}}
+    p.ended("with room", p.train(**sections), 0)
+    os.rename(p.out, p.path("alone"))
+    run, seen = p.path("run.json"), set()
+    names = ["config.json", "fingerprint.json", "metrics.jsonl", "tokenizer.json", "model.safetensors", "state.safetensors"]
+    for size, every in [(200, 2), (1700, 2), (3000, 0), (2500, 0), (10000, 2), (10000, 0), (30000, 2), (60000, 1)]:
+        res = t.bdpo("--config", run, "--set", f"checkpoint.every={every}", file_bytes=size)
+        errors = [x for x in res.lines if "error: " in x]
+        seen.update(n for n in names if "/" + n in errors[-1])
+        left = [x for x in t.tree(p.out) if ".tmp" in x]
+        p.check(res.code == 1 and len(errors) == 1 and "File too large" in errors[0] and not left, f"no file above {size} bytes", f"{left} {res}")
+        if size > 2500 and os.path.exists(p.path("run/status.json")):
+            p.check(p.status()["exit_code"] == 1 and p.status()["state"] == "failed", f"no file above {size} bytes: status.json", str(p.status()))
+    print(f"files that could not be written: {', '.join(sorted(seen))}")
+    p.check(len(seen) >= 4, "several kinds of file could not be written", str(seen))
+    p.ended("with room again", t.bdpo("--config", run), 0)
+    for name in ("metrics.jsonl", "model/model.safetensors", "sft/model.safetensors"):
+        p.check(t.read_bytes(p.path(f"run/{name}")) == t.read_bytes(p.path(f"alone/{name}")), f"with room again: {name} as in a run with room")
+
+
+def test_starts_at_once(r, root):
+    p = Place(r, root, "race")
+    p.ended("one start", p.train(), 0)
+    os.rename(p.out, p.path("alone"))
+    for k in range(3):
+        starts = [t.start("--config", p.path("run.json")) for _ in range(4)]
+        errors = [x.communicate()[1].decode("utf-8", "replace").strip().split("\n")[-1] for x in starts]
+        codes = [x.returncode for x in starts]
+        ok = 0 in codes and all(c == 0 or c == 2 and ("in use by" in e or "another run" in e) for c, e in zip(codes, errors))
+        p.check(ok, f"four starts at once, {k}: one works, the others say so", f"{codes} {errors}")
+        p.check(t.read_bytes(p.path("run/metrics.jsonl")) == t.read_bytes(p.path("alone/metrics.jsonl")), f"four starts at once, {k}: the same metrics")
+        shutil.rmtree(p.out)
+
+
 def wait_for(condition, what, p, seconds=30):
     end = time.monotonic() + seconds
     while not condition():
@@ -634,7 +673,7 @@ def test_divergence(r, root):
 def main():
     r, root = Report(), tempfile.mkdtemp(prefix="bdpo-cli-")
     tests = [test_usage, test_dry_run, test_config_errors, test_model_errors, test_data_errors, test_output_errors, test_run_files, test_stages,
-             test_generate, test_tokenize, test_evaluate, test_full_disk, test_signals, test_stops, test_divergence]
+             test_generate, test_tokenize, test_evaluate, test_full_disk, test_files_that_cannot_grow, test_starts_at_once, test_signals, test_stops, test_divergence]
     try:
         for test in tests:
             if len(sys.argv) < 2 or test.__name__ in sys.argv[1:]:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import resource
 import struct
 import subprocess
 import sys
@@ -130,8 +131,10 @@ class Result:
         return f"exit code {self.code}, stderr: {self.err.strip()[-600:]}"
 
 
-def bdpo(*args, timeout=60, stdout=subprocess.PIPE, env=None):
-    p = subprocess.run([BINARY, *args], stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE, timeout=timeout,
+def bdpo(*args, timeout=60, stdout=subprocess.PIPE, env=None, file_bytes=None):
+    """Run the program to its end; file_bytes: no file may become larger, as on a full disk."""
+    limit = (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))) if file_bytes else None
+    p = subprocess.run([BINARY, *args], stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE, timeout=timeout, preexec_fn=limit,
                        env={**os.environ, **env} if env else None)
     return Result(p.returncode, p.stdout or b"", p.stderr)
 
