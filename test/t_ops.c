@@ -184,7 +184,7 @@ static void run_logp(struct op_run *r, const int64_t *d) /* N C V spread/100 */
                   *lse = op_run_f32(r, BOX_OUTPUT, N, 1, 0, 1);
     struct tensor *dh = op_run_f32(r, BOX_OUTPUT, N, C, 0, 1),
                   *dw = op_run_f32(r, BOX_INOUT, V, C, 0, 1);
-    struct tensor *scratch = run_scratch(r, op_logp_scratch(N, V));
+    struct tensor *scratch = run_scratch(r, op_logp_scratch(N, C, V, DT_F32));
     double *rh = op_run_double(r, h), *rw = op_run_double(r, w), *wp = op_run_zeros(r, N),
            *wl = op_run_zeros(r, N);
     double *wdh = op_run_zeros(r, N * C), *wdw = op_run_double(r, dw);
@@ -216,7 +216,7 @@ static void run_adamw(struct op_run *r, const int64_t *d) /* n steps */
                                    .step = s,
                                    .grad_scale = 0.25 / (double)s };
         ref_adamw(rw, rm, rv, rg, &opt, n);
-        OK(op_adamw(r->be, w, m, v, g, &opt));
+        OK(op_adamw(r->be, w, m, v, g, &opt, NULL));
     }
     op_run_expect(r, w, rw, 2, d[1], 0);
     op_run_expect(r, m, rm, 2, d[1], 0);

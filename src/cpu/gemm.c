@@ -63,3 +63,21 @@ int cpu_gemm(struct ctx *cx, struct tensor *y, const struct tensor *a, bool ta,
     return cpu_sgemm(cx, ta, tb, y->dim[0], y->dim[1], ta ? a->dim[0] : a->dim[1], alpha, a->data,
                      MAX(a->ld, 1), b->data, MAX(b->ld, 1), beta, y->data, MAX(y->ld, 1));
 }
+
+int cpu_pack_bytes(struct ctx *cx, int64_t *bytes, const struct tensor *b, bool tb)
+{
+    (void)cx;
+    (void)b;
+    (void)tb;
+    *bytes = 0;
+    return 0;
+}
+
+int cpu_pack(struct ctx *cx, void *packed, const struct tensor *b, bool tb)
+{
+    (void)cx;
+    (void)packed;
+    (void)b;
+    (void)tb;
+    return 0;
+}

@@ -3,7 +3,7 @@
 #include <math.h>
 
 int cpu_adamw(struct ctx *cx, struct tensor *w, struct tensor *m, struct tensor *v,
-              const struct tensor *g, const struct adamw *opt)
+              const struct tensor *g, const struct adamw *opt, struct tensor *copy)
 {
     enum { PART = 16384 };
     const int64_t n = tensor_count(w), parts = div_up(n, PART);
@@ -19,6 +19,7 @@ int cpu_adamw(struct ctx *cx, struct tensor *w, struct tensor *m, struct tensor 
         .root = (float)(1 / sqrt(c2)),
         .eps = (float)opt->eps,
     };
+    BUG_IF(copy);
     float *pw = w->data, *pm = m->data, *pv = v->data;
     const float *pg = g->data;
 #pragma omp parallel for schedule(static) num_threads(cpu_team(cx, n))
