@@ -198,7 +198,7 @@ static void test_decode__without_training_buffers(void **state)
     fix_write(dir, "config.json", fix_config(FIX_QWEN2_TIED));
     assert_int_equal(arch_load(&a, dir), 0);
     assert_int_equal(cpu_open(&be, 1), 0);
-    assert_int_equal(model_init(&m, &be, &a), 0);
+    assert_int_equal(model_init(&m, &be, &a, DT_F32), 0);
     assert_int_equal(model_plan_weights(&m, &plan, false), 0);
     assert_int_equal(decoder_plan(&d, &m, &plan, 1, 8, 5), 0);
     assert_int_equal(plan_grant(&plan, &be), 0);
