@@ -148,7 +148,7 @@ def test_config_errors(r, root):
         ("option of another loss", {"preference": {"loss": "dpo", "lambda": 0.5}}, ["preference.lambda"], 1),
         ("three at once", {"seed": -1, "sft": {"batch_size": 0}, "logging": {"evry": 1}}, ["seed", "sft.batch_size", "logging.evry"], 3),
         ("nothing to train", {"sft": None, "preference": None}, ["nothing to train"], 1),
-        ("bfloat16", {"model": {"dtype": "bfloat16"}}, ["model.dtype", "float32"], 1),
+        ("dtype", {"model": {"dtype": "float16"}}, ["model.dtype", "float32"], 1),
         ("cuda", {"backend": "cuda"}, ["backend", "cpu"], 1),
         ("max_length of the model", {"data": {"max_length": 100}}, ["data.max_length", "max_position_embeddings", "64"], 1),
         ("eval without data", {"data": {"eval": None}, "eval": {"every": 1}}, ["eval.every", "data.eval"], 1),
@@ -168,7 +168,7 @@ def test_config_errors(r, root):
         p.refused(f"config: {what}", t.bdpo("--config", p.path("run.json")), *parts)
     t.write_json(p.path("run.json"), {"output": "x"})
     p.keep()
-    p.refused("config: nothing given", t.bdpo("--config", p.path("run.json")), "model.path", "nothing to train", "model.dtype", lines=3)
+    p.refused("config: nothing given", t.bdpo("--config", p.path("run.json")), "model.path", "nothing to train", lines=2)
 
 
 def spoil_json(path, edit):
