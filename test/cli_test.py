@@ -103,6 +103,7 @@ def test_usage(r, root):
         (["generate", "--model", "m", "--prompt", "a", "--max-tokens", "0x10"], ["--max-tokens"]),
         (["generate", "--model", "m", "--prompt", "a", "--seed", "nan"], ["--seed"]),
         (["generate", "--model", "m", "--prompt", "a", "--string-prompts", "chat"], ["raw or user"]),
+        (["generate", "--model", "m", "--prompt", "a", "--dtype", "float16"], ["float32 or bfloat16"]),
         (["tokenize", "--model", "m"], ["FILE"]),
         (["losses", "dpo"], ["losses takes no"]),
         *[([c], [c, "not in version"]) for c in ("lint", "plan", "report", "merge", "toy", "contour")],
@@ -419,6 +420,9 @@ def test_generate(r, root):
     p.check(len(plain) > 0 and all(bytes(x["tokens"]).decode() == x["response"] for x in plain), "generate: tokens are the ids of the response")
     p.check(generate("--batch", "8") == one, "generate: greedy does not depend on the batch")
     p.check(generate("--batch", "3", n=30)[0]["tokens"][:12] == one[0]["tokens"], "generate: a longer answer begins alike")
+    half = generate("--dtype", "bfloat16")
+    p.check(generate("--dtype", "float32") == one and len(half) == len(one) and generate("--dtype", "bfloat16") == half,
+            "generate: --dtype")
     hot = generate("--temperature", "1", "--seed", "7", "--batch", "1")
     p.check(hot != one and generate("--temperature", "1", "--seed", "7", "--batch", "5") == hot, "generate: a seed repeats, whatever the batch")
     p.check(generate("--temperature", "1", "--seed", "8") != hot, "generate: another seed differs")
