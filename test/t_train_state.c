@@ -247,6 +247,26 @@ static void test_checkpoint__round_trip_bf16(void **state)
     round_trip(state, DT_BF16);
 }
 
+/* With --allow-change a float32 run goes on in bfloat16: its weights become the master. */
+static void test_checkpoint__from_float32_to_bf16(void **state)
+{
+    struct trainer a, b;
+    struct checkpoint_info info;
+    const char *out = scratch_dir(state);
+    trainer_open(&a, out, FIX_LLAMA3_BIASES, DT_F32, &PLAIN);
+    trainer_open(&b, out, FIX_LLAMA3_BIASES, DT_BF16, &PLAIN);
+    trainer_fill(&a, 3);
+    assert_int_equal(checkpoint_save(out, &a.st, 0, RUN, 2, &info), 0);
+    const char *path = scratch(state, "checkpoints/preference-000043");
+    assert_int_equal(checkpoint_load(path, &b.st, RUN, false), 0);
+    assert_true(same(&a.st.model.weights, &b.st.model.master));
+    for (int64_t i = 0; i < a.st.model.n_flat; i++)
+        assert_int_equal(((uint16_t *)b.st.model.weights.data)[i],
+                         f32_to_bf16(((float *)a.st.model.weights.data)[i]));
+    trainer_close(&a);
+    trainer_close(&b);
+}
+
 static void test_checkpoint__other_run(void **state)
 {
     struct trainer a, b;
@@ -412,10 +432,15 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
 #define T(f) cmocka_unit_test_setup_teardown(f, scratch_make, scratch_remove)
-        T(test_optim__adamw_over_a_model), T(test_optim__clip),
-        T(test_checkpoint__round_trip),    T(test_checkpoint__round_trip_bf16),
-        T(test_checkpoint__other_run),     T(test_checkpoint__rotation),
-        T(test_checkpoint__broken),        T(test_checkpoint__sweep_and_wipe),
+        T(test_optim__adamw_over_a_model),
+        T(test_optim__clip),
+        T(test_checkpoint__round_trip),
+        T(test_checkpoint__round_trip_bf16),
+        T(test_checkpoint__from_float32_to_bf16),
+        T(test_checkpoint__other_run),
+        T(test_checkpoint__rotation),
+        T(test_checkpoint__broken),
+        T(test_checkpoint__sweep_and_wipe),
         T(test_checkpoint__cannot_write),
     };
     return cmocka_run_group_tests_name("train_state", tests, NULL, NULL);

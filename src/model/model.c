@@ -4,7 +4,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { LAYER_PARAMS_MAX = 12, ALIGN_BYTES = 64 };
+enum {
+    LAYER_PARAMS_MAX = 12,
+    ALIGN_ELEMENTS = 32 /* 64 bytes of bfloat16; the same offsets in float32 */
+};
 
 /* Append a parameter of `cols` columns (0: a vector) with no rows yet; its index. */
 static int32_t add_param(struct model *m, int64_t cols)
@@ -103,7 +106,7 @@ int model_init(struct model *m, const struct backend *be, const struct arch *a, 
         struct param *p = &m->params[i];
         p->w.ld = tensor_row(&p->w);
         p->offset = m->n_flat;
-        m->n_flat += round_up(tensor_count(&p->w), ALIGN_BYTES / dtype_size(dtype));
+        m->n_flat += round_up(tensor_count(&p->w), ALIGN_ELEMENTS);
     }
     return 0;
 }
