@@ -269,9 +269,10 @@ static bool write_at(int fd, const uint8_t *p, int64_t n, int64_t at)
 
 /* the file --------------------------------------------------------------------------------------------------------- */
 
+/* Says so once. */
 static void give_up(struct refcache *c, const char *what, int e)
 {
-    warn(c, "%s: %s; what is computed is not kept", what, strerror(e));
+    if (c->usable) warn(c, "%s: %s; what is computed is not kept", what, strerror(e));
     c->usable = false;
 }
 
@@ -305,7 +306,7 @@ static int open_file(struct refcache *c)
     for (int i = 0; i < OPEN_TRIES; i++) {
         struct stat st, named;
         int fd = c->usable ? open(c->path, O_RDWR | O_CREAT | flags, 0666) : -1;
-        if (fd < 0 && c->usable) give_up(c, "cannot be written", errno);
+        if (fd < 0) give_up(c, "cannot be written", errno);
         if (fd < 0) fd = open(c->path, O_RDONLY | flags);
         if (fd < 0) return -1;
         if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode)) {
@@ -457,7 +458,7 @@ int refcache_flush(struct refcache *c, bool now)
     if (fd < 0) return 0;
     rc = sync_file(c, fd);
     if (rc == 0 && c->locked && c->usable && c->generation && c->pending) rc = append(c, fd);
-    if (close(fd) != 0 && c->usable) give_up(c, "cannot be written", errno);
+    if (close(fd) != 0) give_up(c, "cannot be written", errno);
     return rc;
 }
 
