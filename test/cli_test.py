@@ -508,7 +508,7 @@ def test_evaluate(r, root):
     res = t.bdpo("evaluate", "--config", run, "--model", p.path("model"), "--set", f"reference.path={p.path('model')}")
     p.check(res.code == 0 and json.loads(res.out)["eval/rewards/chosen"] == 0, "evaluate: --model and reference.path", f"{res}")
     res = t.bdpo("evaluate", "--config", run, "--set", "preference=null")
-    p.check(res.code == 0 and set(json.loads(res.out)) == {"eval/loss", "eval/examples", "eval/tokens"}, "evaluate: sft alone", res.out)
+    p.check(res.code == 0 and set(json.loads(res.out)) == {"loss", "eval/loss", "examples", "tokens"}, "evaluate: sft alone", res.out)
     p.keep()
     p.refused("evaluate: no data.eval", t.bdpo("evaluate", "--config", run, "--set", "data.eval=null"), "data.eval")
     p.refused("evaluate: no such model", t.bdpo("evaluate", "--config", run, "--model", p.path("none")), "none/config.json")

@@ -305,11 +305,42 @@ static void check_sha(const char *text, size_t len, const char *want)
     char hex[65];
     for (size_t step = 1; step <= len + 1; step = step * 3 + 1) { /* any pieces, the same digest */
         struct sha256 s;
-        sha256_init(&s);
-        for (size_t at = 0; at < len; at += step)
-            sha256_add(&s, text + at, MIN(step, len - at));
-        sha256_hex(&s, hex);
-        assert_string_equal(hex, want);
+        for (int portable = 0; portable < 2; portable++) {
+            sha256_init(&s);
+            if (portable) s.instructions = false;
+            for (size_t at = 0; at < len; at += step)
+                sha256_add(&s, text + at, MIN(step, len - at));
+            sha256_hex(&s, hex);
+            assert_string_equal(hex, want);
+        }
+    }
+}
+
+/* The processor's instructions against the portable code, over every length up to some blocks and cut at every place. */
+static void test_base__sha256_instructions(void **state)
+{
+    uint8_t text[300];
+    struct sha256 fast, plain;
+    char a[65], b[65];
+    (void)state;
+    sha256_init(&fast);
+    if (!fast.instructions) {
+        print_message("this processor has no SHA-256 instructions\n");
+        skip();
+    }
+    for (size_t i = 0; i < sizeof text; i++)
+        text[i] = (uint8_t)rng_u64(5, rng_stream_of(RNG_TEST, 0), i);
+    for (size_t len = 0; len <= sizeof text; len++) {
+        const size_t cut = rng_u64(6, rng_stream_of(RNG_TEST, 1), len) % (len + 1);
+        sha256_init(&fast);
+        sha256_init(&plain);
+        plain.instructions = false;
+        sha256_add(&fast, text, cut);
+        sha256_add(&fast, text + cut, len - cut);
+        sha256_add(&plain, text, len);
+        sha256_hex(&fast, a);
+        sha256_hex(&plain, b);
+        assert_string_equal(a, b);
     }
 }
 
@@ -346,6 +377,7 @@ int main(void)
         cmocka_unit_test(test_base__rng_moments),
         cmocka_unit_test(test_base__rng_permutation),
         cmocka_unit_test(test_base__sha256),
+        cmocka_unit_test(test_base__sha256_instructions),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -11,8 +11,9 @@ struct sha256 {
     uint32_t h[8];
     uint64_t bytes;
     uint8_t block[64];
+    bool instructions; /* use the processor's own (SHA-NI); false: portable C. The digest is the same */
 };
-void sha256_init(struct sha256 *s);
+void sha256_init(struct sha256 *s); /* `instructions` is set where the processor has them */
 void sha256_add(struct sha256 *s, const void *data, size_t len);
 void sha256_end(struct sha256 *s, uint8_t digest[32]);
 /* The digest as 64 hex digits and a NUL. */

@@ -90,9 +90,10 @@ static int print_metrics(const struct metrics *m, const struct loss_def *loss)
     json_t *o = json_object();
     struct buf b = { 0 };
     int rc;
-    TRY_OUT(metrics_set(o, "eval/", m, loss));
-    TRY_OUT(metrics_int(o, "eval/examples", m->examples));
-    TRY_OUT(metrics_int(o, "eval/tokens", m->tokens));
+    TRY_OUT(metrics_set(o, "", m, loss));
+    TRY_OUT(metrics_set(o, "eval/", m, loss)); /* as in an evaluation row of metrics.jsonl */
+    TRY_OUT(metrics_int(o, "examples", m->examples));
+    TRY_OUT(metrics_int(o, "tokens", m->tokens));
     TRY_OUT(json_dump(&b, o, 0));
     if (puts(b.data) < 0 || fflush(stdout) != 0)
         TRY_OUT(err_set(ERR_IO, "cannot write to the standard output"));

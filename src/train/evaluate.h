@@ -4,7 +4,7 @@
 #define BDPO_EVALUATE_H
 #include "config.h"
 
-/* Print one JSON object with the metrics' keys on stdout. model NULL: OUTPUT/model, else model.path. The reference: reference.path, else
+/* Print one JSON object with the metrics' keys on stdout, plain and as an evaluation row of metrics.jsonl spells them (eval/). model NULL: OUTPUT/model, else model.path. The reference: reference.path, else
  * OUTPUT/sft, else model.path. per_pair (may be NULL): a file that gets one JSON line a pair. Without a preference section: SFT's loss. */
 int evaluate_run(const struct config *c, const char *model, const char *per_pair);
 #endif

@@ -87,6 +87,7 @@ static int foreign_reference(struct job *j)
     const bool restored = j->out.first == STAGE_PREFERENCE && j->out.resume;
     struct setup su = j->su; /* borrows all but the architecture */
     struct stage st = { 0 };
+    struct buf said = { 0 };
     int rc;
     if (!path || !loss || !(loss->flags & LOSS_REF) || restored) return 0;
     TRY(arch_load(&su.arch, path));
@@ -99,12 +100,14 @@ static int foreign_reference(struct job *j)
                        j->has_eval ? &j->eval[STAGE_PREFERENCE] : NULL, false));
     TRY_OUT(model_load(&st.model, path));
     status_say(&j->status, "reference: scoring with %s", path);
-    TRY_OUT(stage_reference(&st, &st.model, &st.batch));
+    TRY_OUT(stage_reference(&st, &said));
+    status_say(&j->status, "%s", said.data);
     j->ref[0] = st.ref;
     j->ref[1] = st.ref_eval;
     memset(&st.ref, 0, sizeof st.ref);
     memset(&st.ref_eval, 0, sizeof st.ref_eval);
 out:
+    buf_release(&said);
     stage_release(&st);
     return rc;
 }
@@ -326,6 +329,18 @@ static int after_step(struct job *j, struct stage *st, const struct metrics *m, 
     return stop_requested(j, st);
 }
 
+/* A reference computed in the same company has the same bits; a cached one may have been computed in another. */
+static void say_first(struct job *j, const struct stage *st, double loss)
+{
+    if (st->self_difference > 0)
+        status_say(&j->status,
+                   "first step: the policy is the reference up to rounding (log-probabilities "
+                   "differ by %.2g of their value, allowed %.2g), loss %.9g",
+                   st->self_difference, stage_tolerance(j->cfg), loss);
+    else
+        status_say(&j->status, "first step: the policy is the reference, loss %.9g", loss);
+}
+
 static int train_loop(struct job *j, struct stage *st)
 {
     status_stage(&j->status, st->name, st->step, st->steps);
@@ -336,9 +351,7 @@ static int train_loop(struct job *j, struct stage *st)
         bool applied;
         const double start = clock_seconds();
         TRY(stage_step(st, &m, &norm, &lr, &applied));
-        if (st->at_reference && st->step == 1)
-            status_say(&j->status, "first step: the policy is the reference, loss %.9g",
-                       metrics_loss(&m, st->loss));
+        if (st->at_reference && st->step == 1) say_first(j, st, metrics_loss(&m, st->loss));
         TRY(after_step(j, st, &m, norm, lr, applied, clock_seconds() - start));
     }
     return 0;
@@ -363,13 +376,16 @@ static void announce(struct job *j, const struct stage *st)
 static int stage_begin(struct job *j, struct stage *st)
 {
     const bool needs_ref = st->loss && (st->loss->flags & LOSS_REF);
+    struct buf said = { 0 };
     TRY(stage_weights(j, st));
     TRY(output_begin(&j->out, j->cfg));
     if (!needs_ref || j->cfg->reference.path) return 0;
     status_say(&j->status, "reference: scoring with the policy as it starts");
-    TRY(stage_reference(st, &st->model, &st->batch));
-    st->at_reference = true;
-    return 0;
+    const int rc = stage_reference(st, &said);
+    if (rc == 0) status_say(&j->status, "%s", said.data);
+    buf_release(&said);
+    st->at_reference = rc == 0;
+    return rc;
 }
 
 static int run_stage(struct job *j, enum stage_kind kind, const char *resume, bool allow_change)

@@ -191,7 +191,8 @@ const struct option option_table[] = {
     { AT(reference.path), .type = OPTION_TEXT, .flags = OPTION_NULL, .use = USE_REFERENCE, .dflt = "null",
       .help = "model directory; null: the policy as it stands when the preference stage starts" },
     { AT(reference.cache), .type = OPTION_BOOL, .use = USE_REFERENCE, .dflt = "true",
-      .help = "keep the reference's log-probabilities: computed once per run" },
+      .help = "keep the reference's log-probabilities in cache_dir, keyed by weights, token ids, dtype and kernels: runs share them, "
+              "whatever the loss" },
 
     { AT(data.train), .type = OPTION_PATHS, .flags = OPTION_NULL, .use = USE_SHARED_TRAIN, .dflt = "null",
       .help = ".jsonl or .jsonl.gz; needed unless each stage has its own" },
@@ -271,7 +272,8 @@ const struct option option_table[] = {
 
     { AT(output), .type = OPTION_TEXT, .flags = OPTION_NEEDED | OPTION_FREE, .help = "directory of the run" },
     { AT(cache_dir), .type = OPTION_TEXT, .flags = OPTION_NULL | OPTION_FREE, .dflt = "null",
-      .help = "null: $XDG_CACHE_HOME/bdpo-train" },
+      .help = "directory of the reference cache; null: $XDG_CACHE_HOME/bdpo-train, else ~/.cache/bdpo-train; what is in it may be "
+              "deleted at any time" },
     { AT(max_hours), .type = OPTION_REAL, .flags = OPTION_NULL | OPTION_ABOVE | OPTION_FREE, RANGE(0, 1e5),
       .dflt = "null", .help = "save and stop (exit 75) after so long" },
     { AT(backend), .type = OPTION_CHOICE, .choices = backend_choices, .dflt = "\"auto\"",

@@ -60,6 +60,7 @@ void stage_release(struct stage *st)
     if (!st->su) return;
     free(st->logp);
     free(st->coef);
+    free(st->ref_file);
     scores_release(&st->ref);
     scores_release(&st->ref_eval);
     order_release(&st->order);
@@ -67,23 +68,4 @@ void stage_release(struct stage *st)
     plan_release(&st->plan, &st->su->be); /* first: it writes into the views that the model books */
     model_release(&st->model);
     memset(st, 0, sizeof *st);
-}
-
-int stage_reference(struct stage *st, struct model *m, struct batch *b)
-{
-    for (int64_t t = 0; t < st->steps; t++) {
-        const int64_t *idx;
-        const int64_t n = order_step(&st->order, t, &idx);
-        bool known = true;
-        for (int64_t i = 0; i < n; i++)
-            known = known && !isnan(st->ref.w[idx[i]]);
-        if (signals_pending())
-            return err_set(
-                ERR_STOPPED,
-                "stopped by signal %d while the reference was scored; start again to go on",
-                signals_pending());
-        if (!known) TRY(score_rows(&st->ref, m, b, st->data, idx, n, st->micro_tokens));
-        if (t + 1 >= order_steps_per_epoch(&st->order)) break; /* one epoch visits every row */
-    }
-    return st->eval ? score_all(&st->ref_eval, m, b, st->eval, st->micro_tokens) : 0;
 }

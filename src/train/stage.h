@@ -28,6 +28,8 @@ struct stage { /* valid when zeroed */
     int64_t step, steps;            /* done, total */
     int64_t skipped, skipped_run;   /* steps with a non-finite loss or gradient: all, and the last ones in a row */
     bool at_reference;              /* the policy started as the reference itself: the first step checks that */
+    double self_difference;         /* what that check found: largest |log-probability - reference's| / max(1, |reference's|) */
+    char *ref_file;                 /* the cache that reference values may come from; NULL: none; owned */
 };
 /* Steps of the stage over n examples: ceil(epochs * steps per epoch), at most max_steps. */
 int64_t stage_steps(const struct stage_config *c, int64_t n);
@@ -35,13 +37,16 @@ int64_t stage_steps(const struct stage_config *c, int64_t n);
 int stage_open(struct stage *st, struct setup *su, enum stage_kind kind, const struct dataset *data, const struct dataset *eval,
                bool train);
 void stage_release(struct stage *st);
-/* The reference's log-probabilities of every row that the run will visit, once, in the order and micro-batches of training, and of
- * the evaluation set, by the weights that `m` holds now. `b`: a batch with room for them. */
-int stage_reference(struct stage *st, struct model *m, struct batch *b);
+/* reference.c: the reference's log-probabilities of every row that the run will visit, once, in the order and micro-batches of training, and
+ * of the evaluation set, by the weights that st->model holds now; those that the reference cache has are not computed. What was done is
+ * added to `said`. ERR_STOPPED on a signal. */
+int stage_reference(struct stage *st, struct buf *said);
 
 /* step.c: one optimizer step (step st->step), the algorithm of the paper. *m: this step's sums; *norm: gradient norm
  * before clipping; *applied: false where something was not finite and the weights stayed. */
 int stage_step(struct stage *st, struct metrics *m, double *norm, double *lr, bool *applied);
+/* Below this share of a log-probability (at least: this much) two computations of it may differ by rounding. */
+double stage_tolerance(const struct config *c);
 /* Evaluate on st->eval with the present weights. */
 int stage_evaluate(struct stage *st, struct metrics *m);
 /* Sums over all rows of d, from log-probabilities. ref NULL: no reference. */

@@ -1,0 +1,256 @@
+/* SPDX-License-Identifier: MIT */
+#include "refcache.h"
+#include "stage.h"
+#include "../base/rng.h"
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { VERIFY_ROWS = 4 };
+
+/* Rows that need a reference, in the order in which they are used. */
+struct rows {
+    const struct dataset *d;
+    struct scores *s;
+    int64_t *idx;             /* [n] into d */
+    int64_t n, step;          /* rows of a training step: micro-batches do not reach over one */
+    struct refcache_key *key; /* [n]; NULL: no cache */
+};
+struct pass {
+    struct stage *st;
+    struct refcache *cache; /* NULL: none */
+    int64_t rows, found;    /* all; those that the cache had at the start */
+    int64_t verified;
+    double difference; /* largest of the verified ones, as a share */
+};
+
+static void rows_release(struct rows *r)
+{
+    free(r->idx);
+    free(r->key);
+}
+
+/* The rows of the first epoch's steps: one epoch visits every row, a shorter stage not all. */
+static int visited_rows(struct rows *r, struct stage *st)
+{
+    r->d = st->data;
+    r->s = &st->ref;
+    r->step = MIN(st->order.batch_size, st->data->n);
+    TRY(MEM_NEW(&r->idx, st->data->n));
+    for (int64_t t = 0; t < MIN(st->steps, order_steps_per_epoch(&st->order)); t++) {
+        const int64_t *idx;
+        const int64_t n = order_step(&st->order, t, &idx);
+        memcpy(r->idx + r->n, idx, (size_t)n * sizeof *idx);
+        r->n += n;
+    }
+    return 0;
+}
+
+static int all_rows(struct rows *r, struct stage *st)
+{
+    const int64_t n = st->eval ? st->eval->n : 0;
+    r->d = st->eval;
+    r->s = &st->ref_eval;
+    r->step = r->n = n;
+    TRY(MEM_NEW(&r->idx, n));
+    for (int64_t i = 0; i < n; i++)
+        r->idx[i] = i;
+    return 0;
+}
+
+static int make_keys(struct rows *r, int32_t threads)
+{
+    TRY(MEM_NEW(&r->key, r->n));
+#pragma omp parallel for num_threads(threads)
+    for (int64_t i = 0; i < r->n; i++)
+        r->key[i] = refcache_key(r->d, r->idx[i]);
+    return 0;
+}
+
+static int stopped(struct pass *p)
+{
+    if (p->cache) TRY(refcache_flush(p->cache, true));
+    return err_set(ERR_STOPPED,
+                   "stopped by signal %d while the reference was scored; start again to go on",
+                   signals_pending());
+}
+
+/* Micro-batches of which the cache has all rows are passed over; of the others all rows are computed, since a row's last bits depend on its
+ * company, and what the cache has stays the value. */
+static int compute_rows(struct pass *p, struct rows *r)
+{
+    struct stage *st = p->st;
+    for (int64_t at = 0; at < r->n;) {
+        const int64_t end = MIN(r->n, at / r->step * r->step + r->step);
+        const int64_t k = batch_fit(r->d, r->idx + at, end - at, st->micro_tokens);
+        bool known = p->cache != NULL;
+        for (int64_t i = at; known && i < at + k; i++)
+            known = refcache_find(p->cache, &r->key[i]) != NULL;
+        if (signals_pending()) return stopped(p);
+        if (!known)
+            TRY(score_rows(r->s, &st->model, &st->batch, r->d, r->idx + at, k, st->micro_tokens));
+        for (int64_t i = at; p->cache && !known && i < at + k; i++)
+            TRY(refcache_put(p->cache, &r->key[i], r->s->w[r->idx[i]], r->s->l[r->idx[i]]));
+        if (p->cache && !known) TRY(refcache_flush(p->cache, false));
+        at += k;
+    }
+    return 0;
+}
+
+/* The cache's values are those of every run that shares it: also where another run was the first to store one. */
+static void take_values(const struct pass *p, struct rows *r)
+{
+    for (int64_t i = 0; i < r->n; i++) {
+        const struct refcache_value *v = refcache_find(p->cache, &r->key[i]);
+        BUG_IF(!v);
+        r->s->w[r->idx[i]] = v->w;
+        r->s->l[r->idx[i]] = v->l;
+    }
+}
+
+static double share(double a, double b)
+{
+    return fabs(a - b) / fmax(1, fabs(a));
+}
+
+/* Compute a few of the found rows again: a file of right checksums and wrong values is dropped as a whole. */
+static int verify_rows(struct pass *p, const struct rows *r)
+{
+    const double allowed = stage_tolerance(p->st->cfg);
+    struct stage *st = p->st;
+    struct scores fresh = { 0 };
+    int64_t *at = NULL, idx[VERIFY_ROWS], n = 0;
+    int rc;
+    TRY_OUT(MEM_NEW(&at, r->n));
+    for (int64_t i = 0; i < r->n; i++)
+        if (refcache_find(p->cache, &r->key[i])) at[n++] = i;
+    p->found += n;
+    if (n == 0 || p->verified) goto out;
+    p->verified = MIN(n, (int64_t)VERIFY_ROWS);
+    for (int64_t i = 0; i < p->verified; i++) { /* without putting back */
+        const uint64_t u = rng_u64(st->cfg->seed, rng_stream_of(RNG_VERIFY, 0), (uint64_t)i);
+        const int64_t j = i + (int64_t)(u % (uint64_t)(n - i)), t = at[j];
+        at[j] = at[i];
+        at[i] = t;
+        idx[i] = r->idx[t];
+    }
+    TRY_OUT(scores_init(&fresh, r->d->n));
+    TRY_OUT(score_rows(&fresh, &st->model, &st->batch, r->d, idx, p->verified, st->micro_tokens));
+    for (int64_t i = 0; i < p->verified; i++) {
+        const struct refcache_value *v = refcache_find(p->cache, &r->key[at[i]]);
+        const double w = fresh.w[idx[i]], l = fresh.l[idx[i]];
+        const double d = fmax(share(w, v->w), share(l, v->l));
+        p->difference = fmax(p->difference, d);
+        if (isfinite(w) && isfinite(l) && d <= allowed) continue;
+        const struct example *e = &r->d->ex[idx[i]];
+        fprintf(
+            stderr,
+            "warning: reference cache %s: %s:%lld has log-probabilities %.9g and %.9g, computed "
+            "again %.9g and %.9g (allowed: %.2g of the value); all of it is dropped and "
+            "computed again\n",
+            refcache_path(p->cache), r->d->files[e->file], (long long)e->line, v->w, v->l, w, l,
+            allowed);
+        refcache_drop(p->cache);
+        p->found = 0;
+        break;
+    }
+out:
+    free(at);
+    scores_release(&fresh);
+    return rc;
+}
+
+/* The directory of the cache, owned by the caller; NULL: none can be named. */
+static int cache_dir(const struct config *c, char **dir)
+{
+    const char *xdg = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+    *dir = NULL;
+    if (c->cache_dir) return mem_strdup(dir, c->cache_dir);
+    if (xdg && *xdg == '/')
+        return path_join(dir, xdg, "bdpo-train"); /* a relative one is to be ignored */
+    if (home && *home) return path_join(dir, home, ".cache/bdpo-train");
+    fprintf(stderr,
+            "warning: reference cache: neither XDG_CACHE_HOME nor HOME is set; set cache_dir "
+            "to keep what is computed\n");
+    return 0;
+}
+
+static int open_cache(struct pass *p)
+{
+    static const char *const dtypes[] = {
+        [DTYPE_BFLOAT16] = "bfloat16", [DTYPE_FLOAT32] = "float32"
+    };
+    struct stage *st = p->st;
+    uint8_t digest[32];
+    char *dir = NULL;
+    int rc = 0;
+    if (!st->cfg->reference.cache) return 0;
+    TRY_OUT(cache_dir(st->cfg, &dir));
+    if (!dir) goto out;
+    TRY_OUT(refcache_digest(digest, &st->model));
+    TRY_OUT(refcache_open(&p->cache, dir, digest, dtypes[st->cfg->model.dtype]));
+    free(st->ref_file);
+    st->ref_file = NULL;
+    TRY_OUT(mem_strdup(&st->ref_file, refcache_path(p->cache)));
+out:
+    free(dir);
+    return rc;
+}
+
+/* "1,496" */
+static const char *grouped(char out[32], int64_t n)
+{
+    char digits[24];
+    const int len = snprintf(digits, sizeof digits, "%lld", (long long)n);
+    int at = 0;
+    for (int i = 0; i < len; i++) {
+        if (i && (len - i) % 3 == 0) out[at++] = ',';
+        out[at++] = digits[i];
+    }
+    out[at] = 0;
+    return out;
+}
+
+static int describe(const struct pass *p, struct buf *said)
+{
+    char a[32], b[32], c[32];
+    if (!p->cache) return buf_addf(said, "reference: %s rows computed", grouped(a, p->rows));
+    TRY(buf_addf(said, "reference: %s rows, %s from the cache, %s computed (%s)",
+                 grouped(a, p->rows), grouped(b, p->found), grouped(c, p->rows - p->found),
+                 refcache_path(p->cache)));
+    if (!p->verified || p->found == 0) return 0;
+    return buf_addf(said,
+                    "; %lld of the cached ones computed again: they differ by %.2g of their value "
+                    "(allowed %.2g)",
+                    (long long)p->verified, p->difference, stage_tolerance(p->st->cfg));
+}
+
+int stage_reference(struct stage *st, struct buf *said)
+{
+    struct pass p = { .st = st };
+    struct rows r[2] = { 0 }; /* of training, of evaluation */
+    int rc;
+    TRY_OUT(visited_rows(&r[0], st));
+    TRY_OUT(all_rows(&r[1], st));
+    TRY_OUT(open_cache(&p));
+    for (int i = 0; i < 2; i++) {
+        p.rows += r[i].n;
+        if (!p.cache) continue;
+        TRY_OUT(make_keys(&r[i], st->su->be.threads));
+        TRY_OUT(verify_rows(&p, &r[i]));
+    }
+    for (int i = 0; i < 2; i++)
+        TRY_OUT(compute_rows(&p, &r[i]));
+    if (p.cache) {
+        TRY_OUT(refcache_flush(p.cache, true));
+        for (int i = 0; i < 2; i++)
+            take_values(&p, &r[i]);
+    }
+    TRY_OUT(describe(&p, said));
+out:
+    refcache_close(p.cache);
+    rows_release(&r[0]);
+    rows_release(&r[1]);
+    return rc;
+}
