@@ -10,7 +10,7 @@
 
 enum { CACHE = 128 };
 
-struct made { /* a product that oneDNN has made code for */
+struct made {           /* a product that oneDNN has made code for */
     struct product key; /* its pointers are NULL */
     int threads;
     dnnl_primitive_t prim;
@@ -56,9 +56,8 @@ static int open_unit(struct ctx *cx, const struct product *p)
     TRY(MEM_NEW(&cx->unit, 1));
     int rc = check(dnnl_engine_create(&cx->unit->engine, dnnl_cpu, 0), p);
     if (rc == 0)
-        rc = check(dnnl_stream_create(&cx->unit->stream, cx->unit->engine,
-                                      dnnl_stream_default_flags),
-                   p);
+        rc = check(
+            dnnl_stream_create(&cx->unit->stream, cx->unit->engine, dnnl_stream_default_flags), p);
     if (rc < 0) {
         cpu_bf16_unit_close(cx->unit);
         cx->unit = NULL;
@@ -83,8 +82,8 @@ static dnnl_status_t describe(dnnl_memory_desc_t *d, int64_t rows, int64_t cols,
                               enum dtype dtype)
 {
     const dnnl_dims_t dims = { rows, cols }, strides = { t ? 1 : ld, t ? ld : 1 };
-    return dnnl_memory_desc_init_by_strides(
-        d, 2, dims, dtype == DT_BF16 ? dnnl_bf16 : dnnl_f32, strides);
+    return dnnl_memory_desc_init_by_strides(d, 2, dims, dtype == DT_BF16 ? dnnl_bf16 : dnnl_f32,
+                                            strides);
 }
 
 static dnnl_status_t make(struct bf16_unit *u, struct made *m, const struct product *p)
@@ -151,7 +150,7 @@ static dnnl_status_t wrap(dnnl_memory_t *out, struct bf16_unit *u, const dnnl_me
 
 int cpu_bf16_unit(struct ctx *cx, const struct product *p)
 {
-    struct made *m;
+    struct made *m = NULL;
     dnnl_memory_t a = NULL, b = NULL, y = NULL;
     TRY(open_unit(cx, p));
     struct bf16_unit *u = cx->unit;

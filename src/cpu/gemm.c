@@ -52,8 +52,8 @@ static int few_rows(struct ctx *cx, const struct product *p)
     if (p->a.dtype == DT_BF16) {
         TRY(cpu_shared(cx, M * K * (int64_t)sizeof *a));
         for (int64_t i = 0; i < M; i++)
-            cx->rows->widen((float *)cx->shared + i * K,
-                            cpu_at_const(p->a.p, DT_BF16, i * p->a.ld), K);
+            cx->rows->widen((float *)cx->shared + i * K, cpu_at_const(p->a.p, DT_BF16, i * p->a.ld),
+                            K);
         a = cx->shared;
         lda = K;
     }

@@ -90,7 +90,6 @@ static void team_block(const struct rows *r, const struct product *p, const stru
     }
 }
 
-
 int cpu_panels(struct ctx *cx, const struct product *p)
 {
     const struct rows *r = cx->rows;

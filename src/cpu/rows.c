@@ -318,7 +318,6 @@ const struct rows PASTE(rows_, ROWS_ISA) = {
     .swiglu = swiglu,
     .swiglu_bwd = swiglu_bwd,
     .adamw = adamw,
-    .transpose = transpose,
     .block = block,
     .dots = dots,
     .pack = pack,

@@ -57,9 +57,6 @@ struct rows {
                        int64_t n);
     void (*adamw)(float *w, float *m, float *v, const float *g, const struct adamw_row *k,
                   int64_t n);
-    /* out[j, i] = in[i, j], i < rows, j < cols */
-    void (*transpose)(float *out, int64_t ld_out, const float *in, int64_t ld_in, int64_t rows,
-                      int64_t cols);
     /* A small matrix product from cache: c[M,N] (+= with add, else =) a b, a(i, k) = a[i * row + k
      * * col], b[K,N] with rows ldb apart. Each element is one sum over k in order. */
     void (*block)(float *c, int64_t ldc, const float *a, int64_t row, int64_t col, const float *b,

@@ -55,22 +55,6 @@ INLINE float at_half(const uint16_t *p)
     return x;
 }
 
-static void transpose(float *out, int64_t ld_out, const float *in, int64_t ld_in, int64_t n,
-                      int64_t cols)
-{
-    const int64_t full_n = n - n % TB, full_c = cols - cols % TB;
-    for (int64_t i = 0; i < full_n; i += TB)
-        for (int64_t j = 0; j < full_c; j += TB) {
-            tvec r[TB];
-            for (int k = 0; k < TB; k++)
-                r[k] = tvec_ld(in, (i + k) * ld_in + j, false);
-            transpose_tile(out + j * ld_out + i, ld_out, r);
-        }
-    for (int64_t i = 0; i < n; i++)
-        for (int64_t j = i < full_n ? full_c : 0; j < cols; j++)
-            out[j * ld_out + i] = in[i * ld_in + j];
-}
-
 /* mr x (2 W or c) of the product, all in registers */
 INLINE void tile2(int mr, float *c, int64_t ldc, const float *a, int64_t row, int64_t col,
                   const float *b, int64_t ldb, int64_t K, bool add_c)

@@ -357,7 +357,7 @@ int op_swiglu_bwd(const struct backend *be, struct tensor *dgu, const struct ten
 int64_t op_logp_scratch(int64_t N, int64_t C, int64_t V, enum dtype A)
 {
     const int64_t n = MIN(N, LOGP_TILE_N), v = MIN(V, LOGP_TILE_V);
-    const int64_t bf16 = A == DT_BF16 ? round_up(n * v * 2, 64) + n * C * 4 : 0;
+    const int64_t bf16 = A == DT_BF16 ? round_up(n * v * 2, 64) + N * C * 4 : 0;
     return round_up(n * v * 4, 64) + round_up(N * 20, 64) + bf16;
 }
 
