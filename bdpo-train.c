@@ -20,7 +20,8 @@ static const char USAGE[] =
     "from a model\n"
     "             [--max-tokens 256] [--temperature 0] [--top-k 0] [--top-p 1] [--seed 42] "
     "[--batch 16] [--threads 0]\n"
-    "             [--string-prompts raw|user] [--system TEXT] [--chat-template auto]\n"
+    "             [--string-prompts raw|user] [--system TEXT] [--chat-template auto] [--dtype "
+    "float32|bfloat16]\n"
     "  bdpo-train evaluate --config run.json [--set ...] [--model DIR] [--per-pair FILE] metrics "
     "on data.eval, no training\n"
     "  bdpo-train tokenize --model DIR [--chat-template auto] FILE.jsonl                 one JSON "
@@ -35,7 +36,7 @@ static const char USAGE[] =
 enum { SETS_MAX = 256 };
 struct args { /* what a command line may hold; each command names the flags it takes */
     const char *config, *model, *prompt, *prompts, *out, *per_pair, *system, *chat_template,
-        *string_prompts, *file;
+        *string_prompts, *dtype, *file;
     const char *max_tokens, *temperature, *top_k, *top_p, *seed, *batch, *threads;
     const char *sets[SETS_MAX];
     int32_t n_sets;
@@ -64,6 +65,7 @@ static const struct flag FLAGS[] = {
     FLAG("--system", system),
     FLAG("--chat-template", chat_template),
     FLAG("--string-prompts", string_prompts),
+    FLAG("--dtype", dtype),
     FLAG("--max-tokens", max_tokens),
     FLAG("--temperature", temperature),
     FLAG("--top-k", top_k),
@@ -186,7 +188,7 @@ static int command_generate(int argc, char **argv)
     TRY(parse_args(&a,
                    "--model --prompt --prompts --out --max-tokens --temperature --top-k --top-p "
                    "--seed --batch --threads --system "
-                   "--chat-template --string-prompts",
+                   "--chat-template --string-prompts --dtype",
                    argv, argc, 2));
     if (!a.model) return err_set(ERR_INPUT, "generate: --model DIR is needed");
     if (!a.prompt == !a.prompts)
@@ -202,6 +204,8 @@ static int command_generate(int argc, char **argv)
         strcmp(a.string_prompts, "user") != 0)
         return err_set(ERR_INPUT, "--string-prompts: \"%.40s\" is not raw or user",
                        a.string_prompts);
+    if (a.dtype && strcmp(a.dtype, "float32") != 0 && strcmp(a.dtype, "bfloat16") != 0)
+        return err_set(ERR_INPUT, "--dtype: \"%.40s\" is not float32 or bfloat16", a.dtype);
     const struct generate_opts o = {
         .model = a.model,
         .prompt = a.prompt,
@@ -210,6 +214,7 @@ static int command_generate(int argc, char **argv)
         .system = a.system,
         .chat_template = a.chat_template,
         .prompts_user = a.string_prompts && strcmp(a.string_prompts, "user") == 0,
+        .bf16 = a.dtype && strcmp(a.dtype, "bfloat16") == 0,
         .max_tokens = (int64_t)max_tokens,
         .batch = (int64_t)batch,
         .top_k = (int64_t)top_k,

@@ -8,6 +8,19 @@ import subprocess
 REL, PER_TOKEN, WEIGHTS = 1e-3, 1e-4, 1e-2  # relative, absolute per token, share of the L2 of the update
 
 
+class Limits:
+    """What may differ: `rel` of a value or `per_token`, the gradient's norm by `norm`, the weights by `weights` of the L2 of the update."""
+
+    def __init__(self, rel=REL, per_token=PER_TOKEN, norm=REL, weights=WEIGHTS, shares=True):
+        self.rel, self.per_token, self.norm, self.weights, self.shares = rel, per_token, norm, weights, shares
+
+
+FLOAT32 = Limits()
+# A run in bfloat16 against one in float32: 8 bits a value, so that a log-probability may move by 0.01 a token, and the loss by 2 %.
+# Shares of pairs (accuracies, bound) are not compared: a pair near the threshold may fall on either side.
+BFLOAT16 = Limits(rel=0.02, per_token=0.01, norm=0.1, weights=0.3, shares=False)
+
+
 class Report:
     """Prints one line a check and counts them; last() prints the summary and gives the exit code."""
 
@@ -57,7 +70,7 @@ def allowed(want, options):
             "bdpo/gate": nl, "rewards/chosen": beta * rewards[0], "rewards/rejected": beta * rewards[1], "rewards/margins": beta * rewards[2]}
 
 
-def deviation(key, a, b, want, tokens):
+def deviation(key, a, b, want, tokens, limits=FLOAT32):
     """|a - b| as a share of what is allowed: 1 is the limit."""
     if isinstance(a, str) or b is None or isinstance(b, (bool, str)) or key in ("step", "tokens", "skipped"):
         return 0.0 if a == b else math.inf
@@ -65,10 +78,13 @@ def deviation(key, a, b, want, tokens):
         return abs(a - b) / 1e-6
     if key == "learning_rate":
         return abs(a - b) / (1e-6 * abs(a) + 1e-15)
+    if key in ("rewards/accuracies", "bdpo/bound") and not limits.shares:
+        return 0.0 if 0 <= b <= 1 else math.inf
     if key in ("rewards/accuracies", "bdpo/bound"):  # shares of pairs: only pairs that stand on the threshold may differ
         close = want["_close_margins" if key == "rewards/accuracies" else "_close_bounds"]
         return abs(a - b) / (close / want["_pairs"] + 1e-6)
-    share = abs(a - b) / max(REL * abs(a), PER_TOKEN * tokens.get(key, 1.0))
+    rel = limits.norm if key == "grad_norm" else limits.rel
+    share = abs(a - b) / max(rel * abs(a), limits.per_token * tokens.get(key, 1.0))
     return share if math.isfinite(share) else math.inf
 
 
@@ -76,8 +92,14 @@ def at(step):
     return "" if step is None else f" at step {step}"
 
 
-def compare_rows(r, what, want, got, options):
-    """Every key of the contract at every step; keys of other losses must be absent."""
+def slope(loss, options):
+    """Half of d loss / d log-ratio (errors of two responses cancel in part) where that does not flatten out: there 2 % of a small loss
+    would be less than what its log-probabilities may do."""
+    return {"slic": 0.5 * options["beta"], "sppo": 0.5 / options["beta"]}.get(loss, 0.0)
+
+
+def compare_rows(r, what, want, got, options, limits=FLOAT32, steep=0.0):
+    """Every key of the contract at every step; keys of other losses must be absent. steep: slope() of the loss."""
     if not want and not got:
         return
     if len(want) != len(got):
@@ -86,9 +108,11 @@ def compare_rows(r, what, want, got, options):
     worst = {}
     for w, g in zip(want, got):
         tokens = allowed(w, options)
+        if steep:
+            tokens["loss"] = steep * (w.get("_nw", 0.0) + w.get("_nl", 0.0))
         for key, a in w.items():
             if not key.startswith("_"):
-                share = deviation(key, a, g.get(key), w, tokens)
+                share = deviation(key, a, g.get(key), w, tokens, limits)
                 if key not in worst or share > worst[key][0]:
                     worst[key] = (share, a, g.get(key), w.get("step"))
     foreign = sorted({k for g in got for k in g if k.startswith(("bdpo/", "ref_logps/")) and all(k not in w for w in want)})
@@ -102,7 +126,7 @@ def compare_rows(r, what, want, got, options):
     r.check(not bad and not foreign, what, f"{len(want)} rows, {len(worst)} keys, largest {worst[k][0]:.3f} ({k}{at(worst[k][3])})")
 
 
-def compare_pairs(r, what, want, got):
+def compare_pairs(r, what, want, got, limits=FLOAT32):
     """Lines of evaluate --per-pair: the same rows and ids, the same log-probabilities."""
     if len(want) != len(got):
         r.check(False, what, f"{len(got)} lines, expected {len(want)}")
@@ -117,7 +141,7 @@ def compare_pairs(r, what, want, got):
                 r.check(False, what, f"line {w['line']}: {key} {g.get(key)}, expected {w[key]}")
                 return
         for key, ids in (("logps/chosen", "chosen_ids"), ("logps/rejected", "rejected_ids")):
-            worst = max(worst, deviation(key, w[key], g.get(key), w, {key: len(w[ids])}))
+            worst = max(worst, deviation(key, w[key], g.get(key), w, {key: len(w[ids])}, limits))
     r.check(worst <= 1, what, f"{len(want)} pairs, the same ids, log-probabilities largest {worst:.4f}")
 
 

@@ -23,7 +23,7 @@ from safetensors import safe_open
 
 import tiny_models as tiny
 import torch_job as job
-from compare_rows import WEIGHTS, Report, compare_pairs, compare_rows, read_jsonl, read_metrics, run, strip_eval
+from compare_rows import BFLOAT16, FLOAT32, WEIGHTS, Report, compare_pairs, compare_rows, read_jsonl, read_metrics, run, slope, strip_eval
 
 torch.set_num_threads(1)
 
@@ -127,7 +127,7 @@ def make_config(root, c):
     train = tiny.write_jsonl(os.path.join(out, "train.jsonl"), tiny.make_pairs(c.get("seed", 1), c.get("rows", 14), family, forms, c.get("degenerate", False)))
     held = tiny.write_jsonl(os.path.join(out, "eval.jsonl"), tiny.make_pairs(99, 6, family, forms))
     cfg = {
-        "model": {"path": path, "dtype": "float32"},
+        "model": {"path": path, "dtype": c.get("dtype", "float32")},
         "data": {"train": train, "eval": held, "max_length": 96, "max_dropped": 0.2, **c.get("data", {})},
         "sft": {"epochs": 1, "learning_rate": 1e-3, "batch_size": 4, "shuffle": False, **c.get("sft", {})},
         "preference": {"loss": c.get("loss", "dpo"), "epochs": 2, "learning_rate": 1e-3, "batch_size": 4, "shuffle": False, **c.get("preference", {})},
@@ -155,7 +155,7 @@ def read_weights(path):
     return out
 
 
-def compare_weights(r, what, path, want, start, dtype):
+def compare_weights(r, what, path, want, start, dtype, limits):
     try:
         got = read_weights(path)
     except OSError as e:
@@ -172,7 +172,7 @@ def compare_weights(r, what, path, want, start, dtype):
     moved = math.sqrt(sum((want[n].double() - start[n].double()).norm().item() ** 2 for n in want))
     total = math.sqrt(sum(d * d for d in diff.values()))
     n = max(diff, key=diff.get)
-    r.check(total <= WEIGHTS * moved, what, f"L2 difference {total / max(moved, 1e-30):.2e} of an update of {moved:.3g} (limit {WEIGHTS:g}), most in {n}")
+    r.check(total <= limits.weights * moved, what, f"L2 difference {total / max(moved, 1e-30):.2e} of an update of {moved:.3g} (limit {limits.weights:g}), most in {n}")
 
 
 def compare_loads(r, what, path, source, text):
@@ -197,7 +197,7 @@ def compare_loads(r, what, path, source, text):
         return None
 
 
-def compare_evaluate(r, what, binary, run_json, directory, model, res, options, reference):
+def compare_evaluate(r, what, binary, run_json, directory, model, res, options, reference, limits, steep):
     """evaluate --per-pair: ids against the oracle's, log-probabilities and means against transformers' on the same files."""
     per_pair = os.path.join(os.path.dirname(run_json), "pairs.out.jsonl")
     rc, out, err = run(binary, ["evaluate", "--config", run_json, "--model", directory, "--per-pair", per_pair])
@@ -206,13 +206,13 @@ def compare_evaluate(r, what, binary, run_json, directory, model, res, options, 
         return
     pairs = res["eval_pairs"]
     m, lw, ll = job.evaluate(model, *options, pairs, reference)
-    compare_pairs(r, what + " --per-pair", job.pair_lines(pairs, lw, ll), read_jsonl(per_pair))
+    compare_pairs(r, what + " --per-pair", job.pair_lines(pairs, lw, ll), read_jsonl(per_pair), limits)
     try:
         row = strip_eval(json.loads(out))
     except ValueError as e:
         r.check(False, what + " output", f"not one JSON object: {e}: {out[:200]!r}")
         return
-    compare_rows(r, what + " output", [m], [row], options[1])
+    compare_rows(r, what + " output", [m], [row], options[1], limits, steep)
 
 
 def compare_case(r, binary, root, c, sft_cache):
@@ -230,22 +230,25 @@ def compare_case(r, binary, root, c, sft_cache):
     rows, held = read_metrics(output)
     pref = cfg.get("preference")
     options = job.loss_options(pref) if pref else None
+    limits = BFLOAT16 if cfg["model"]["dtype"] == "bfloat16" else FLOAT32
+    steep = slope(pref["loss"], options) if pref and limits is BFLOAT16 else 0.0
     for stage in ("sft", "preference"):
-        compare_rows(r, f"{name}: {stage} steps", [x for x in res["rows"] if x["stage"] == stage], [x for x in rows if x.get("stage") == stage], options)
+        compare_rows(r, f"{name}: {stage} steps", [x for x in res["rows"] if x["stage"] == stage], [x for x in rows if x.get("stage") == stage], options, limits, steep)
     dtype = job.load_model(cfg["model"]["path"], "auto").dtype
     base = res["start"]
     if res["sft"]:
-        compare_weights(r, f"{name}: sft/ weights", os.path.join(output, "sft"), res["sft"], base, dtype)
+        compare_weights(r, f"{name}: sft/ weights", os.path.join(output, "sft"), res["sft"], base, dtype, limits)
         compare_loads(r, f"{name}: sft/ in transformers", os.path.join(output, "sft"), cfg["model"]["path"], res["text"])
         base = res["sft"]
-    compare_weights(r, f"{name}: model/ weights", os.path.join(output, "model"), res["final"], base if pref else res["start"], dtype)
+    compare_weights(r, f"{name}: model/ weights", os.path.join(output, "model"), res["final"], base if pref else res["start"], dtype, limits)
     model = compare_loads(r, f"{name}: model/ in transformers", os.path.join(output, "model"), cfg["model"]["path"], res["text"])
     if pref and model is not None:
         if res["eval"]:
             last = [strip_eval(x) for x in held[-1:]]
-            compare_rows(r, f"{name}: eval/ row at the end", [res["eval"]], last, options)
+            compare_rows(r, f"{name}: eval/ row at the end", [res["eval"]], last, options, limits, steep)
         ref = cfg.get("reference", {}).get("path") or (os.path.join(output, "sft") if res["sft"] else cfg["model"]["path"])
-        compare_evaluate(r, f"{name}: evaluate", binary, run_json, os.path.join(output, "model"), model, res, (pref["loss"], options), job.load_model(ref))
+        compare_evaluate(r, f"{name}: evaluate", binary, run_json, os.path.join(output, "model"), model, res, (pref["loss"], options), job.load_model(ref),
+                         limits, steep)
     if c.get("same_as_dpo"):
         other = dict(c, name=name + "-dpo", loss="dpo", preference={k: v for k, v in c["preference"].items() if k != "lambda"})
         ocfg, ojson = make_config(root, other)
@@ -274,6 +277,10 @@ def quick_cases():
         dict(name="qwen3/forms", shape="qwen3", loss="bdpo", sft_forms=True, degenerate=True, forms=("ultrafeedback", "turns", "hh", "strings", "system"),
              data={"string_prompts": "user", "system_prompt": "Answer."}, preference={"adam_beta1": 0.8, "adam_beta2": 0.95, "adam_epsilon": 1e-6}),
         dict(name="llama/bf16-files", shape="llama", loss="bdpo", model={"dtype": torch.bfloat16}),
+        # computed in bfloat16, against PyTorch in float32 within the limits of BFLOAT16 (compare_rows.py)
+        dict(name="qwen2/bf16", shape="qwen2", loss="bdpo", dtype="bfloat16", preference={"lambda": 0.3}, memory={"micro_batch_tokens": 64}),
+        dict(name="llama/bf16", shape="llama", loss="dpo_nll", dtype="bfloat16", model={"dtype": torch.bfloat16}, memory={"gradient_checkpointing": True}),
+        dict(name="qwen3/bf16", shape="qwen3", loss="dpop", dtype="bfloat16", ref=True, preference={"schedule": "constant"}),
         dict(name="qwen2/no-sft", shape="qwen2", loss="dpo", without=["sft"], preference={"label_smoothing": 0.2, "epochs": 1.5, "batch_size": 7},
              model={"spelling": 4}),
         dict(name="qwen3/sft-only", shape="qwen3", without=["preference"], sft={"epochs": 2, "batch_size": 64}),

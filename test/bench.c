@@ -288,7 +288,7 @@ static void logp_rows(struct bench *b)
     struct tensor h = make(b, N, C), w = make(b, V, C), at = make_index(b, N, V),
                   logp = make(b, N, 1);
     struct tensor lse = make(b, N, 1), coef = make(b, N, 1), dh = make(b, N, C), dw = make(b, V, C);
-    struct tensor scratch = make(b, op_logp_scratch(N, V) / 4 + 1, 1);
+    struct tensor scratch = make(b, op_logp_scratch(N, C, V, DT_F32) / 4 + 1, 1);
     BENCH(b, "logp fwd", 2.0 * N * C * V, 0,
           op_logp_fwd(&b->be, &logp, &lse, &h, &w, &at, &scratch));
     BENCH(b, "logp bwd", 6.0 * N * C * V, 0,
@@ -307,7 +307,7 @@ static void flat_rows(struct bench *b)
     double sum;
     struct tensor w = make(b, n, 1), m = make(b, n, 1), v = make(b, n, 1), g = make(b, n, 1);
     check(op_fill(&b->be, &v, 0.1f));
-    BENCH(b, "adamw", 0, 28 * n, op_adamw(&b->be, &w, &m, &v, &g, &opt));
+    BENCH(b, "adamw", 0, 28 * n, op_adamw(&b->be, &w, &m, &v, &g, &opt, NULL));
     BENCH(b, "sumsq", 0, 4 * n, op_sumsq(&b->be, &sum, &g));
     BENCH(b, "add", 0, 12 * n, op_add(&b->be, &m, &g));
     BENCH(b, "fill", 0, 4 * n, op_fill(&b->be, &m, 0));

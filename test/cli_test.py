@@ -103,6 +103,7 @@ def test_usage(r, root):
         (["generate", "--model", "m", "--prompt", "a", "--max-tokens", "0x10"], ["--max-tokens"]),
         (["generate", "--model", "m", "--prompt", "a", "--seed", "nan"], ["--seed"]),
         (["generate", "--model", "m", "--prompt", "a", "--string-prompts", "chat"], ["raw or user"]),
+        (["generate", "--model", "m", "--prompt", "a", "--dtype", "float16"], ["float32 or bfloat16"]),
         (["tokenize", "--model", "m"], ["FILE"]),
         (["losses", "dpo"], ["losses takes no"]),
         *[([c], [c, "not in version"]) for c in ("lint", "plan", "report", "merge", "toy", "contour")],
@@ -148,7 +149,7 @@ def test_config_errors(r, root):
         ("option of another loss", {"preference": {"loss": "dpo", "lambda": 0.5}}, ["preference.lambda"], 1),
         ("three at once", {"seed": -1, "sft": {"batch_size": 0}, "logging": {"evry": 1}}, ["seed", "sft.batch_size", "logging.evry"], 3),
         ("nothing to train", {"sft": None, "preference": None}, ["nothing to train"], 1),
-        ("bfloat16", {"model": {"dtype": "bfloat16"}}, ["model.dtype", "float32"], 1),
+        ("dtype", {"model": {"dtype": "float16"}}, ["model.dtype", "float32"], 1),
         ("cuda", {"backend": "cuda"}, ["backend", "cpu"], 1),
         ("max_length of the model", {"data": {"max_length": 100}}, ["data.max_length", "max_position_embeddings", "64"], 1),
         ("eval without data", {"data": {"eval": None}, "eval": {"every": 1}}, ["eval.every", "data.eval"], 1),
@@ -168,7 +169,7 @@ def test_config_errors(r, root):
         p.refused(f"config: {what}", t.bdpo("--config", p.path("run.json")), *parts)
     t.write_json(p.path("run.json"), {"output": "x"})
     p.keep()
-    p.refused("config: nothing given", t.bdpo("--config", p.path("run.json")), "model.path", "nothing to train", "model.dtype", lines=3)
+    p.refused("config: nothing given", t.bdpo("--config", p.path("run.json")), "model.path", "nothing to train", lines=2)
 
 
 def spoil_json(path, edit):
@@ -419,6 +420,9 @@ def test_generate(r, root):
     p.check(len(plain) > 0 and all(bytes(x["tokens"]).decode() == x["response"] for x in plain), "generate: tokens are the ids of the response")
     p.check(generate("--batch", "8") == one, "generate: greedy does not depend on the batch")
     p.check(generate("--batch", "3", n=30)[0]["tokens"][:12] == one[0]["tokens"], "generate: a longer answer begins alike")
+    half = generate("--dtype", "bfloat16")
+    p.check(generate("--dtype", "float32") == one and len(half) == len(one) and generate("--dtype", "bfloat16") == half,
+            "generate: --dtype")
     hot = generate("--temperature", "1", "--seed", "7", "--batch", "1")
     p.check(hot != one and generate("--temperature", "1", "--seed", "7", "--batch", "5") == hot, "generate: a seed repeats, whatever the batch")
     p.check(generate("--temperature", "1", "--seed", "8") != hot, "generate: another seed differs")

@@ -7,7 +7,7 @@
 
 /* a config to which only a stage must be added, and a whole one */
 #define BASE_KEYS \
-    "\"model\": {\"path\": \"m\", \"dtype\": \"float32\"}, \"data\": {\"train\": \"t.jsonl\"}, \"output\": \"o\""
+    "\"model\": {\"path\": \"m\"}, \"data\": {\"train\": \"t.jsonl\"}, \"output\": \"o\""
 #define BASE "{" BASE_KEYS ", \"preference\": {}}"
 
 /* Write `text` as DIR/run.json and load it. */

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Run the jobs of test/goldens and compare with what PyTorch got (scripts/golden.py). Standard library only.
+"""Run the jobs of test/goldens in float32 and in bfloat16, and compare with what PyTorch got in float32 (scripts/golden.py). Standard library only.
 
   golden_test.py [--binary build/bdpo-train] [--verbose]      $BDPO_TRAIN is the default of --binary where it is set
 """
@@ -17,7 +17,7 @@ import tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, "..", "scripts"))
-from compare_rows import WEIGHTS, Report, compare_pairs, compare_rows, read_jsonl, read_metrics, run, strip_eval
+from compare_rows import BFLOAT16, FLOAT32, Report, compare_pairs, compare_rows, read_jsonl, read_metrics, run, slope, strip_eval
 
 SKETCH = 8  # signed sums of each tensor
 SAMPLES = 4  # its first elements, for a message that says more
@@ -55,8 +55,8 @@ def read_safetensors(path):
     return out
 
 
-def compare_weights(r, what, directory, want):
-    """Global L2 difference, estimated by the sketches, against WEIGHTS of the update's."""
+def compare_weights(r, what, directory, want, limits):
+    """Global L2 difference, estimated by the sketches, as a share of the update's."""
     try:
         got = {}
         for name in sorted(os.listdir(directory)):
@@ -78,15 +78,23 @@ def compare_weights(r, what, directory, want):
         diff[name] = sum((a - b) ** 2 for a, b in zip(s[:SKETCH], expected[:SKETCH])) / SKETCH
     share = math.sqrt(sum(diff.values()) / moved)
     most = max(diff, key=diff.get)
-    r.check(share <= WEIGHTS, what, f"L2 difference {share:.2e} of the update (limit {WEIGHTS:g}), most in {most}")
-    if share > WEIGHTS:
+    r.check(share <= limits.weights, what, f"L2 difference {share:.2e} of the update (limit {limits.weights:g}), most in {most}")
+    if share > limits.weights:
         print(f"       {most}: {got[most][:SAMPLES]}, expected {want[most][1][SKETCH:]}")
 
 
-def run_golden(r, binary, case, out, g):
-    what = f"{os.path.basename(case)}/{g['name']}"
+def check_start(r, what, rows):
+    """Where the policy starts as the reference, the first step's rewards and ratios are 0 to the bit."""
+    r.check([rows[0][f"rewards/{s}"] for s in ("chosen", "rejected", "margins")] == [0, 0, 0] and
+            all(rows[0][f"logps/{s}"] == rows[0][f"ref_logps/{s}"] for s in ("chosen", "rejected")), what)
+
+
+def run_golden(r, binary, case, out, g, dtype):
+    what, limits = f"{os.path.basename(case)}/{g['name']}/{dtype}", BFLOAT16 if dtype == "bfloat16" else FLOAT32
     cfg = json.loads(json.dumps(g["config"]).replace("@CASE@", case).replace("@OUT@", out))
-    run_json = os.path.join(out, g["name"] + ".json")
+    cfg["model"]["dtype"] = dtype
+    cfg["output"] += "-" + dtype
+    run_json = os.path.join(out, f"{g['name']}-{dtype}.json")
     with open(run_json, "w", encoding="utf-8") as f:
         json.dump(cfg, f, indent=1)
     rc, stdout, stderr = run(binary, ["--config", run_json])
@@ -94,17 +102,20 @@ def run_golden(r, binary, case, out, g):
         r.check(False, f"{what}: run", f"exit code {rc}: {(stderr or stdout)[-400:]}")
         return
     rows, held = read_metrics(cfg["output"])
+    steep = slope(cfg["preference"]["loss"], g["options"]) if limits is BFLOAT16 else 0.0
     for stage in ("sft", "preference"):
-        compare_rows(r, f"{what}: {stage} steps", g[stage], [x for x in rows if x.get("stage") == stage], g["options"])
-    compare_rows(r, f"{what}: eval/ row at the end", [g["eval"]], [strip_eval(x) for x in held[-1:]], g["options"])
+        compare_rows(r, f"{what}: {stage} steps", g[stage], [x for x in rows if x.get("stage") == stage], g["options"], limits, steep)
+    if "ref_logps/chosen" in g["preference"][0] and "reference" not in cfg:
+        check_start(r, f"{what}: the policy starts as the reference", [x for x in rows if x.get("stage") == "preference"])
+    compare_rows(r, f"{what}: eval/ row at the end", [g["eval"]], [strip_eval(x) for x in held[-1:]], g["options"], limits, steep)
     model = os.path.join(cfg["output"], "model")
-    compare_weights(r, f"{what}: model/ weights", model, g["weights"])
-    per_pair = os.path.join(out, g["name"] + ".pairs.jsonl")
+    compare_weights(r, f"{what}: model/ weights", model, g["weights"], limits)
+    per_pair = os.path.join(out, f"{g['name']}-{dtype}.pairs.jsonl")
     rc, _, stderr = run(binary, ["evaluate", "--config", run_json, "--model", model, "--per-pair", per_pair])
     if rc != 0:
         r.check(False, f"{what}: evaluate", f"exit code {rc}: {stderr[-400:]}")
         return
-    compare_pairs(r, f"{what}: evaluate --per-pair", g["pairs"], read_jsonl(per_pair))
+    compare_pairs(r, f"{what}: evaluate --per-pair", g["pairs"], read_jsonl(per_pair), limits)
 
 
 def main():
@@ -125,7 +136,8 @@ def main():
         out = tempfile.mkdtemp(prefix="bdpo-golden-")
         try:
             for g in golden["runs"]:
-                run_golden(r, binary, case, out, g)
+                for dtype in ("float32", "bfloat16"):
+                    run_golden(r, binary, case, out, g, dtype)
         finally:
             shutil.rmtree(out, ignore_errors=True)
     return r.last()

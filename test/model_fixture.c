@@ -46,7 +46,20 @@ void fix_write(const char *dir, const char *name, const char *text)
     free(path);
 }
 
+static float draw_weight(const struct param *p, int32_t i, int64_t j)
+{
+    const double z = rng_normal(7, rng_stream_of(RNG_TEST, (uint64_t)i), (uint64_t)j);
+    const bool bias = strstr(p->slice[0].name, ".bias") != NULL;
+    return (float)(p->decay ? 0.25 * z : bias ? 0.2 * z : 1 + 0.2 * z);
+}
+
 void fix_open(struct fix *f, const char *dir, int shape, bool train, bool recompute)
+{
+    fix_open_as(f, dir, shape, DT_F32, train, recompute);
+}
+
+void fix_open_as(struct fix *f, const char *dir, int shape, enum dtype dtype, bool train,
+                 bool recompute)
 {
     const struct model_size size = { 64, 64, 64, train, recompute };
     struct arch a;
@@ -54,18 +67,16 @@ void fix_open(struct fix *f, const char *dir, int shape, bool train, bool recomp
     fix_write(dir, "config.json", fix_config(shape));
     BUG_IF(arch_load(&a, dir) < 0);
     BUG_IF(cpu_open(&f->be, 2) < 0);
-    BUG_IF(model_init(&f->m, &f->be, &a) < 0);
+    BUG_IF(model_init(&f->m, &f->be, &a, dtype) < 0);
     BUG_IF(model_plan_weights(&f->m, &f->plan, train) < 0);
     BUG_IF(model_plan_buffers(&f->m, &f->plan, &size) < 0);
     BUG_IF(plan_grant(&f->plan, &f->be) < 0);
     BUG_IF(model_ready(&f->m) < 0);
     for (int32_t i = 0; i < f->m.n_params; i++) {
         const struct param *p = &f->m.params[i];
-        const bool bias = strstr(p->slice[0].name, ".bias") != NULL;
-        float *w = p->w.data;
         for (int64_t j = 0; j < tensor_count(&p->w); j++) {
-            const double z = rng_normal(7, rng_stream_of(RNG_TEST, (uint64_t)i), (uint64_t)j);
-            w[j] = (float)(p->decay ? 0.25 * z : bias ? 0.2 * z : 1 + 0.2 * z);
+            const float w = draw_weight(p, i, j);
+            BUG_IF(model_put(&f->m, p->offset + j, 1, &w) < 0);
         }
     }
 }

@@ -17,7 +17,8 @@ void ref_init(struct ref *r, const struct model *m)
     r->m = m;
     r->w = reals(m->n_flat);
     for (int64_t i = 0; i < m->n_flat; i++)
-        r->w[i] = (double)((const float *)m->weights.data)[i];
+        r->w[i] = m->dtype == DT_BF16 ? (double)bf16_to_f32(((const uint16_t *)m->weights.data)[i])
+                                      : (double)((const float *)m->weights.data)[i];
 }
 
 void ref_release(struct ref *r)

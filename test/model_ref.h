@@ -8,7 +8,7 @@ struct ref { /* weights by Hugging Face name, as the parameter table of m lists 
     const struct model *m;
     double *w; /* [m->n_flat], owned; changed freely by the caller */
 };
-/* A copy of m's weights (which are in host memory). Aborts when out of memory, as all of this file. */
+/* A copy of m's weights as they compute, rounded where they are bfloat16 (they are in host memory). Aborts when out of memory, as all of this file. */
 void ref_init(struct ref *r, const struct model *m);
 void ref_release(struct ref *r);
 /* The first element of a tensor, and how many it has. A name that is not in the table is a bug. */

@@ -12,6 +12,7 @@
 #include "../src/base/rng.h"
 
 enum { GUARD = 64 };
+#define BF16_EPSILON 0x1p-8 /* rounding moves a value by at most this share of it */
 
 static struct op_box *new_box(struct op_run *r, enum box_kind kind, enum dtype dtype, int64_t d0,
                               int64_t d1, int64_t ld)
@@ -19,7 +20,7 @@ static struct op_box *new_box(struct op_run *r, enum box_kind kind, enum dtype d
     assert_true(r->n_box < OP_RUN_BOXES);
     struct op_box *b = &r->box[r->n_box++];
     /* the last row ends at d1, so that a sanitizer sees what runs over the guard */
-    b->bytes = 2 * GUARD + (d0 ? ((d0 - 1) * ld + d1) * 4 : 0);
+    b->bytes = 2 * GUARD + (d0 ? ((d0 - 1) * ld + d1) * dtype_size(dtype) : 0);
     b->mem = aligned_alloc(64, (size_t)round_up(b->bytes, 64));
     b->before = malloc((size_t)b->bytes);
     assert_true(b->mem && b->before);
@@ -46,6 +47,46 @@ struct tensor *op_run_f32(struct op_run *r, enum box_kind kind, int64_t d0, int6
     return &b->t;
 }
 
+static uint16_t half_of(float x)
+{
+    uint32_t u;
+    memcpy(&u, &x, sizeof u);
+    if (isnan(x)) return (uint16_t)(u >> 16 | 0x40);
+    return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+
+static float float_of(uint16_t h)
+{
+    const uint32_t u = (uint32_t)h << 16;
+    float x;
+    memcpy(&x, &u, sizeof x);
+    return x;
+}
+
+void op_run_round(const struct op_run *r, double *p, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        p[i] = (double)(r->act == DT_BF16 ? float_of(half_of((float)p[i])) : (float)p[i]);
+}
+
+struct tensor *op_run_act(struct op_run *r, enum box_kind kind, int64_t d0, int64_t d1, int64_t pad,
+                          double spread)
+{
+    if (r->act == DT_F32) return op_run_f32(r, kind, d0, d1, pad, spread);
+    struct op_box *b = new_box(r, kind, DT_BF16, d0, d1, d1 + pad);
+    uint16_t *p = b->t.data;
+    for (int64_t i = 0; i < d0; i++)
+        for (int64_t j = 0; j < d1; j++) {
+            const double x =
+                kind == BOX_OUTPUT
+                    ? NAN
+                    : spread * rng_normal(r->seed, rng_stream_of(RNG_TEST, 1), r->n_random++);
+            p[i * b->t.ld + j] = half_of((float)x);
+        }
+    memcpy(b->before, b->mem, (size_t)b->bytes);
+    return &b->t;
+}
+
 struct tensor *op_run_index(struct op_run *r, int64_t n, int64_t limit)
 {
     struct op_box *b = new_box(r, BOX_INPUT, DT_I32, n, 1, 1);
@@ -66,18 +107,23 @@ double *op_run_zeros(struct op_run *r, int64_t n)
     return p;
 }
 
+static double element(const struct tensor *t, int64_t i)
+{
+    return (double)(t->dtype == DT_BF16 ? float_of(((const uint16_t *)t->data)[i])
+                                        : ((const float *)t->data)[i]);
+}
+
 double *op_run_double(struct op_run *r, const struct tensor *t)
 {
     const int64_t n = tensor_row(t);
     double *p = op_run_zeros(r, tensor_count(t));
-    const float *x = t->data;
     for (int64_t i = 0; i < t->dim[0]; i++)
         for (int64_t j = 0; j < n; j++)
-            p[i * n + j] = (double)x[i * t->ld + j];
+            p[i * n + j] = element(t, i * t->ld + j);
     return p;
 }
 
-void op_run_expect(struct op_run *r, const struct tensor *t, const double *want, double factor,
+static void expect(struct op_run *r, const struct tensor *t, const double *want, double eps,
                    int64_t length, double size)
 {
     double top = size;
@@ -86,28 +132,47 @@ void op_run_expect(struct op_run *r, const struct tensor *t, const double *want,
     for (int i = 0; i < r->n_box; i++) {
         if (&r->box[i].t != t) continue;
         r->box[i].want = want;
-        r->box[i].tolerance = factor * FLT_EPSILON * sqrt((double)MAX(length, (int64_t)1)) * top;
+        r->box[i].tolerance = eps * sqrt((double)MAX(length, (int64_t)1)) * top;
+        r->box[i].relative = t->dtype == DT_BF16 ? BF16_EPSILON : 0;
         return;
     }
     fail_msg("op_run_expect: not a tensor of this run");
 }
 
+void op_run_expect(struct op_run *r, const struct tensor *t, const double *want, double factor,
+                   int64_t length, double size)
+{
+    expect(r, t, want, factor * FLT_EPSILON, length, size);
+}
+
+void op_run_expect_rounded(struct op_run *r, const struct tensor *t, const double *want,
+                           double factor, int64_t length, double size)
+{
+    expect(r, t, want, factor * (r->act == DT_BF16 ? BF16_EPSILON : FLT_EPSILON), length, size);
+}
+
+void op_run_exact(struct op_run *r, const struct tensor *t)
+{
+    for (int i = 0; i < r->n_box; i++)
+        if (&r->box[i].t == t) r->box[i].relative = 0;
+}
+
 static void check_values(const struct op_box *b, int at)
 {
-    const float *x = b->t.data;
     for (int64_t i = 0; i < b->t.dim[0]; i++)
         for (int64_t j = 0; j < b->t.dim[1]; j++) {
-            const double got = (double)x[i * b->t.ld + j], want = b->want[i * b->t.dim[1] + j];
-            if (fabs(got - want) <= b->tolerance) continue; /* false for NaN */
+            const double got = element(&b->t, i * b->t.ld + j), want = b->want[i * b->t.dim[1] + j],
+                         allowed = b->tolerance + b->relative * fabs(want);
+            if (fabs(got - want) <= allowed) continue; /* false for NaN */
             fail_msg("tensor %d, element (%lld, %lld): %.9g, not %.9g (tolerance %.3g)", at,
-                     (long long)i, (long long)j, got, want, b->tolerance);
+                     (long long)i, (long long)j, got, want, allowed);
         }
 }
 
 /* false for the bytes of elements */
 static bool is_gap(const struct op_box *b, int64_t byte)
 {
-    const int64_t e = (byte - GUARD) / 4, end = b->bytes - GUARD;
+    const int64_t e = (byte - GUARD) / dtype_size(b->t.dtype), end = b->bytes - GUARD;
     return byte < GUARD || byte >= end || e % MAX(b->t.ld, (int64_t)1) >= b->t.dim[1];
 }
 

@@ -16,9 +16,11 @@ struct op_box {
     enum box_kind kind;
     const double *want; /* NULL: guards only */
     double tolerance;   /* absolute */
+    double relative;    /* besides, of each element: what storing BF16 costs */
 };
-struct op_run { /* valid when zeroed but for be and seed */
+struct op_run { /* valid when zeroed but for be, seed, act */
     const struct backend *be;
+    enum dtype act; /* of the activations, F32 or BF16 */
     uint64_t seed;
     struct op_box box[OP_RUN_BOXES];
     int n_box;
@@ -31,6 +33,11 @@ struct op_run { /* valid when zeroed but for be and seed */
  * `spread` (inputs, in and out) or NaN (outputs). */
 struct tensor *op_run_f32(struct op_run *r, enum box_kind kind, int64_t d0, int64_t d1, int64_t pad,
                           double spread);
+/* The same in the dtype of the activations, rounded to it. */
+struct tensor *op_run_act(struct op_run *r, enum box_kind kind, int64_t d0, int64_t d1, int64_t pad,
+                          double spread);
+/* Round n values to float, and then to the dtype of the activations. */
+void op_run_round(const struct op_run *r, double *p, int64_t n);
 /* i32 [n], uniform in [0, limit). */
 struct tensor *op_run_index(struct op_run *r, int64_t n, int64_t limit);
 /* The tensor's elements, contiguous; freed with the run. */
@@ -38,9 +45,14 @@ double *op_run_double(struct op_run *r, const struct tensor *t);
 /* n zeros. */
 double *op_run_zeros(struct op_run *r, int64_t n);
 /* After the op, t must equal want[count] to within factor * eps(f32) * sqrt(length) * max(size, max
- * |want|); size: that of the terms, where they cancel. */
+ * |want|), and half a unit of a BF16 t; size: that of the terms, where they cancel. */
 void op_run_expect(struct op_run *r, const struct tensor *t, const double *want, double factor,
                    int64_t length, double size);
+/* The same where values on the way were rounded to the activations' dtype: with its eps. */
+void op_run_expect_rounded(struct op_run *r, const struct tensor *t, const double *want,
+                           double factor, int64_t length, double size);
+/* And not even that half unit: t, expected already, is rounded as want is. */
+void op_run_exact(struct op_run *r, const struct tensor *t);
 /* Guards, constant inputs, expectations: fails the test through cmocka. digest: of all outputs'
  * bytes. */
 void op_run_check(struct op_run *r, uint8_t digest[32]);

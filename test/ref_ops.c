@@ -275,3 +275,9 @@ double ref_sumsq(const double *x, int64_t n)
         s += x[i] * x[i];
     return s;
 }
+
+void ref_add(double *y, const double *x, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        y[i] += x[i];
+}

@@ -40,4 +40,6 @@ void ref_logp_bwd(double *dh, double *dw, const double *coef, const double *h, c
 void ref_adamw(double *w, double *m, double *v, const double *g, const struct adamw *opt,
                int64_t n);
 double ref_sumsq(const double *x, int64_t n);
+/* y += x */
+void ref_add(double *y, const double *x, int64_t n);
 #endif

@@ -18,8 +18,9 @@ RESULTS = ["model/model.safetensors", "model/config.json", "sft/model.safetensor
 
 
 def job(root, name, **sections):
-    """SFT and BDPO of several epochs, batches of more than one micro-batch, evaluation in between; the path of its config."""
-    c = t.make_config(root, sft={"epochs": 2, "warmup_ratio": 0.2}, preference={"epochs": 3, "schedule": "cosine", "weight_decay": 0.1},
+    """SFT and BDPO of several epochs, batches of more than one micro-batch, evaluation in between; the path of its config. A root
+    that ends in bfloat16 computes in that; its files are float32 and so hold the master weights, all of them compared."""
+    c = t.make_config(root, model={"dtype": "bfloat16" if root.endswith("bfloat16") else "float32"}, sft={"epochs": 2, "warmup_ratio": 0.2}, preference={"epochs": 3, "schedule": "cosine", "weight_decay": 0.1},
                       memory={"micro_batch_tokens": 40}, eval={"every": 4}, output=f"{root}/{name}",
                       checkpoint={"every": 3, "keep": 2, "export": "epoch"}, **sections)
     path = f"{root}/{name}.json"
@@ -70,7 +71,7 @@ def chain(r, root, name, delays, want):
     return killed
 
 
-def test_kills(r, root, rng, seconds, want):
+def test_kills(r, root, rng, seconds, want, chains=3):
     print(f"a whole run takes {seconds:.2f} s")
     longest, whole = 0.3 * seconds, 0
     for k in range(12):
@@ -78,11 +79,11 @@ def test_kills(r, root, rng, seconds, want):
         print(f"chain {k}: kills after {', '.join(f'{d:.3f}' for d in delays)} s")
         killed = chain(r, root, f"chain-{k}", delays, want)
         whole += killed >= 10
-        if whole == 3:
+        if whole == chains:
             break
         if killed < 10:  # the machine has become faster than it was: it reached the end too soon
             longest *= 0.7
-    r.check(whole == 3, "three chains of at least 10 kills", f"{whole}")
+    r.check(whole == chains, f"{chains} chains of at least 10 kills", f"{whole}")
     # one kill of a fresh run at every tenth of its time; and a long row of short lives, in which little but starting and saving is done
     for k in range(1, 11):
         chain(r, root, f"tenth-{k}", [0.1 * k * seconds], want)
@@ -174,6 +175,22 @@ def test_good_one_survives(r, root, want):
     compare(r, "keep 1: the same end", out, want)
 
 
+def left_alone(r, root):
+    """A job that nothing disturbs: its seconds and its results."""
+    os.makedirs(root)
+    t.make_root(root, train=30)
+    begin = time.monotonic()
+    res = t.bdpo("--config", job(root, "alone"))
+    seconds = time.monotonic() - begin
+    want = results(f"{root}/alone")
+    rows = t.read_lines(f"{root}/alone/metrics.jsonl") if want["metrics.jsonl"] else []
+    steps = [x["step"] for x in rows if "loss" in x]
+    what = os.path.basename(root)
+    r.check(res.code == 0 and None not in want.values(), f"{what}: a run that is left alone", "" if res.code == 0 else f"{res}")
+    r.check(steps == [*range(1, 17), *range(1, 25)], f"{what}: its steps", str(steps))
+    return seconds, want
+
+
 def main():
     ap = argparse.ArgumentParser(description=__doc__)
     ap.add_argument("--seed", type=int, default=random.randrange(1 << 30))
@@ -181,19 +198,15 @@ def main():
     print(f"--seed {a.seed}")
     r, root = Report(), tempfile.mkdtemp(prefix="bdpo-resume-")
     try:
-        t.make_root(root, train=30)
-        begin = time.monotonic()
-        res = t.bdpo("--config", job(root, "alone"))
-        seconds = time.monotonic() - begin
-        want = results(f"{root}/alone")
-        rows = t.read_lines(f"{root}/alone/metrics.jsonl") if want["metrics.jsonl"] else []
-        steps = [x["step"] for x in rows if "loss" in x]
-        r.check(res.code == 0 and None not in want.values(), "a run that is left alone", "" if res.code == 0 else f"{res}")
-        r.check(steps == [*range(1, 17), *range(1, 25)], "its steps", str(steps))
+        seconds, want = left_alone(r, f"{root}/float32")
         if r.failed == 0:
-            test_kills(r, root, random.Random(a.seed), seconds, want)
-            test_faults(r, root, want)
-            test_good_one_survives(r, root, want)
+            test_kills(r, f"{root}/float32", random.Random(a.seed), seconds, want)
+            test_faults(r, f"{root}/float32", want)
+            test_good_one_survives(r, f"{root}/float32", want)
+        seconds, rounded = left_alone(r, f"{root}/bfloat16")
+        r.check(rounded["model/model.safetensors"] != want["model/model.safetensors"], "bfloat16 is another computation")
+        if r.failed == 0:
+            test_kills(r, f"{root}/bfloat16", random.Random(a.seed), seconds, rounded, chains=1)
     finally:
         shutil.rmtree(root, ignore_errors=True)
     return r.last()

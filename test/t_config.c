@@ -24,10 +24,10 @@ static json_t *rich(const struct option *o)
     for (size_t i = 0; o->use == USE_LOSS && i < loss_count; i++)
         if (loss_table[i].options & o->loss_bit)
             loss = loss_table[i].name; /* lambda: the last, bdpo */
-    root = json_pack("{s:{s:s, s:s}, s:{s:s, s:s, s:s, s:I}, s:{}, s:{s:s}, s:s}", "model", "path",
-                     "m", "dtype", "float32", "data", "train", "t.jsonl", "eval", "e.jsonl",
-                     "on_bad_row", "skip", "max_length", (json_int_t)(1 << 20), "sft", "preference",
-                     "loss", loss, "output", "o");
+    root =
+        json_pack("{s:{s:s}, s:{s:s, s:s, s:s, s:I}, s:{}, s:{s:s}, s:s}", "model", "path", "m",
+                  "data", "train", "t.jsonl", "eval", "e.jsonl", "on_bad_row", "skip", "max_length",
+                  (json_int_t)(1 << 20), "sft", "preference", "loss", loss, "output", "o");
     assert_non_null(root);
     return root;
 }
@@ -265,8 +265,6 @@ static void test_config__all_errors_in_one_pass(void **state)
         "run.json:4:48: error: preference.epochs: expected a number in (0, 1000000], found null",
         "run.json:5:3: error: sft: expected a section or null",
         "run.json:6:3: error: sed: unknown key; did you mean \"seed\"?",
-        "run.json:2:3: error: model.dtype: \"bfloat16\", the default, is not in this version: set "
-        "\"model.dtype\": \"float32\"",
         "run.json:1:1: error: output: must be given",
     };
     load_bad(state, text, NULL, want[0]);
@@ -333,8 +331,8 @@ static void test_config__cross_checks(void **state)
         { "eval.every=3", "eval.every: needs data.eval" },
         { "eval.kl_samples=3", "eval/kl is not in this version" },
         { "output=m", "output: is model.path" },
-        { "model.dtype=bfloat16",
-          "\"bfloat16\" is not in this version: set \"model.dtype\": \"float32\"" },
+        { "model.dtype=float16",
+          "\"float16\" is not one of \"bfloat16\", \"float32\"; did you mean \"bfloat16\"?" },
         { "model.attention=cudnn", "\"cudnn\" is not in this version" },
         { "backend=cuda", "\"cuda\" is not in this version" },
         { "optimizer.master=bfloat16", "\"bfloat16\" is not in this version" },
@@ -345,14 +343,14 @@ static void test_config__cross_checks(void **state)
     for (size_t i = 0; i < COUNT_OF(rows); i++)
         load_bad(state, BASE, rows[i].set, rows[i].want);
     load_bad(state,
-             "{\"model\": {\"path\": \"m\", \"dtype\": \"float32\"}, \"sft\": {\"train\": \"a\"}, "
+             "{\"model\": {\"path\": \"m\"}, \"sft\": {\"train\": \"a\"}, "
              "\"preference\": {}, \"output\": \"o\"}",
              NULL, "data.train: must be given");
     struct config *c = load_ok(state, BASE, "data.max_length=7", NULL, NULL);
     assert_int_equal(c->data.max_prompt_length, 3);
     config_free(c);
     c = load_ok(state,
-                "{\"model\": {\"path\": \"m\", \"dtype\": \"float32\"}, \"sft\": {\"train\": "
+                "{\"model\": {\"path\": \"m\"}, \"sft\": {\"train\": "
                 "\"a\"}, \"preference\": {\"train\": [\"b\", \"c\"]}, \"output\": \"o\"}",
                 NULL, NULL, NULL);
     assert_true(c->sft.train.n == 1 && c->preference.train.n == 2 && c->data.train.n == 0);
@@ -383,6 +381,7 @@ static void test_config__defaults(void **state)
                 c->checkpoint.every == 50);
     assert_true(c->memory.micro_batch_tokens == CONFIG_AUTO &&
                 c->memory.gradient_checkpointing == CHECKPOINTING_AUTO);
+    assert_true(c->model.dtype == DTYPE_BFLOAT16 && c->model.save_dtype == SAVE_AUTO);
     assert_true(c->seed == 42 && c->threads == 0 && c->max_hours == 0 && !c->cache_dir &&
                 c->faults.hang_timeout == 600);
     assert_true(c->logging.every == 1 && c->logging.progress == PROGRESS_AUTO &&

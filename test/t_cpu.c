@@ -86,7 +86,46 @@ static void test_cpu__row_tails(void **state)
     backend_close(&be);
 }
 
-static void test_cpu__transpose_and_block(void **state)
+/* Every bfloat16 there and back; halfway cases go to the even neighbour, large ones to infinity. */
+static void test_cpu__bfloat16(void **state)
+{
+    (void)state;
+    static const struct {
+        uint32_t in;
+        uint16_t want;
+    } round[] = {
+        { 0x3f808000, 0x3f80 }, { 0x3f818000, 0x3f82 }, { 0x3f808001, 0x3f81 },
+        { 0x3f807fff, 0x3f80 }, { 0x7f7f8000, 0x7f80 }, { 0xff7fffff, 0xff80 },
+        { 0x00008000, 0x0000 }, { 0x00018000, 0x0002 }, { 0x80000001, 0x8000 },
+        { 0x7f800001, 0x7fc0 }, { 0xff810000, 0xffc1 }, { 0x7fffffff, 0x7fff },
+    };
+    struct backend be;
+    static uint16_t in[65536 + 3], out[65536 + 3];
+    static float x[65536 + 3];
+    OK(cpu_open(&be, 1));
+    for (int k = 0; k < 3; k++) {
+        const struct rows *r = each_isa(be.cx, k);
+        if (!r) continue;
+        for (int32_t i = 0; i < 65536 + 3; i++)
+            in[i] = (uint16_t)i;
+        r->widen(x, in, 65536 + 3);
+        r->narrow(out, x, 65536 + 3);
+        for (int32_t i = 0; i < 65536 + 3; i++) {
+            uint32_t u;
+            memcpy(&u, &x[i], sizeof u);
+            assert_int_equal(u, (uint32_t)in[i] << 16);
+            assert_int_equal(out[i], isnan(x[i]) ? in[i] | 0x40 : in[i]);
+        }
+        for (size_t i = 0; i < COUNT_OF(round); i++) {
+            memcpy(x, &round[i].in, sizeof x[0]);
+            r->narrow(out, x, 1);
+            assert_int_equal(out[0], round[i].want);
+        }
+    }
+    backend_close(&be);
+}
+
+static void test_cpu__pack_and_block(void **state)
 {
     (void)state;
     enum { LD = 80 };
@@ -102,10 +141,9 @@ static void test_cpu__transpose_and_block(void **state)
         for (int64_t M = 1; M < 70 && r; M += M < 30 ? 1 : 13)
             for (int64_t N = 1; N < 70; N += N < 36 ? 3 : 11) {
                 const int64_t K = (M * N) % 23 + 1;
-                memset(t, 0, sizeof t);
-                r->transpose(t, LD, a, LD, M, K);
-                for (int64_t i = 0; i < M * K; i++)
-                    assert_true(t[i % K * LD + i / K] == a[i / K * LD + i % K]);
+                r->pack(t, LD, a, LD, false, true, M, K);
+                for (int64_t i = 0; i < LD * K; i++)
+                    assert_true(t[i] == (i % LD < M ? a[i % LD * LD + i / LD] : 0));
                 for (int add = 0; add < 2; add++) {
                     memset(c, 0, sizeof c);
                     c[(M - 1) * LD + N - 1] = add ? 100 : NAN;
@@ -321,15 +359,11 @@ static void test_cpu__wrong_calls_abort(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_cpu__exp),
-        cmocka_unit_test(test_cpu__row_tails),
-        cmocka_unit_test(test_cpu__transpose_and_block),
-        cmocka_unit_test(test_cpu__logp_extremes),
-        cmocka_unit_test(test_cpu__nan_is_seen),
-        cmocka_unit_test(test_cpu__memory),
-        cmocka_unit_test(test_cpu__open),
-        cmocka_unit_test(test_cpu__views),
-        cmocka_unit_test(test_cpu__wrong_calls_abort),
+        cmocka_unit_test(test_cpu__exp),           cmocka_unit_test(test_cpu__row_tails),
+        cmocka_unit_test(test_cpu__bfloat16),      cmocka_unit_test(test_cpu__pack_and_block),
+        cmocka_unit_test(test_cpu__logp_extremes), cmocka_unit_test(test_cpu__nan_is_seen),
+        cmocka_unit_test(test_cpu__memory),        cmocka_unit_test(test_cpu__open),
+        cmocka_unit_test(test_cpu__views),         cmocka_unit_test(test_cpu__wrong_calls_abort),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

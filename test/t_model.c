@@ -54,6 +54,41 @@ static double ref_sequence(const struct ref *r, const struct fix_pairs *p, int s
     return ref_logp(r, ids, n, p->np[s / 2]);
 }
 
+/* bfloat16: about 8 roundings a layer, and logits of the size sqrt(C) / 4, as the weights are drawn; errors add up as random ones do. */
+static double bf16_tolerance(const struct model *m, int32_t tokens)
+{
+    const double eps = 0x1p-8, logit = 0.25 * sqrt((double)m->arch.C);
+    return 4 * eps * logit * sqrt(8.0 * (double)m->arch.L + 4) * sqrt(tokens);
+}
+
+static void test_model__bf16_logp_near_oracle(void **state)
+{
+    struct fix_pairs p;
+    struct fix_batch fb;
+    (void)state;
+    fix_pairs_draw(&p, 3);
+    for (int shape = 0; shape < FIX_SHAPES; shape++) {
+        struct fix f;
+        struct ref r;
+        double logp[S], worst = 0;
+        fix_open_as(&f, dir, shape, DT_BF16, false, false);
+        ref_init(&r, &f.m); /* the rounded weights: what is left are the activations */
+        fix_batch_pairs(&fb, &p, 0, FIX_PAIRS);
+        run(&f, &fb, logp, NULL);
+        for (int s = 0; s < S; s++) {
+            const double want = ref_sequence(&r, &p, s);
+            const double allowed = bf16_tolerance(&f.m, p.len[s / 2][s % 2]);
+            if (!(fabs(logp[s] - want) <= allowed))
+                fail_msg("shape %d, sequence %d: %.9g, expected %.9g within %.3g", shape, s,
+                         logp[s], want, allowed);
+            worst = fmax(worst, fabs(logp[s] - want) / allowed);
+        }
+        assert_true(worst > 1e-3); /* it did compute in bfloat16 */
+        ref_release(&r);
+        fix_close(&f);
+    }
+}
+
 static void test_model__logp_equals_oracle(void **state)
 {
     struct fix_pairs p;
@@ -138,6 +173,41 @@ static void test_model__gradients_equal_differences(void **state)
     }
 }
 
+/* Every parameter's gradient in bfloat16 points where float32's does at the same (rounded) weights. */
+static void test_model__bf16_gradients_near_float32(void **state)
+{
+    struct fix_pairs p;
+    struct fix_batch fb;
+    (void)state;
+    fix_pairs_draw(&p, 4);
+    fix_batch_pairs(&fb, &p, 0, FIX_PAIRS);
+    for (int shape = 0; shape < FIX_SHAPES; shape++) {
+        struct fix a, b;
+        double la[S], lb[S];
+        fix_open_as(&a, dir, shape, DT_F32, true, false);
+        fix_open_as(&b, dir, shape, DT_BF16, true, false);
+        assert_int_equal(model_round(&a.m, ST_BF16), 0);
+        run(&a, &fb, la, coef);
+        run(&b, &fb, lb, coef);
+        for (int32_t i = 0; i < a.m.n_params; i++) {
+            const struct tensor ga = model_grad(&a.m, i), gb = model_grad(&b.m, i);
+            double dot = 0, aa = 0, bb = 0;
+            for (int64_t j = 0; j < tensor_count(&ga); j++) {
+                const double x = (double)((float *)ga.data)[j], y = (double)((float *)gb.data)[j];
+                dot += x * y;
+                aa += x * x;
+                bb += y * y;
+            }
+            const double cosine = dot / sqrt(aa * bb), ratio = sqrt(bb / aa);
+            if (!(cosine > 0.99 && fabs(ratio - 1) < 0.05))
+                fail_msg("shape %d, %s: cosine %.6f, length %.4f of float32's", shape,
+                         a.m.params[i].slice[0].name, cosine, ratio);
+        }
+        fix_close(&a);
+        fix_close(&b);
+    }
+}
+
 /* Elements whose gradients differ by more than rounding. */
 static int64_t differing(const struct model *m, const float *a, const float *b)
 {
@@ -187,11 +257,13 @@ static void test_model__recompute_is_bit_equal(void **state)
     (void)state;
     fix_pairs_draw(&p, 6);
     fix_batch_pairs(&fb, &p, 0, FIX_PAIRS);
-    for (int shape = 0; shape < FIX_SHAPES; shape++) {
+    for (int k = 0; k < 2 * FIX_SHAPES; k++) {
+        const int shape = k / 2;
+        const enum dtype dtype = k % 2 ? DT_BF16 : DT_F32;
         struct fix a, b;
         double la[S], lb[S];
-        fix_open(&a, dir, shape, true, false);
-        fix_open(&b, dir, shape, true, true);
+        fix_open_as(&a, dir, shape, dtype, true, false);
+        fix_open_as(&b, dir, shape, dtype, true, true);
         assert_int_equal(b.m.n_acts, 1);
         run(&a, &fb, la, coef);
         run(&b, &fb, lb, coef);
@@ -208,32 +280,34 @@ static void test_model__inference_buffers_give_the_same_logp(void **state)
 {
     struct fix_pairs p;
     struct fix_batch fb;
-    struct fix a, b;
-    double la[S], lb[S];
     (void)state;
     fix_pairs_draw(&p, 6);
     fix_batch_pairs(&fb, &p, 0, FIX_PAIRS);
-    fix_open(&a, dir, FIX_QWEN3, true, false);
-    fix_open(&b, dir, FIX_QWEN3, false, false);
-    run(&a, &fb, la, NULL);
-    run(&b, &fb, lb, NULL);
-    assert_memory_equal(la, lb, sizeof la);
-    assert_null(b.m.grads.data);
-    fix_close(&a);
-    fix_close(&b);
+    for (int k = 0; k < 2; k++) {
+        const enum dtype dtype = k ? DT_BF16 : DT_F32;
+        struct fix a, b;
+        double la[S], lb[S];
+        fix_open_as(&a, dir, FIX_QWEN3, dtype, true, false);
+        fix_open_as(&b, dir, FIX_QWEN3, dtype, false, false);
+        run(&a, &fb, la, NULL);
+        run(&b, &fb, lb, NULL);
+        assert_memory_equal(la, lb, sizeof la);
+        assert_true(!b.m.grads.data && !b.m.master.data && !a.m.master.data == !k);
+        fix_close(&a);
+        fix_close(&b);
+    }
 }
 
-static void test_model__two_runs_are_bit_equal(void **state)
+static void two_runs(enum dtype dtype)
 {
     struct fix_pairs p;
     struct fix_batch fb, other;
     struct fix f;
     double first[S], again[S];
-    (void)state;
     fix_pairs_draw(&p, 8);
     fix_batch_pairs(&fb, &p, 0, FIX_PAIRS);
     fix_batch_pairs(&other, &p, 2, 1);
-    fix_open(&f, dir, FIX_QWEN2_TIED, true, false);
+    fix_open_as(&f, dir, FIX_QWEN2_TIED, dtype, true, false);
     float *g = malloc((size_t)f.m.n_flat * sizeof *g);
     assert_non_null(g);
     run(&f, &fb, first, coef);
@@ -244,6 +318,13 @@ static void test_model__two_runs_are_bit_equal(void **state)
     assert_memory_equal(g, f.m.grads.data, (size_t)f.m.n_flat * sizeof *g);
     free(g);
     fix_close(&f);
+}
+
+static void test_model__two_runs_are_bit_equal(void **state)
+{
+    (void)state;
+    two_runs(DT_F32);
+    two_runs(DT_BF16);
 }
 
 /* Micro-batches add up to the whole batch. */
@@ -309,10 +390,11 @@ static void test_model__ready_means_final(void **state)
     (void)state;
     fix_pairs_draw(&p, 10);
     fix_batch_pairs(&fb, &p, 0, FIX_PAIRS);
-    for (int shape = 0; shape < FIX_SHAPES; shape++) {
+    for (int k = 0; k < 2 * FIX_SHAPES; k++) {
+        const int shape = k / 2;
         struct fix f;
         double logp[S];
-        fix_open(&f, dir, shape, true, shape % 2);
+        fix_open_as(&f, dir, shape, k % 2 ? DT_BF16 : DT_F32, true, shape % 2);
         struct seen s = { &f.m, calloc((size_t)f.m.n_flat, sizeof(float)),
                           calloc((size_t)f.m.n_params, sizeof(int)), 0, -1 };
         assert_true(s.grads && s.times);
@@ -335,10 +417,10 @@ static void test_model__ready_means_final(void **state)
 static void test_model__table(void **state)
 {
     (void)state;
-    for (int shape = 0; shape < FIX_SHAPES; shape++) {
+    for (int k = 0; k < 2 * FIX_SHAPES; k++) {
         struct fix f;
         int64_t elements = 0;
-        fix_open(&f, dir, shape, false, false);
+        fix_open_as(&f, dir, k / 2, k % 2 ? DT_BF16 : DT_F32, false, false);
         for (int32_t i = 0; i < f.m.n_params; i++) {
             const struct param *p = &f.m.params[i];
             assert_int_equal((uintptr_t)p->w.data % 64, 0);
@@ -394,7 +476,9 @@ int main(void)
         cmocka_unit_test(test_model__table),
         cmocka_unit_test(test_model__random),
         cmocka_unit_test(test_model__logp_equals_oracle),
+        cmocka_unit_test(test_model__bf16_logp_near_oracle),
         cmocka_unit_test(test_model__gradients_equal_differences),
+        cmocka_unit_test(test_model__bf16_gradients_near_float32),
         cmocka_unit_test(test_model__shared_prompt_equals_separate_rows),
         cmocka_unit_test(test_model__recompute_is_bit_equal),
         cmocka_unit_test(test_model__inference_buffers_give_the_same_logp),

@@ -30,11 +30,11 @@ struct trainer { /* a tiny model with moments */
     struct stage st;
 };
 
-static void trainer_open(struct trainer *t, const char *dir, int shape,
+static void trainer_open(struct trainer *t, const char *dir, int shape, enum dtype dtype,
                          const struct stage_config *c)
 {
     memset(t, 0, sizeof *t);
-    fix_open(&t->f, dir, shape, true, false);
+    fix_open_as(&t->f, dir, shape, dtype, true, false);
     t->su.be = t->f.be;
     t->st = (struct stage){ .su = &t->su,
                             .kind = STAGE_PREFERENCE,
@@ -72,13 +72,15 @@ static double *doubles(const struct tensor *x)
 }
 
 /* Some steps over the whole model against the oracle in double: clipping, bias correction, decay on matrices alone. */
-static void adamw_steps(const char *dir, int shape, const struct stage_config *c, double scale)
+static void adamw_steps(const char *dir, int shape, enum dtype dtype, const struct stage_config *c,
+                        double scale)
 {
     enum { STEPS = 6 };
     struct trainer t;
-    trainer_open(&t, dir, shape, c);
+    trainer_open(&t, dir, shape, dtype, c);
     struct model *m = &t.st.model;
-    double *w = doubles(&m->weights), *m1 = doubles(&t.st.optim.m), *m2 = doubles(&t.st.optim.v);
+    const struct tensor *exact = m->master.data ? &m->master : &m->weights;
+    double *w = doubles(exact), *m1 = doubles(&t.st.optim.m), *m2 = doubles(&t.st.optim.v);
     for (int step = 1; step <= STEPS; step++) {
         double norm, ss = 0;
         const double lr = 0.01 / step;
@@ -109,11 +111,13 @@ static void adamw_steps(const char *dir, int shape, const struct stage_config *c
         }
     }
     for (int64_t i = 0; i < m->n_flat; i++) {
-        const double got = (double)((float *)m->weights.data)[i];
+        const double got = (double)((float *)exact->data)[i];
         const double allowed = 8 * FLT_EPSILON * sqrt(STEPS) * (fabs(w[i]) + STEPS * 0.01);
         if (fabs(got - w[i]) > allowed)
             fail_msg("shape %d: weight %lld is %.9g, expected %.9g", shape, (long long)i, got,
                      w[i]);
+        if (dtype == DT_BF16)
+            assert_int_equal(((uint16_t *)m->weights.data)[i], f32_to_bf16((float)got));
     }
     free(w);
     free(m1);
@@ -129,13 +133,14 @@ static void test_optim__adamw_over_a_model(void **state)
                               .weight_decay = 0.1,
                               .max_grad_norm = 1 };
     for (int shape = 0; shape < FIX_SHAPES; shape++)
-        adamw_steps(scratch_dir(state), shape, &c, 1); /* clipped */
-    adamw_steps(scratch_dir(state), 0, &c, 1e-4);      /* below the limit */
+        for (int k = 0; k < 2; k++) /* clipped */
+            adamw_steps(scratch_dir(state), shape, k ? DT_BF16 : DT_F32, &c, 1);
+    adamw_steps(scratch_dir(state), 0, DT_F32, &c, 1e-4); /* below the limit */
     c.weight_decay = 0;
     c.adam_beta1 = 0;
     c.adam_beta2 = 0.5;
     c.adam_epsilon = 0.1;
-    adamw_steps(scratch_dir(state), 1, &c, 1);
+    adamw_steps(scratch_dir(state), 1, DT_BF16, &c, 1);
 }
 
 static void test_optim__clip(void **state)
@@ -147,7 +152,7 @@ static void test_optim__clip(void **state)
     for (int side = 0; side < 2; side++) {
         struct trainer t;
         double norm;
-        trainer_open(&t, scratch_dir(state), FIX_QWEN2_TIED, &c);
+        trainer_open(&t, scratch_dir(state), FIX_QWEN2_TIED, DT_F32, &c);
         struct model *m = &t.st.model;
         float *g = m->grads.data, *w = m->weights.data;
         const double len = side ? 1.5 : 10;
@@ -176,7 +181,14 @@ static const char RUN[] = "{\"seed\": 1, \"sft\": {\"epochs\": 2.0}}";
 /* Everything that a checkpoint holds gets a value of its own. */
 static void trainer_fill(struct trainer *t, uint64_t seed)
 {
-    fill(&t->st.model.weights, seed, 1);
+    struct model *m = &t->st.model;
+    float *w;
+    struct tensor all = tensor_view(NULL, DT_F32, m->n_flat, 1, 1, 1);
+    assert_int_equal(MEM_NEW(&w, m->n_flat), 0);
+    all.data = w;
+    fill(&all, seed, 1);
+    assert_int_equal(model_put(m, 0, m->n_flat, w), 0);
+    free(w);
     fill(&t->st.optim.m, seed + 1, 1e-3);
     fill(&t->st.optim.v, seed + 2, 1e-6);
     for (int i = 0; i < 3; i++) {
@@ -192,16 +204,16 @@ static void trainer_fill(struct trainer *t, uint64_t seed)
 
 static bool same(const struct tensor *a, const struct tensor *b)
 {
-    return memcmp(a->data, b->data, (size_t)tensor_count(a) * sizeof(float)) == 0;
+    return memcmp(a->data, b->data, (size_t)(tensor_count(a) * dtype_size(a->dtype))) == 0;
 }
 
-static void test_checkpoint__round_trip(void **state)
+static void round_trip(void **state, enum dtype dtype)
 {
     struct trainer a, b;
     struct checkpoint_info info, found;
     const char *out = scratch_dir(state);
-    trainer_open(&a, out, FIX_QWEN3, &PLAIN);
-    trainer_open(&b, out, FIX_QWEN3, &PLAIN);
+    trainer_open(&a, out, FIX_QWEN3, dtype, &PLAIN);
+    trainer_open(&b, out, FIX_QWEN3, dtype, &PLAIN);
     trainer_fill(&a, 3);
     assert_int_equal(checkpoint_newest(out, &found), 0);
     assert_int_equal(checkpoint_save(out, &a.st, 123, RUN, 2, &info), 0);
@@ -214,6 +226,7 @@ static void test_checkpoint__round_trip(void **state)
     const char *path = scratch(state, "checkpoints/preference-000043");
     assert_int_equal(checkpoint_load(path, &b.st, RUN, false), 0);
     assert_true(same(&a.st.model.weights, &b.st.model.weights));
+    if (dtype == DT_BF16) assert_true(same(&a.st.model.master, &b.st.model.master));
     assert_true(same(&a.st.optim.m, &b.st.optim.m) && same(&a.st.optim.v, &b.st.optim.v));
     assert_memory_equal(a.st.ref.w, b.st.ref.w, 24);
     assert_memory_equal(a.st.ref.l, b.st.ref.l, 24);
@@ -224,19 +237,49 @@ static void test_checkpoint__round_trip(void **state)
     trainer_close(&b);
 }
 
+static void test_checkpoint__round_trip(void **state)
+{
+    round_trip(state, DT_F32);
+}
+
+static void test_checkpoint__round_trip_bf16(void **state)
+{
+    round_trip(state, DT_BF16);
+}
+
+/* With --allow-change a float32 run goes on in bfloat16: its weights become the master. */
+static void test_checkpoint__from_float32_to_bf16(void **state)
+{
+    struct trainer a, b;
+    struct checkpoint_info info;
+    const char *out = scratch_dir(state);
+    trainer_open(&a, out, FIX_LLAMA3_BIASES, DT_F32, &PLAIN);
+    trainer_open(&b, out, FIX_LLAMA3_BIASES, DT_BF16, &PLAIN);
+    trainer_fill(&a, 3);
+    assert_int_equal(checkpoint_save(out, &a.st, 0, RUN, 2, &info), 0);
+    const char *path = scratch(state, "checkpoints/preference-000043");
+    assert_int_equal(checkpoint_load(path, &b.st, RUN, false), 0);
+    assert_true(same(&a.st.model.weights, &b.st.model.master));
+    for (int64_t i = 0; i < a.st.model.n_flat; i++)
+        assert_int_equal(((uint16_t *)b.st.model.weights.data)[i],
+                         f32_to_bf16(((float *)a.st.model.weights.data)[i]));
+    trainer_close(&a);
+    trainer_close(&b);
+}
+
 static void test_checkpoint__other_run(void **state)
 {
     struct trainer a, b;
     struct checkpoint_info info;
     const char *out = scratch_dir(state), *other = "{\"seed\": 1, \"sft\": {\"epochs\": 3.0}}";
-    trainer_open(&a, out, FIX_QWEN3, &PLAIN);
+    trainer_open(&a, out, FIX_QWEN3, DT_F32, &PLAIN);
     trainer_fill(&a, 3);
     assert_int_equal(checkpoint_save(out, &a.st, 0, RUN, 2, &info), 0);
     const char *path = scratch(state, "checkpoints/preference-000043");
     assert_int_equal(checkpoint_load(path, &a.st, other, false), ERR_CHECKPOINT);
     assert_msg("sft.epochs: 3.0 was 2.0");
     assert_int_equal(checkpoint_load(path, &a.st, other, true), 0);
-    trainer_open(&b, out, FIX_LLAMA_TIED, &PLAIN); /* another model: sizes differ */
+    trainer_open(&b, out, FIX_LLAMA_TIED, DT_F32, &PLAIN); /* another model: sizes differ */
     assert_int_equal(checkpoint_load(path, &b.st, RUN, false), ERR_CHECKPOINT);
     assert_msg("\"weights\"");
     trainer_close(&b);
@@ -278,7 +321,7 @@ static void test_checkpoint__rotation(void **state)
     struct trainer t;
     struct checkpoint_info found;
     const char *out = scratch_dir(state);
-    trainer_open(&t, out, FIX_LLAMA_TIED, &PLAIN);
+    trainer_open(&t, out, FIX_LLAMA_TIED, DT_F32, &PLAIN);
     save_at(&t, out, STAGE_SFT, 5, 2);
     save_at(&t, out, STAGE_SFT, 999999, 2);
     save_at(&t, out, STAGE_SFT, 1000000, 2); /* by number, not by name */
@@ -317,7 +360,7 @@ static void test_checkpoint__broken(void **state)
     struct trainer t;
     struct checkpoint_info found;
     const char *out = scratch_dir(state);
-    trainer_open(&t, out, FIX_LLAMA_TIED, &PLAIN);
+    trainer_open(&t, out, FIX_LLAMA_TIED, DT_F32, &PLAIN);
     for (int kind = 0; kind < 8; kind++) {
         save_at(&t, out, STAGE_SFT, 1, 2);
         save_at(&t, out, STAGE_SFT, 2, 2);
@@ -374,7 +417,7 @@ static void test_checkpoint__cannot_write(void **state)
     struct trainer t;
     struct checkpoint_info info;
     const char *out = scratch_dir(state);
-    trainer_open(&t, out, FIX_LLAMA_TIED, &PLAIN);
+    trainer_open(&t, out, FIX_LLAMA_TIED, DT_F32, &PLAIN);
     save_at(&t, out, STAGE_SFT, 1, 2);
     scratch_put(scratch(state, "file"), "x", 1);
     t.st.step = 2;
@@ -389,10 +432,16 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
 #define T(f) cmocka_unit_test_setup_teardown(f, scratch_make, scratch_remove)
-        T(test_optim__adamw_over_a_model),  T(test_optim__clip),
-        T(test_checkpoint__round_trip),     T(test_checkpoint__other_run),
-        T(test_checkpoint__rotation),       T(test_checkpoint__broken),
-        T(test_checkpoint__sweep_and_wipe), T(test_checkpoint__cannot_write),
+        T(test_optim__adamw_over_a_model),
+        T(test_optim__clip),
+        T(test_checkpoint__round_trip),
+        T(test_checkpoint__round_trip_bf16),
+        T(test_checkpoint__from_float32_to_bf16),
+        T(test_checkpoint__other_run),
+        T(test_checkpoint__rotation),
+        T(test_checkpoint__broken),
+        T(test_checkpoint__sweep_and_wipe),
+        T(test_checkpoint__cannot_write),
     };
     return cmocka_run_group_tests_name("train_state", tests, NULL, NULL);
 }

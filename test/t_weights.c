@@ -92,6 +92,104 @@ static void test_weights__round_trip(void **state)
     }
 }
 
+/* The exact weights, master or not. */
+static float *exact(const struct model *m)
+{
+    float *w = malloc((size_t)m->n_flat * sizeof *w);
+    assert_non_null(w);
+    assert_int_equal(model_get(m, 0, m->n_flat, w), 0);
+    return w;
+}
+
+/* Every weight that computes is its exact one, rounded to bfloat16. */
+static void expect_rounding(const struct model *m)
+{
+    float *w = exact(m);
+    for (int64_t i = 0; i < m->n_flat; i++)
+        assert_int_equal(((const uint16_t *)m->weights.data)[i], f32_to_bf16(w[i]));
+    free(w);
+}
+
+/* Through the files of each dtype the master keeps what the file can hold, and nothing of it is lost by a second trip. */
+static void test_weights__bf16_with_a_master(void **state)
+{
+    static const enum st_dtype files[] = { ST_F32, ST_BF16, ST_F16 };
+    (void)state;
+    for (int k = 0; k < FIX_SHAPES * 3; k++) {
+        const enum st_dtype dtype = files[k % 3];
+        struct fix f, g;
+        fix_open_as(&f, source, k / 3, DT_BF16, true, false);
+        fix_open_as(&g, root, k / 3, DT_BF16, true, false);
+        assert_true(f.m.master.data && f.plan.bytes[PLAN_MASTER] == 4 * f.m.n_flat &&
+                    f.plan.bytes[PLAN_WEIGHTS] == 2 * f.m.n_flat);
+        expect_rounding(&f.m);
+        float *was = exact(&f.m);
+        assert_int_equal(model_random(&g.m, 3), 0);
+        expect_rounding(&g.m);
+        assert_int_equal(model_save(&f.m, saved, source, dtype, 1 << 30), 0);
+        assert_int_equal(model_load(&g.m, saved), 0);
+        expect_rounding(&g.m);
+        float *read = exact(&g.m);
+        for (int64_t i = 0; i < f.m.n_flat; i++)
+            assert_true(read[i] == as(dtype, was[i]));
+        /* what model_round makes is what the file holds: the run goes on with it to the bit */
+        assert_int_equal(model_round(&f.m, dtype), 0);
+        expect_rounding(&f.m);
+        float *rounded = exact(&f.m);
+        assert_memory_equal(rounded, read, (size_t)f.m.n_flat * sizeof *read);
+        assert_memory_equal(f.m.weights.data, g.m.weights.data, (size_t)f.m.n_flat * 2);
+        free(was);
+        free(read);
+        free(rounded);
+        fix_close(&f);
+        fix_close(&g);
+    }
+}
+
+/* Without training there is no master; the weights are what a training model computes with. */
+static void test_weights__bf16_without_a_master(void **state)
+{
+    struct fix f, g;
+    (void)state;
+    fix_open_as(&f, source, FIX_QWEN3, DT_BF16, true, false);
+    assert_int_equal(model_save(&f.m, saved, source, ST_F32, 1 << 30), 0);
+    fix_open_as(&g, root, FIX_QWEN3, DT_BF16, false, false);
+    memset(g.m.weights.data, 0, (size_t)g.m.n_flat * 2);
+    assert_int_equal(model_load(&g.m, saved), 0);
+    assert_null(g.m.master.data);
+    assert_memory_equal(f.m.weights.data, g.m.weights.data, (size_t)f.m.n_flat * 2);
+    assert_int_equal(model_save(&g.m, saved, source, ST_F32, 1 << 30), 0);
+    assert_int_equal(model_load(&f.m, saved), 0);
+    float *w = exact(&f.m);
+    for (int64_t i = 0; i < f.m.n_flat; i++)
+        assert_true(w[i] == bf16_to_f32(((const uint16_t *)g.m.weights.data)[i]));
+    free(w);
+    fix_close(&f);
+    fix_close(&g);
+}
+
+/* The last float32 that rounds to a finite bfloat16, and the first that does not. */
+static void test_weights__too_large_for_bf16(void **state)
+{
+    const float last = 0x1.fefffep127f, over = 0x1.ffp127f;
+    struct fix f, g;
+    (void)state;
+    fix_open(&f, source, FIX_QWEN2_TIED, false, false);
+    fix_open_as(&g, root, FIX_QWEN2_TIED, DT_BF16, true, false);
+    float *w = f.m.params[f.m.final_norm].w.data;
+    w[5] = last;
+    assert_int_equal(model_save(&f.m, saved, source, ST_F32, 1 << 30), 0);
+    assert_int_equal(model_load(&g.m, saved), 0);
+    w[5] = -over;
+    assert_int_equal(model_save(&f.m, saved, source, ST_F32, 1 << 30), 0);
+    assert_int_equal(model_load(&g.m, saved), ERR_INPUT);
+    assert_non_null(
+        strstr(err_msg(), "\"model.norm.weight\": element 5 is too large for bfloat16"));
+    assert_int_equal(model_load(&f.m, saved), 0);
+    fix_close(&f);
+    fix_close(&g);
+}
+
 static void test_weights__shards(void **state)
 {
     struct fix f;
@@ -423,6 +521,9 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_weights__round_trip),
+        cmocka_unit_test(test_weights__bf16_with_a_master),
+        cmocka_unit_test(test_weights__bf16_without_a_master),
+        cmocka_unit_test(test_weights__too_large_for_bf16),
         cmocka_unit_test(test_weights__shards),
         cmocka_unit_test(test_weights__tied_head_is_not_written_twice),
         cmocka_unit_test(test_weights__directory),

@@ -12,11 +12,33 @@ enum {
 
 struct att { /* one call's sizes and inputs */
     const struct segments *segs;
-    const float *q, *k, *v;
-    int64_t ldq, ldk, ldv;
+    const struct tensor *q, *k, *v;
     int64_t H, K, G, D; /* heads, kv heads, heads a kv head, head size */
     float scale;
 };
+
+/* Rows [row, row + n) of x, columns [col, col + cols), as floats ld apart: where they are, or widened
+ * into buf [n, cols]. */
+struct att_view {
+    const float *p;
+    int64_t ld;
+};
+static inline struct att_view att_read(const struct rows *r, float *buf, const struct tensor *x,
+                                       int64_t row, int64_t n, int64_t col, int64_t cols)
+{
+    const int64_t at = row * x->ld + col;
+    if (x->dtype == DT_F32) return (struct att_view){ (const float *)x->data + at, x->ld };
+    for (int64_t i = 0; i < n; i++)
+        r->widen(buf + i * cols, (const uint16_t *)x->data + at + i * x->ld, cols);
+    return (struct att_view){ buf, cols };
+}
+/* The same rows of D columns, transposed into out [D, ATT_K]. */
+static inline void att_transpose(const struct rows *r, float *out, const struct tensor *x,
+                                 int64_t row, int64_t n, int64_t col, int64_t D)
+{
+    r->pack(out, ATT_K, cpu_at_const(x->data, x->dtype, row * x->ld + col), x->ld,
+            x->dtype == DT_BF16, true, n, D);
+}
 
 /* Key block b of a segment: kv rows [row, row + n); `first`: its first key's place among the own
  * rows, < 0 in the prefix. */

@@ -3,41 +3,86 @@
 #include <omp.h>
 #include <string.h>
 
+struct sums { /* rows from `first` of a gradient, as floats ld apart: in the tensor, or beside it */
+    float *p;
+    int64_t ld, first;
+};
+
 struct grads {
-    float *dq, *dk, *dv;
-    const float *dout, *o, *lse;
-    int64_t lddq, lddk, lddv, lddo, ldo;
+    struct tensor *dq, *dk, *dv;
+    const struct tensor *dout, *o;
+    const float *lse;
 };
 
 struct bwd_buf {    /* a thread's scratch */
     float *kt, *vt; /* [D, ATT_K]: keys and values, transposed */
-    float *p, *dp;  /* [rows, ATT_K] */
     float *dk, *dv; /* [ATT_K, D] */
+    float *p, *dp;  /* [rows, ATT_K] */
+    float *k;       /* [ATT_K, D], then [rows, G D] each: widened */
+    float *q, *dout, *o;
+    float *far; /* the sums of a group's gradients that are not in their tensors */
+    struct sums sq, sk, sv;
 };
 
-static int64_t bwd_floats(const struct att *a)
+/* Rows that the segments of a group own: of q with `kv` false, else of k and v. */
+static struct sums group_span(const struct segments *segs, int64_t group, bool kv, int64_t *n)
 {
-    return 4 * a->D * ATT_K + 2 * att_rows_max(a) * ATT_K;
+    int64_t first = INT64_MAX, end = 0;
+    for (int32_t i = segs->group[group]; i < segs->group[group + 1]; i++) {
+        const struct segment *s = &segs->seg[i];
+        const int64_t row = kv ? s->own : s->q;
+        if (s->len == 0) continue;
+        first = MIN(first, row);
+        end = MAX(end, row + s->len);
+    }
+    *n = MAX(end - first, 0);
+    return (struct sums){ .first = *n ? first : 0 };
+}
+
+static int64_t bwd_floats(const struct att *a, enum dtype A)
+{
+    const int64_t rows = att_rows_max(a), GD = a->G * a->D;
+    int64_t far = 0;
+    for (int64_t i = 0; i < a->segs->n_groups && A != DT_F32; i++) {
+        int64_t nq, nk;
+        (void)group_span(a->segs, i, false, &nq);
+        (void)group_span(a->segs, i, true, &nk);
+        far = MAX(far, nq * GD + 2 * nk * a->D);
+    }
+    return 5 * a->D * ATT_K + 2 * rows * ATT_K + 3 * rows * GD + far;
 }
 
 static struct bwd_buf bwd_carve(const struct att *a, float *p)
 {
-    const int64_t kd = a->D * ATT_K, s = att_rows_max(a) * ATT_K;
-    return (struct bwd_buf){ p, p + kd, p + 4 * kd, p + 4 * kd + s, p + 2 * kd, p + 3 * kd };
+    const int64_t kd = a->D * ATT_K, s = att_rows_max(a) * ATT_K, x = att_rows_max(a) * a->G * a->D;
+    struct bwd_buf b = { .kt = p, .vt = p + kd, .dk = p + 2 * kd, .dv = p + 3 * kd };
+    b.k = p + 4 * kd;
+    b.p = p + 5 * kd;
+    b.dp = b.p + s;
+    b.q = b.dp + s;
+    b.dout = b.q + x;
+    b.o = b.dout + x;
+    b.far = b.o + x;
+    return b;
 }
+
+struct bwd_in { /* a block of query rows, all heads of a kv head */
+    struct att_view q, dout, o;
+};
 
 /* One head's rows against one key block: P = exp(scale q k^T - lse), dS = P (dO v^T - delta) scale,
  * dV += P^T dO, dK += dS^T q, dQ += dS k. */
 static void bwd_rows(const struct rows *r, const struct att *a, const struct grads *d,
                      const struct segment *s, const struct att_rows *q, const struct att_keys *k,
-                     int64_t head, int64_t g, const struct bwd_buf *b)
+                     const struct bwd_in *in, const struct att_view *key, int64_t h, int64_t g,
+                     const struct bwd_buf *b)
 {
     const int64_t D = a->D, row = s->q + q->q0;
-    const int64_t step_q = q->across ? D : a->ldq, step_do = q->across ? D : d->lddo;
-    const int64_t step_o = q->across ? D : d->ldo, step_dq = q->across ? D : d->lddq;
-    const float *pq = a->q + row * a->ldq + head * D, *pdo = d->dout + row * d->lddo + head * D;
-    const float *po = d->o + row * d->ldo + head * D, *lse = d->lse + row * a->H + head;
-    float *dq = d->dq + row * d->lddq + head * D;
+    const int64_t step_q = q->across ? D : in->q.ld, step_do = q->across ? D : in->dout.ld;
+    const int64_t step_o = q->across ? D : in->o.ld, step_dq = q->across ? D : b->sq.ld;
+    const float *pq = in->q.p + h * D, *pdo = in->dout.p + h * D, *po = in->o.p + h * D;
+    const float *lse = d->lse + row * a->H + g * a->G + h;
+    float *dq = b->sq.p + (row - b->sq.first) * b->sq.ld + h * D;
     r->block(b->p, ATT_K, pq, step_q, 1, b->kt, ATT_K, q->n, k->n, D, false);
     r->block(b->dp, ATT_K, pdo, step_do, 1, b->vt, ATT_K, q->n, k->n, D, false);
     for (int64_t i = 0; i < q->n; i++) {
@@ -51,49 +96,93 @@ static void bwd_rows(const struct rows *r, const struct att *a, const struct gra
     }
     r->block(b->dv, D, b->p, 1, ATT_K, pdo, step_do, k->n, D, q->n, true);
     r->block(b->dk, D, b->dp, 1, ATT_K, pq, step_q, k->n, D, q->n, true);
-    r->block(dq, step_dq, b->dp, ATT_K, 1, a->k + k->row * a->ldk + g * D, a->ldk, q->n, D, k->n,
-             true);
+    r->block(dq, step_dq, b->dp, ATT_K, 1, key->p, key->ld, q->n, D, k->n, true);
 }
 
 /* All that a segment adds through kv head g. */
 static void bwd_segment(const struct rows *r, const struct att *a, const struct grads *d,
                         const struct segment *s, int64_t g, const struct bwd_buf *b)
 {
-    const int64_t D = a->D, blocks = att_key_blocks(s), before = div_up(s->prefix_len, ATT_K);
+    const int64_t D = a->D, GD = a->G * D, blocks = att_key_blocks(s),
+                  before = div_up(s->prefix_len, ATT_K);
     for (int64_t kb = 0; kb < blocks; kb++) {
         const struct att_keys k = att_keys_at(s, kb);
-        r->transpose(b->kt, ATT_K, a->k + k.row * a->ldk + g * D, a->ldk, k.n, D);
-        r->transpose(b->vt, ATT_K, a->v + k.row * a->ldv + g * D, a->ldv, k.n, D);
+        const struct att_view key = att_read(r, b->k, a->k, k.row, k.n, g * D, D);
+        att_transpose(r, b->kt, a->k, k.row, k.n, g * D, D);
+        att_transpose(r, b->vt, a->v, k.row, k.n, g * D, D);
         memset(b->dk, 0, (size_t)(ATT_K * D) * sizeof *b->dk);
         memset(b->dv, 0, (size_t)(ATT_K * D) * sizeof *b->dv);
         for (int64_t qb = kb < before ? 0 : kb - before; qb < div_up(s->len, ATT_Q); qb++) {
             const struct att_rows q = att_rows_at(a, s, qb);
+            const int64_t row = s->q + q.q0, n = q.across ? 1 : q.n;
+            const struct bwd_in in = { att_read(r, b->q, a->q, row, n, g * GD, GD),
+                                       att_read(r, b->dout, d->dout, row, n, g * GD, GD),
+                                       att_read(r, b->o, d->o, row, n, g * GD, GD) };
             for (int64_t h = 0; h < q.heads; h++)
-                bwd_rows(r, a, d, s, &q, &k, g * a->G + h, g, b);
+                bwd_rows(r, a, d, s, &q, &k, &in, &key, h, g, b);
         }
         for (int64_t i = 0; i < k.n; i++) {
-            r->add(d->dk + (k.row + i) * d->lddk + g * D, b->dk + i * D, D);
-            r->add(d->dv + (k.row + i) * d->lddv + g * D, b->dv + i * D, D);
+            r->add(b->sk.p + (k.row - b->sk.first + i) * b->sk.ld, b->dk + i * D, D);
+            r->add(b->sv.p + (k.row - b->sv.first + i) * b->sv.ld, b->dv + i * D, D);
         }
     }
+}
+
+/* Where the group's gradient of x, columns [col, col + cols), is summed up; takes room from *far. */
+static struct sums sums_open(const struct att *a, struct tensor *x, int64_t group, bool kv,
+                             int64_t col, int64_t cols, float **far)
+{
+    int64_t n;
+    struct sums s = group_span(a->segs, group, kv, &n);
+    s.ld = cols;
+    s.p = *far;
+    if (x->dtype == DT_F32) {
+        s.ld = x->ld;
+        s.p = (float *)x->data + s.first * x->ld + col;
+    } else
+        *far += n * cols;
+    return s;
+}
+
+/* rows [row, row + n) of the sums begin */
+static void sums_zero(const struct sums *s, int64_t row, int64_t n, int64_t cols)
+{
+    for (int64_t i = row - s->first; i < row - s->first + n; i++)
+        memset(s->p + i * s->ld, 0, (size_t)cols * sizeof *s->p);
+}
+
+/* and come home */
+static void sums_store(const struct rows *r, const struct sums *s, struct tensor *x, int64_t row,
+                       int64_t n, int64_t col, int64_t cols)
+{
+    for (int64_t i = row; i < row + n && x->dtype != DT_F32; i++)
+        r->narrow((uint16_t *)x->data + i * x->ld + col, s->p + (i - s->first) * s->ld, cols);
 }
 
 static void bwd_group(const struct rows *r, const struct att *a, const struct grads *d,
                       int64_t group, int64_t g, float *scratch)
 {
-    const struct bwd_buf b = bwd_carve(a, scratch);
+    struct bwd_buf b = bwd_carve(a, scratch);
     const int32_t first = a->segs->group[group], end = a->segs->group[group + 1];
-    const size_t kv = (size_t)a->D * sizeof(float), heads = kv * (size_t)a->G;
+    const int64_t D = a->D, GD = a->G * D;
+    float *far = b.far;
+    b.sq = sums_open(a, d->dq, group, false, g * GD, GD, &far);
+    b.sk = sums_open(a, d->dk, group, true, g * D, D, &far);
+    b.sv = sums_open(a, d->dv, group, true, g * D, D, &far);
     for (int32_t i = first; i < end; i++) {
         const struct segment *s = &a->segs->seg[i];
-        for (int64_t t = 0; t < s->len; t++) {
-            memset(d->dq + (s->q + t) * d->lddq + g * a->G * a->D, 0, heads);
-            memset(d->dk + (s->own + t) * d->lddk + g * a->D, 0, kv);
-            memset(d->dv + (s->own + t) * d->lddv + g * a->D, 0, kv);
-        }
+        sums_zero(&b.sq, s->q, s->len, GD);
+        sums_zero(&b.sk, s->own, s->len, D);
+        sums_zero(&b.sv, s->own, s->len, D);
     }
     for (int32_t i = first; i < end; i++)
         bwd_segment(r, a, d, &a->segs->seg[i], g, &b);
+    for (int32_t i = first; i < end; i++) {
+        const struct segment *s = &a->segs->seg[i];
+        sums_store(r, &b.sq, d->dq, s->q, s->len, g * GD, GD);
+        sums_store(r, &b.sk, d->dk, s->own, s->len, g * D, D);
+        sums_store(r, &b.sv, d->dv, s->own, s->len, g * D, D);
+    }
 }
 
 int cpu_attention_bwd(struct ctx *cx, struct tensor *dq, struct tensor *dk, struct tensor *dv,
@@ -103,24 +192,20 @@ int cpu_attention_bwd(struct ctx *cx, struct tensor *dq, struct tensor *dk, stru
 {
     const int64_t H = q->dim[1] / head_size, K = k->dim[1] / head_size;
     const struct att a = { .segs = segs,
-                           .q = q->data,
-                           .k = k->data,
-                           .v = v->data,
-                           .ldq = q->ld,
-                           .ldk = k->ld,
-                           .ldv = v->ld,
+                           .q = q,
+                           .k = k,
+                           .v = v,
                            .H = H,
                            .K = K,
                            .G = H / K,
                            .D = head_size,
                            .scale = scale };
-    const struct grads d = { dq->data, dk->data, dv->data, dout->data, o->data, lse->data,
-                             dq->ld,   dk->ld,   dv->ld,   dout->ld,   o->ld };
+    const struct grads d = { dq, dk, dv, dout, o, lse->data };
     int64_t work = 0;
     for (int32_t s = 0; s < segs->n; s++)
         work += (int64_t)segs->seg[s].len * (segs->seg[s].prefix_len + segs->seg[s].len) * H *
                 head_size;
-    TRY(cpu_arena(cx, bwd_floats(&a) * (int64_t)sizeof(float)));
+    TRY(cpu_arena(cx, bwd_floats(&a, q->dtype) * (int64_t)sizeof(float)));
     /* a task owns its group's rows of one kv head in dq, dk and dv, so it adds them up in a fixed
      * order */
 #pragma omp parallel for schedule(dynamic) num_threads(cpu_team(cx, work))

@@ -5,12 +5,13 @@
 #include <string.h>
 
 struct out {
-    float *o, *lse;
-    int64_t ldo;
+    struct tensor *o;
+    float *lse;
 };
 
 struct fwd_buf {  /* a thread's scratch */
     float *kt;    /* [D, ATT_K]: the keys, transposed */
+    float *q, *v; /* [rows, G D], [ATT_K, D]: widened */
     float *s;     /* [rows, ATT_K] */
     float *acc;   /* [heads, rows, D] */
     float *m, *l; /* [heads, rows]: running maximum (of the scaled scores) and sum */
@@ -19,7 +20,7 @@ struct fwd_buf {  /* a thread's scratch */
 static int64_t fwd_floats(const struct att *a)
 {
     const int64_t rows = att_rows_max(a);
-    return a->D * ATT_K + rows * ATT_K + MAX(a->G * ATT_Q, rows) * (a->D + 2);
+    return a->D * ATT_K * 2 + rows * ATT_K + MAX(a->G * ATT_Q, rows) * (2 * a->D + 2);
 }
 
 static struct fwd_buf fwd_carve(const struct att *a, float *p)
@@ -27,8 +28,10 @@ static struct fwd_buf fwd_carve(const struct att *a, float *p)
     const int64_t rows = att_rows_max(a), all = MAX(a->G * ATT_Q, rows);
     struct fwd_buf b;
     b.kt = p;
-    b.s = b.kt + a->D * ATT_K;
-    b.acc = b.s + rows * ATT_K;
+    b.v = b.kt + a->D * ATT_K;
+    b.s = b.v + a->D * ATT_K;
+    b.q = b.s + rows * ATT_K;
+    b.acc = b.q + all * a->D;
     b.m = b.acc + all * a->D;
     b.l = b.m + all;
     return b;
@@ -55,36 +58,50 @@ static void softmax_rows(const struct rows *r, const struct att *a, const struct
     }
 }
 
+static void fwd_store(const struct rows *r, const struct att *a, const struct out *out,
+                      const struct segment *s, const struct att_rows *q, int64_t g,
+                      const struct fwd_buf *b)
+{
+    const int64_t D = a->D;
+    const enum dtype A = out->o->dtype;
+    for (int64_t i = 0; i < q->heads * q->n; i++) {
+        const int64_t row = s->q + q->q0 + (q->across ? 0 : i % q->n),
+                      head = g * a->G + (q->across ? i : i / q->n);
+        float *acc = b->acc + i * D;
+        void *o = cpu_at(out->o->data, A, row * out->o->ld + head * D);
+        r->scale(acc, 1.0f / b->l[i], D);
+        if (A == DT_F32)
+            memcpy(o, acc, (size_t)D * sizeof *acc);
+        else
+            r->narrow(o, acc, D);
+        out->lse[row * a->H + head] = b->m[i] + logf(b->l[i]);
+    }
+}
+
 static void fwd_block(const struct rows *r, const struct att *a, const struct out *out,
                       const struct segment *s, int64_t block, int64_t g, float *scratch)
 {
     const struct att_rows q = att_rows_at(a, s, block);
     const struct fwd_buf b = fwd_carve(a, scratch);
-    const int64_t all = q.heads * q.n, D = a->D, step = q.across ? D : a->ldq,
-                  blocks = att_seen_blocks(s, &q);
-    const float *pq = a->q + (s->q + q.q0) * a->ldq + g * a->G * D;
+    const int64_t all = q.heads * q.n, D = a->D, blocks = att_seen_blocks(s, &q);
+    const struct att_view pq =
+        att_read(r, b.q, a->q, s->q + q.q0, q.across ? 1 : q.n, g * a->G * D, a->G * D);
     memset(b.acc, 0, (size_t)(all * D) * sizeof *b.acc);
     memset(b.l, 0, (size_t)all * sizeof *b.l);
     for (int64_t i = 0; i < all; i++)
         b.m[i] = -INFINITY;
     for (int64_t kb = 0; kb < blocks; kb++) {
         const struct att_keys k = att_keys_at(s, kb);
-        r->transpose(b.kt, ATT_K, a->k + k.row * a->ldk + g * D, a->ldk, k.n, D);
+        const struct att_view v = att_read(r, b.v, a->v, k.row, k.n, g * D, D);
+        att_transpose(r, b.kt, a->k, k.row, k.n, g * D, D);
         for (int64_t h = 0; h < q.heads; h++) {
-            r->block(b.s, ATT_K, pq + h * D, step, 1, b.kt, ATT_K, q.n, k.n, D, false);
+            r->block(b.s, ATT_K, pq.p + h * D, q.across ? D : pq.ld, 1, b.kt, ATT_K, q.n, k.n, D,
+                     false);
             softmax_rows(r, a, &b, h, &q, &k);
-            r->block(b.acc + h * q.n * D, D, b.s, ATT_K, 1, a->v + k.row * a->ldv + g * D, a->ldv,
-                     q.n, D, k.n, true);
+            r->block(b.acc + h * q.n * D, D, b.s, ATT_K, 1, v.p, v.ld, q.n, D, k.n, true);
         }
     }
-    for (int64_t i = 0; i < all; i++) {
-        const int64_t row = s->q + q.q0 + (q.across ? 0 : i % q.n),
-                      head = g * a->G + (q.across ? i : i / q.n);
-        float *o = out->o + row * out->ldo + head * D;
-        memcpy(o, b.acc + i * D, (size_t)D * sizeof *o);
-        r->scale(o, 1.0f / b.l[i], D);
-        out->lse[row * a->H + head] = b.m[i] + logf(b.l[i]);
-    }
+    fwd_store(r, a, out, s, &q, g, &b);
 }
 
 /* Task t counts the (query block, kv head) pairs of all segments. */
@@ -108,18 +125,15 @@ int cpu_attention_fwd(struct ctx *cx, struct tensor *o, struct tensor *lse, cons
 {
     const int64_t H = q->dim[1] / head_size, K = k->dim[1] / head_size;
     const struct att a = { .segs = segs,
-                           .q = q->data,
-                           .k = k->data,
-                           .v = v->data,
-                           .ldq = q->ld,
-                           .ldk = k->ld,
-                           .ldv = v->ld,
+                           .q = q,
+                           .k = k,
+                           .v = v,
                            .H = H,
                            .K = K,
                            .G = H / K,
                            .D = head_size,
                            .scale = scale };
-    const struct out out = { o->data, lse->data, o->ld };
+    const struct out out = { o, lse->data };
     int64_t tasks = 0, work = 0;
     for (int32_t s = 0; s < segs->n; s++) {
         const struct segment *g = &segs->seg[s];

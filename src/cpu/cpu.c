@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "cpu.h"
 #include "../base/mem.h"
+#include <omp.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,9 +25,12 @@ static bool can_run(const struct rows *r)
 
 bool cpu_force_isa(struct ctx *cx, const char *name)
 {
+    const bool bf16 = strcmp(name, "avx512_bf16") == 0;
+    if (bf16 && !cpu_has_bf16_unit()) return false;
     for (size_t i = 0; i < COUNT_OF(tables); i++) {
-        if (strcmp(tables[i]->name, name) != 0 || !can_run(tables[i])) continue;
+        if (strcmp(tables[i]->name, bf16 ? "avx512" : name) != 0 || !can_run(tables[i])) continue;
         cx->rows = tables[i];
+        cx->bf16 = bf16;
         return true;
     }
     return false;
@@ -60,9 +64,27 @@ int cpu_arena(struct ctx *cx, int64_t bytes)
     return 0;
 }
 
+int cpu_shared(struct ctx *cx, int64_t bytes)
+{
+    if (bytes <= cx->shared_bytes) return 0;
+    void *p = aligned_alloc(64, (size_t)round_up(bytes, 64));
+    if (!p)
+        return err_set(ERR_OOM, "out of memory: %lld bytes of scratch for the CPU backend",
+                       (long long)bytes);
+    free(cx->shared);
+    cx->shared = p;
+    cx->shared_bytes = bytes;
+    return 0;
+}
+
 float *cpu_arena_of(const struct ctx *cx, int32_t thread)
 {
     return (float *)(void *)(cx->arena + thread * cx->arena_bytes);
+}
+
+float *cpu_thread_arena(const struct ctx *cx)
+{
+    return cx->arena ? cpu_arena_of(cx, omp_get_thread_num()) : NULL;
 }
 
 int cpu_team(const struct ctx *cx, int64_t work)
@@ -80,6 +102,7 @@ int cpu_open(struct backend *be, int32_t threads)
     cx->threads = threads ? threads : MIN(cores(), THREADS_MAX);
     for (size_t i = 0; i < COUNT_OF(tables) && !cx->rows; i++)
         if (can_run(tables[i])) cx->rows = tables[i];
+    cx->bf16 = cx->rows == &rows_avx512 && cpu_has_bf16_unit();
     be->name = "cpu";
     be->cx = cx;
     be->op = &cpu_ops;
@@ -92,6 +115,8 @@ void cpu_close(struct ctx *cx)
 {
     if (!cx) return;
     free(cx->arena);
+    free(cx->shared);
+    cpu_bf16_unit_close(cx->unit);
     free(cx);
 }
 

@@ -5,12 +5,17 @@
 #include "../ops/ops.h"
 #include "rows.h"
 
+struct bf16_unit; /* oneDNN's engine and the products made so far */
 enum { SUMSQ_BLOCKS = 1024 };
 struct ctx {
     int32_t threads;
     const struct rows *rows;
     char *arena; /* threads * arena_bytes; owned; grows at the first use of a larger shape */
     int64_t arena_bytes; /* a thread's share, a multiple of 64 */
+    void *shared; /* one scratch for all threads; owned; grows likewise */
+    int64_t shared_bytes;
+    bool bf16;              /* multiply bfloat16 by the processor's own instructions */
+    struct bf16_unit *unit; /* NULL until the first product; owned */
     double partial[SUMSQ_BLOCKS];
 };
 
@@ -21,14 +26,65 @@ extern const struct memops cpu_mem;
 int cpu_arena(struct ctx *cx, int64_t bytes);
 /* The arena of thread i: 64-byte aligned. */
 float *cpu_arena_of(const struct ctx *cx, int32_t thread);
+/* The calling thread's, inside a parallel region; NULL before the first cpu_arena. */
+float *cpu_thread_arena(const struct ctx *cx);
 /* Threads for `work` elements of cheap work: 1 where starting a team would cost more than it saves.
  */
 int cpu_team(const struct ctx *cx, int64_t work);
-/* y = alpha op(a) op(b) + beta y on plain row-major pointers, with the threads of cx. */
-int cpu_sgemm(struct ctx *cx, bool ta, bool tb, int64_t M, int64_t N, int64_t K, float alpha,
-              const float *a, int64_t lda, const float *b, int64_t ldb, float beta, float *y,
-              int64_t ldy);
-/* Use the named table ("base", "avx2", "avx512") from now on; false where this machine cannot run
- * it. */
+/* Make cx->shared at least `bytes` long; what it held is lost. 64-byte aligned. */
+int cpu_shared(struct ctx *cx, int64_t bytes);
+/* y[M,N] = alpha op(a) op(b) + beta y, where each of a, b, y is F32 or BF16 by itself, beta is 0 or
+ * 1 (0 where y is BF16), and t means stored transposed; with the threads of cx. */
+struct mat {
+    const void *p;
+    int64_t ld;
+    enum dtype dtype;
+    bool t;
+};
+struct product {
+    int64_t M, N, K;
+    float alpha, beta;
+    struct mat a, b;
+    void *y;
+    int64_t ldy;
+    enum dtype y_dtype;
+};
+int cpu_product(struct ctx *cx, const struct product *p); /* the fastest of these two and oneDNN's in float */
+/* By own panels (panels.c). Bit-equal for all thread counts. Uses cx->shared. */
+int cpu_panels(struct ctx *cx, const struct product *p);
+/* By oneDNN (bf16_unit.c): a and b BF16, on a processor with bfloat16 instructions (cx->bf16). */
+int cpu_bf16_unit(struct ctx *cx, const struct product *p);
+bool cpu_has_bf16_unit(void);
+void cpu_bf16_unit_close(struct bf16_unit *u);
+
+/* n elements of p (F32 or BF16) from `at`, as floats: where they are, or widened into buf. */
+static inline const float *cpu_read(const struct rows *r, float *buf, const void *p, enum dtype d,
+                                    int64_t at, int64_t n)
+{
+    if (d == DT_F32) return (const float *)p + at;
+    r->widen(buf, (const uint16_t *)p + at, n);
+    return buf;
+}
+/* Where n elements of p are written as floats (in place, or buf), and what brings them home. */
+static inline float *cpu_write(float *buf, void *p, enum dtype d, int64_t at)
+{
+    return d == DT_F32 ? (float *)p + at : buf;
+}
+static inline void cpu_wrote(const struct rows *r, const float *buf, void *p, enum dtype d,
+                             int64_t at, int64_t n)
+{
+    if (d != DT_F32) r->narrow((uint16_t *)p + at, buf, n);
+}
+/* The element i of p. */
+static inline void *cpu_at(void *p, enum dtype d, int64_t i)
+{
+    return (char *)p + i * dtype_size(d);
+}
+static inline const void *cpu_at_const(const void *p, enum dtype d, int64_t i)
+{
+    return (const char *)p + i * dtype_size(d);
+}
+/* Use the named table ("base", "avx2", "avx512", or "avx512_bf16": avx512 and the processor's
+ * bfloat16 products) from now on; false where this machine cannot run it. */
 bool cpu_force_isa(struct ctx *cx, const char *name);
 #endif

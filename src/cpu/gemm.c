@@ -8,48 +8,68 @@
  * are not worth a team */
 enum { FEW = 8, STRIP = 64, SMALL = 1 << 20 };
 
-int cpu_sgemm(struct ctx *cx, bool ta, bool tb, int64_t M, int64_t N, int64_t K, float alpha,
-              const float *a, int64_t lda, const float *b, int64_t ldb, float beta, float *y,
-              int64_t ldy)
+static int sgemm(struct ctx *cx, const struct product *p)
 {
-    if (M == 0 || N == 0) return 0;
-    if (K == 0) {
-        for (int64_t i = 0; i < M && beta == 0; i++)
-            memset(y + i * ldy, 0, (size_t)N * sizeof *y);
-        return 0;
-    }
     /* oneDNN takes its team size from this thread's setting */
-    const int team = M * N <= SMALL / K ? 1 : cx->threads;
+    const int team = p->M * p->N <= SMALL / p->K ? 1 : cx->threads;
     if (omp_get_max_threads() != team) omp_set_num_threads(team);
     const dnnl_status_t rc =
-        dnnl_sgemm(ta ? 'T' : 'N', tb ? 'T' : 'N', M, N, K, alpha, a, lda, b, ldb, beta, y, ldy);
+        dnnl_sgemm(p->a.t ? 'T' : 'N', p->b.t ? 'T' : 'N', p->M, p->N, p->K, p->alpha, p->a.p,
+                   p->a.ld, p->b.p, p->b.ld, p->beta, p->y, p->ldy);
     if (rc == dnnl_out_of_memory)
         return err_set(ERR_OOM, "oneDNN is out of memory in a matrix product");
     if (rc != dnnl_success)
         return err_set(ERR_DEVICE,
                        "oneDNN failed (status %d) in a %lld x %lld x %lld matrix product", (int)rc,
-                       (long long)M, (long long)N, (long long)K);
+                       (long long)p->M, (long long)p->N, (long long)p->K);
     return 0;
 }
 
-/* Few rows against all of b, as in decoding: reading b once is all that counts. */
-static int few_rows(struct ctx *cx, int64_t M, int64_t N, int64_t K, float alpha,
-                    const struct tensor *a, const struct tensor *b, float beta, struct tensor *y)
+int cpu_product(struct ctx *cx, const struct product *p)
 {
+    if (p->M == 0 || p->N == 0) return 0;
+    if (p->K == 0) {
+        for (int64_t i = 0; i < p->M && p->beta == 0; i++)
+            memset(cpu_at(p->y, p->y_dtype, i * p->ldy), 0,
+                   (size_t)(p->N * dtype_size(p->y_dtype)));
+        return 0;
+    }
+    const bool half_a = p->a.dtype == DT_BF16, half_b = p->b.dtype == DT_BF16;
+    if (half_a && half_b && cx->bf16) return cpu_bf16_unit(cx, p);
+    if (half_a || half_b || p->y_dtype == DT_BF16) return cpu_panels(cx, p);
+    return sgemm(cx, p);
+}
+
+/* Few rows against all of b, as in decoding: reading b once is all that counts. */
+static int few_rows(struct ctx *cx, const struct product *p)
+{
+    const int64_t M = p->M, N = p->N, K = p->K;
     /* a piece of b stays in the L2 cache for all rows */
     const int64_t strip = MAX(2, MIN(STRIP, (1 << 16) / K)), parts = div_up(N, strip);
-    const float *pa = a->data, *pb = b->data;
-    float *py = y->data;
-#pragma omp parallel for schedule(static) num_threads(cpu_team(cx, N *K))
-    for (int64_t p = 0; p < parts; p++) {
-        const int64_t j0 = p * strip, n = MIN(strip, N - j0);
-        float t[FEW * STRIP];
-        cx->rows->dots(t, STRIP, pa, a->ld, M, pb + j0 * b->ld, b->ld, n, K);
+    const bool half = p->b.dtype == DT_BF16;
+    const float *a = p->a.p;
+    int64_t lda = p->a.ld;
+    if (p->a.dtype == DT_BF16) {
+        TRY(cpu_shared(cx, M * K * (int64_t)sizeof *a));
         for (int64_t i = 0; i < M; i++)
-            for (int64_t j = 0; j < n; j++) {
-                float *out = py + i * y->ld + j0 + j;
-                *out = alpha * t[i * STRIP + j] + (beta == 0 ? 0 : *out);
-            }
+            cx->rows->widen((float *)cx->shared + i * K, cpu_at_const(p->a.p, DT_BF16, i * p->a.ld),
+                            K);
+        a = cx->shared;
+        lda = K;
+    }
+#pragma omp parallel for schedule(static) num_threads(cpu_team(cx, N *K))
+    for (int64_t s = 0; s < parts; s++) {
+        const int64_t j0 = s * strip, n = MIN(strip, N - j0);
+        float t[FEW * STRIP];
+        cx->rows->dots(t, STRIP, a, lda, M, cpu_at_const(p->b.p, p->b.dtype, j0 * p->b.ld), p->b.ld,
+                       half, n, K);
+        for (int64_t i = 0; i < M; i++) {
+            const int64_t at = i * p->ldy + j0;
+            float *row = t + i * STRIP, *out = cpu_write(row, p->y, p->y_dtype, at);
+            for (int64_t j = 0; j < n; j++)
+                out[j] = p->alpha * row[j] + (p->beta == 0 ? 0 : out[j]);
+            cpu_wrote(cx->rows, out, p->y, p->y_dtype, at, n);
+        }
     }
     return 0;
 }
@@ -58,8 +78,35 @@ int cpu_gemm(struct ctx *cx, struct tensor *y, const struct tensor *a, bool ta,
              const struct tensor *b, bool tb, const void *packed, float alpha, float beta)
 {
     BUG_IF(packed);
-    if (!ta && tb && y->dim[0] <= FEW && a->dim[1] > 0)
-        return few_rows(cx, y->dim[0], y->dim[1], a->dim[1], alpha, a, b, beta, y);
-    return cpu_sgemm(cx, ta, tb, y->dim[0], y->dim[1], ta ? a->dim[0] : a->dim[1], alpha, a->data,
-                     MAX(a->ld, 1), b->data, MAX(b->ld, 1), beta, y->data, MAX(y->ld, 1));
+    const struct product p = { .M = y->dim[0],
+                               .N = y->dim[1],
+                               .K = a->dim[ta ? 0 : 1],
+                               .alpha = alpha,
+                               .beta = beta,
+                               .a = { a->data, MAX(a->ld, 1), a->dtype, ta },
+                               .b = { b->data, MAX(b->ld, 1), b->dtype, tb },
+                               .y = y->data,
+                               .ldy = MAX(y->ld, 1),
+                               .y_dtype = y->dtype };
+    if (!ta && tb && p.M <= FEW && p.M > 0 && p.K > 0) return few_rows(cx, &p);
+    return cpu_product(cx, &p);
+}
+
+/* Panels are made in passing and cost a hundredth of the product, so no copy is kept. */
+int cpu_pack_bytes(struct ctx *cx, int64_t *bytes, const struct tensor *b, bool tb)
+{
+    (void)cx;
+    (void)b;
+    (void)tb;
+    *bytes = 0;
+    return 0;
+}
+
+int cpu_pack(struct ctx *cx, void *packed, const struct tensor *b, bool tb)
+{
+    (void)cx;
+    (void)packed;
+    (void)b;
+    (void)tb;
+    return 0;
 }

@@ -12,20 +12,61 @@ static float rstd_of(float sumsq, int64_t n, float eps)
     return 1.0f / sqrtf(sumsq / (float)n + eps);
 }
 
+/* What both directions need where the tensors are bfloat16: the weight as floats (shared), and
+ * three rows of n floats for each thread. */
+static int prepare(struct ctx *cx, const float **w, const struct tensor *weight, int64_t n)
+{
+    *w = weight->data;
+    if (weight->dtype == DT_F32) return 0;
+    TRY(cpu_shared(cx, n * (int64_t)sizeof **w));
+    TRY(cpu_arena(cx, 3 * n * (int64_t)sizeof **w));
+    cx->rows->widen(cx->shared, weight->data, n);
+    *w = cx->shared;
+    return 0;
+}
+
+struct line { /* a row of x, r, sum: element `at` of each */
+    const struct tensor *x, *r;
+    struct tensor *sum;
+    int64_t at, n;
+};
+
+/* s of one row (in the tensors, or in buf[2 n]) and its sum of squares */
+static const float *sum_row(const struct rows *r, const struct line *l, float *buf, float *sumsq)
+{
+    const enum dtype A = l->x->dtype;
+    const float *x = cpu_read(r, buf, l->x->data, A, l->at, l->n);
+    if (!l->r) {
+        *sumsq = r->dot(x, x, l->n);
+        return x;
+    }
+    const float *y = cpu_read(r, buf + l->n, l->r->data, A, l->at, l->n);
+    float *s = cpu_write(buf, l->sum->data, A, l->at);
+    *sumsq = r->rms_sum(s, x, y, l->n);
+    if (A == DT_F32) return s;
+    /* s is what was stored: the backward will read it */
+    r->narrow((uint16_t *)l->sum->data + l->at, s, l->n);
+    r->widen(s, (const uint16_t *)l->sum->data + l->at, l->n);
+    *sumsq = r->dot(s, s, l->n);
+    return s;
+}
+
 int cpu_rmsnorm_fwd(struct ctx *cx, struct tensor *y, struct tensor *rstd, struct tensor *sum,
                     const struct tensor *x, const struct tensor *r, const struct tensor *w,
                     float eps)
 {
     const int64_t T = y->dim[0], C = y->dim[1];
-    float *py = y->data, *pr = rstd->data, *ps = r ? sum->data : NULL;
-    const float *px = x->data, *pres = r ? r->data : NULL, *pw = w->data;
+    float *pr = rstd->data;
+    const float *pw;
+    TRY(prepare(cx, &pw, w, C));
 #pragma omp parallel for schedule(static) num_threads(cpu_team(cx, T *C))
     for (int64_t t = 0; t < T; t++) {
-        const float *s = ps ? ps + t * C : px + t * C;
-        const float q =
-            cx->rows->rms_sum(ps ? ps + t * C : NULL, px + t * C, pres ? pres + t * C : NULL, C);
+        const struct line l = { x, r, sum, t * C, C };
+        float *buf = cpu_thread_arena(cx), q, *out = cpu_write(buf, y->data, y->dtype, t * C);
+        const float *s = sum_row(cx->rows, &l, buf, &q);
         pr[t] = rstd_of(q, C, eps);
-        cx->rows->rms_scale(py + t * C, s, pw, pr[t], C);
+        cx->rows->rms_scale(out, s, pw, pr[t], C);
+        cpu_wrote(cx->rows, out, y->data, y->dtype, t * C, C);
     }
     return 0;
 }
@@ -46,20 +87,56 @@ static void sum_blocks(const struct ctx *cx, float *dw, const float *part, int64
     }
 }
 
+struct norm_bwd { /* the tensors of a backward; n: elements that are normed together */
+    struct tensor *dx;
+    const struct tensor *dy, *x;
+    const float *w, *rstd;
+    float *part;
+    int64_t n;
+    bool add;
+};
+
+/* the run of n elements from column c of row t; rstd is its own */
+static void bwd_run(const struct rows *r, const struct norm_bwd *a, int64_t t, int64_t c,
+                    float rstd, float *part, float *buf)
+{
+    const int64_t n = a->n, at = t * a->dx->ld + c;
+    float *dx = cpu_write(buf, a->dx->data, a->dx->dtype, at);
+    if (a->add && dx == buf) r->widen(dx, (const uint16_t *)a->dx->data + at, n);
+    r->rms_bwd(dx, part, cpu_read(r, buf + n, a->dy->data, a->dy->dtype, t * a->dy->ld + c, n),
+               cpu_read(r, buf + 2 * n, a->x->data, a->x->dtype, t * a->x->ld + c, n), a->w, rstd,
+               n, a->add);
+    cpu_wrote(r, dx, a->dx->data, a->dx->dtype, at, n);
+}
+
+static void norm_bwd(const struct ctx *cx, const struct norm_bwd *a, float *dw)
+{
+    const int64_t T = a->dy->dim[0], n = a->n, runs = a->dy->dim[1] / n, blocks = div_up(T, ROWS);
+#pragma omp parallel for schedule(static) num_threads(cpu_team(cx, T *runs *n))
+    for (int64_t b = 0; b < blocks; b++) {
+        float *part = a->part + b * n, *buf = cpu_thread_arena(cx);
+        memset(part, 0, (size_t)n * sizeof *part);
+        for (int64_t t = b * ROWS; t < MIN((b + 1) * ROWS, T); t++)
+            for (int64_t h = 0; h < runs; h++)
+                bwd_run(cx->rows, a, t, h * n, a->rstd[t * runs + h], part, buf);
+    }
+    sum_blocks(cx, dw, a->part, blocks, n);
+}
+
 int cpu_rmsnorm_bwd(struct ctx *cx, struct tensor *dx, struct tensor *dw, const struct tensor *dy,
                     const struct tensor *x, const struct tensor *w, const struct tensor *rstd,
                     struct tensor *scratch)
 {
-    const int64_t T = dy->dim[0], C = dy->dim[1], blocks = div_up(T, ROWS);
-    float *part = scratch->data, *pd = dx->data;
-    const float *py = dy->data, *px = x->data, *pw = w->data, *pr = rstd->data;
-#pragma omp parallel for schedule(static) num_threads(cpu_team(cx, T *C))
-    for (int64_t b = 0; b < blocks; b++) {
-        memset(part + b * C, 0, (size_t)C * sizeof *part);
-        for (int64_t t = b * ROWS; t < MIN((b + 1) * ROWS, T); t++)
-            cx->rows->rms_bwd(pd + t * C, part + b * C, py + t * C, px + t * C, pw, pr[t], C, true);
-    }
-    sum_blocks(cx, dw->data, part, blocks, C);
+    struct norm_bwd a = { .dx = dx,
+                          .dy = dy,
+                          .x = x,
+                          .rstd = rstd->data,
+                          .part = scratch->data,
+                          .n = dy->dim[1],
+                          .add = true };
+    if (a.n == 0) return 0;
+    TRY(prepare(cx, &a.w, w, a.n));
+    norm_bwd(cx, &a, dw->data);
     return 0;
 }
 
@@ -67,14 +144,18 @@ int cpu_headnorm_fwd(struct ctx *cx, struct tensor *y, struct tensor *rstd, cons
                      const struct tensor *w, float eps)
 {
     const int64_t T = y->dim[0], D = w->dim[0], n = y->dim[1] / D;
-    float *py = y->data, *pr = rstd->data;
-    const float *px = x->data, *pw = w->data;
+    float *pr = rstd->data;
+    const float *pw;
+    TRY(prepare(cx, &pw, w, D));
 #pragma omp parallel for schedule(static) num_threads(cpu_team(cx, T *n *D))
     for (int64_t t = 0; t < T; t++)
         for (int64_t h = 0; h < n; h++) {
-            const float *s = px + t * x->ld + h * D;
+            const int64_t at = t * y->ld + h * D;
+            float *buf = cpu_thread_arena(cx), *out = cpu_write(buf, y->data, y->dtype, at);
+            const float *s = cpu_read(cx->rows, buf, x->data, x->dtype, t * x->ld + h * D, D);
             pr[t * n + h] = rstd_of(cx->rows->dot(s, s, D), D, eps);
-            cx->rows->rms_scale(py + t * y->ld + h * D, s, pw, pr[t * n + h], D);
+            cx->rows->rms_scale(out, s, pw, pr[t * n + h], D);
+            cpu_wrote(cx->rows, out, y->data, y->dtype, at, D);
         }
     return 0;
 }
@@ -83,17 +164,14 @@ int cpu_headnorm_bwd(struct ctx *cx, struct tensor *dx, struct tensor *dw, const
                      const struct tensor *x, const struct tensor *w, const struct tensor *rstd,
                      struct tensor *scratch)
 {
-    const int64_t T = dy->dim[0], D = w->dim[0], n = dy->dim[1] / D, blocks = div_up(T, ROWS);
-    float *part = scratch->data, *pd = dx->data;
-    const float *py = dy->data, *px = x->data, *pw = w->data, *pr = rstd->data;
-#pragma omp parallel for schedule(static) num_threads(cpu_team(cx, T *n *D))
-    for (int64_t b = 0; b < blocks; b++) {
-        memset(part + b * D, 0, (size_t)D * sizeof *part);
-        for (int64_t t = b * ROWS; t < MIN((b + 1) * ROWS, T); t++)
-            for (int64_t h = 0; h < n; h++)
-                cx->rows->rms_bwd(pd + t * dx->ld + h * D, part + b * D, py + t * dy->ld + h * D,
-                                  px + t * x->ld + h * D, pw, pr[t * n + h], D, false);
-    }
-    sum_blocks(cx, dw->data, part, blocks, D);
+    struct norm_bwd a = { .dx = dx,
+                          .dy = dy,
+                          .x = x,
+                          .rstd = rstd->data,
+                          .part = scratch->data,
+                          .n = w->dim[0],
+                          .add = false };
+    TRY(prepare(cx, &a.w, w, a.n));
+    norm_bwd(cx, &a, dw->data);
     return 0;
 }

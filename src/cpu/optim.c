@@ -3,9 +3,9 @@
 #include <math.h>
 
 int cpu_adamw(struct ctx *cx, struct tensor *w, struct tensor *m, struct tensor *v,
-              const struct tensor *g, const struct adamw *opt)
+              const struct tensor *g, const struct adamw *opt, struct tensor *copy)
 {
-    enum { PART = 16384 };
+    enum { PART = 4096 }; /* the copy reads w from the cache */
     const int64_t n = tensor_count(w), parts = div_up(n, PART);
     const double c1 = 1 - pow(opt->beta1, (double)opt->step),
                  c2 = 1 - pow(opt->beta2, (double)opt->step);
@@ -19,12 +19,14 @@ int cpu_adamw(struct ctx *cx, struct tensor *w, struct tensor *m, struct tensor 
         .root = (float)(1 / sqrt(c2)),
         .eps = (float)opt->eps,
     };
+    uint16_t *half = copy ? copy->data : NULL;
     float *pw = w->data, *pm = m->data, *pv = v->data;
     const float *pg = g->data;
 #pragma omp parallel for schedule(static) num_threads(cpu_team(cx, n))
     for (int64_t i = 0; i < parts; i++) {
         const int64_t at = i * PART;
         cx->rows->adamw(pw + at, pm + at, pv + at, pg + at, &k, MIN(PART, n - at));
+        if (half) cx->rows->narrow(half + at, pw + at, MIN(PART, n - at));
     }
     return 0;
 }

@@ -14,6 +14,9 @@ struct adamw_row { /* struct adamw, prepared for f32: d = scale g; m += mix1 (d 
 
 struct rows {
     const char *name;
+    /* y = x, from bfloat16 (exact) and to it (nearest even; a NaN stays one) */
+    void (*widen)(float *y, const uint16_t *x, int64_t n);
+    void (*narrow)(uint16_t *y, const float *x, int64_t n);
     /* y += x */
     void (*add)(float *y, const float *x, int64_t n);
     /* y *= a */
@@ -54,17 +57,22 @@ struct rows {
                        int64_t n);
     void (*adamw)(float *w, float *m, float *v, const float *g, const struct adamw_row *k,
                   int64_t n);
-    /* out[j, i] = in[i, j], i < rows, j < cols */
-    void (*transpose)(float *out, int64_t ld_out, const float *in, int64_t ld_in, int64_t rows,
-                      int64_t cols);
     /* A small matrix product from cache: c[M,N] (+= with add, else =) a b, a(i, k) = a[i * row + k
      * * col], b[K,N] with rows ldb apart. Each element is one sum over k in order. */
     void (*block)(float *c, int64_t ldc, const float *a, int64_t row, int64_t col, const float *b,
                   int64_t ldb, int64_t M, int64_t N, int64_t K, bool add);
-    /* y[M,N] = x[M,K] w[N,K]^T for a few rows of x and as much of w as the L2 cache holds: bound by
-     * its reading */
-    void (*dots)(float *y, int64_t ldy, const float *x, int64_t ldx, int64_t M, const float *w,
-                 int64_t ldw, int64_t N, int64_t K);
+    /* y[M,N] = x[M,K] w[N,K]^T for a few rows of x and as much of w (float, or bfloat16 with half)
+     * as the L2 cache holds: bound by its reading */
+    void (*dots)(float *y, int64_t ldy, const float *x, int64_t ldx, int64_t M, const void *w,
+                 int64_t ldw, bool half, int64_t N, int64_t K);
+    /* A panel of a large product, out[k * width + i] = (i < n ? x(i, k) : 0), k < K: x(i, k) is
+     * x[i * ldx + k] with across, else x[k * ldx + i]; bfloat16 with half. width: a multiple of 8. */
+    void (*pack)(float *out, int64_t width, const void *x, int64_t ldx, bool half, bool across,
+                 int64_t n, int64_t K);
+    /* c[tile_rows, panel_b] (+= with add, else =) a b from panels a [K, panel_a], of which tile_rows
+     * count, and b [K, panel_b]: one sum over k in order */
+    void (*tile)(float *c, int64_t ldc, const float *a, const float *b, int64_t K, bool add);
+    int64_t panel_a, panel_b, tile_rows;
 };
 extern const struct rows rows_base, rows_avx2, rows_avx512;
 #endif

@@ -23,14 +23,24 @@ static int head_backward(struct model *m, const struct batch *b, const double *c
                           &m->scratch);
 }
 
+/* dx as the products take it: rounded to the dtype of the activations where that is not float32. */
+static int stream_gradient(const struct model *m, struct tensor *out, const struct tensor *dx)
+{
+    *out = *dx;
+    if (m->dtype == DT_F32) return 0;
+    *out = tensor_rows(&m->dxc, 0, dx->dim[0]);
+    return op_cast(m->be, out, dx);
+}
+
 /* dx is dL/d(layer's output) and becomes dL/dx2. gu is overwritten with its own gradient. */
 static int mlp_backward(struct model *m, const struct layer *y, struct acts *t)
 {
     const int64_t T = t->x.dim[0];
     struct tensor dx = tensor_rows(&m->dx, 0, T), dh = tensor_rows(&m->dh, 0, T),
                   dact = tensor_rows(&m->dact, 0, T);
-    struct tensor dnorm = model_grad(m, y->norm2);
-    TRY(linear_bwd(m, &y->down, &dact, &dx, &t->act));
+    struct tensor dnorm = model_grad(m, y->norm2), dout;
+    TRY(stream_gradient(m, &dout, &dx));
+    TRY(linear_bwd(m, &y->down, &dact, &dout, &t->act));
     TRY(op_swiglu_bwd(m->be, &t->gu, &dact, &t->gu));
     TRY(linear_bwd(m, &y->gate_up, &dh, &t->gu, &t->h2));
     return op_rmsnorm_bwd(m->be, &dx, &dnorm, &dh, &t->x2, &m->params[y->norm2].w, &t->rstd2,
@@ -58,10 +68,11 @@ static int attention_backward(struct model *m, const struct layer *y, struct act
     const struct tensor pos = tensor_rows(&m->pos, 0, T);
     struct tensor dx = tensor_rows(&m->dx, 0, T), dh = tensor_rows(&m->dh, 0, T);
     struct tensor datt = tensor_rows(&m->datt, 0, T), dqkv = tensor_rows(&m->dqkv, 0, T);
-    struct tensor dnorm = model_grad(m, y->norm1), q, k, v, dq, dk, dv;
+    struct tensor dnorm = model_grad(m, y->norm1), dout, q, k, v, dq, dk, dv;
     layer_qkv(a, &t->qkv, a->qk_norm ? &t->qk : NULL, &q, &k, &v);
     layer_qkv(a, &dqkv, NULL, &dq, &dk, &dv);
-    TRY(linear_bwd(m, &y->o, &datt, &dx, &t->att));
+    TRY(stream_gradient(m, &dout, &dx));
+    TRY(linear_bwd(m, &y->o, &datt, &dout, &t->att));
     TRY(op_attention_bwd(m->be, &dq, &dk, &dv, &datt, &t->att, &t->lse, &q, &k, &v, segs, D,
                          layer_scale(a)));
     TRY(op_rope(m->be, &dq, D, &pos, &m->rope, true));

@@ -8,16 +8,17 @@ static int plan_rows(struct decoder *d, struct plan *p, int64_t T)
 {
     const struct arch *a = &d->m->arch;
     const enum plan_cat c = PLAN_ACTIVATIONS;
-    TRY(plan_book(p, c, &d->x, DT_F32, T, a->C, 1, 1));
-    TRY(plan_book(p, c, &d->sum, DT_F32, T, a->C, 1, 1));
-    TRY(plan_book(p, c, &d->h, DT_F32, T, a->C, 1, 1));
+    const enum dtype A = d->m->dtype;
+    TRY(plan_book(p, c, &d->x, A, T, a->C, 1, 1));
+    TRY(plan_book(p, c, &d->sum, A, T, a->C, 1, 1));
+    TRY(plan_book(p, c, &d->h, A, T, a->C, 1, 1));
     TRY(plan_book(p, c, &d->rstd, DT_F32, T, 1, 1, 1));
-    TRY(plan_book(p, c, &d->qkv, DT_F32, T, (a->H + 2 * a->K) * a->D, 1, 1));
+    TRY(plan_book(p, c, &d->qkv, A, T, (a->H + 2 * a->K) * a->D, 1, 1));
     if (a->qk_norm) TRY(plan_book(p, c, &d->rstd_h, DT_F32, T * a->H, 1, 1, 1));
-    TRY(plan_book(p, c, &d->att, DT_F32, T, a->H * a->D, 1, 1));
+    TRY(plan_book(p, c, &d->att, A, T, a->H * a->D, 1, 1));
     TRY(plan_book(p, c, &d->lse, DT_F32, T, a->H, 1, 1));
-    TRY(plan_book(p, c, &d->gu, DT_F32, T, 2 * a->F, 1, 1));
-    TRY(plan_book(p, c, &d->act, DT_F32, T, a->F, 1, 1));
+    TRY(plan_book(p, c, &d->gu, A, T, 2 * a->F, 1, 1));
+    TRY(plan_book(p, c, &d->act, A, T, a->F, 1, 1));
     TRY(plan_book(p, PLAN_HEAD, &d->logits, DT_F32, d->B, a->V, 1, 1));
     TRY(plan_book(p, PLAN_BATCH, &d->ids, DT_I32, T, 1, 1, 1));
     return plan_book(p, PLAN_BATCH, &d->pos, DT_I32, T, 1, 1, 1);
@@ -27,6 +28,7 @@ int decoder_plan(struct decoder *d, struct model *m, struct plan *p, int64_t bat
                  int64_t positions, int64_t prefill)
 {
     const struct arch *a = &m->arch;
+    const enum dtype A = m->dtype;
     int64_t rows;
     BUG_IF(batch < 1 || positions < 1 || prefill < 1);
     memset(d, 0, sizeof *d);
@@ -41,8 +43,8 @@ int decoder_plan(struct decoder *d, struct model *m, struct plan *p, int64_t bat
     TRY(MEM_NEW(&d->v, a->L));
     TRY(model_plan_rope(m, p, positions));
     for (int64_t l = 0; l < a->L; l++) {
-        TRY(plan_book(p, PLAN_ACTIVATIONS, &d->k[l], DT_F32, rows, a->K * a->D, 1, 1));
-        TRY(plan_book(p, PLAN_ACTIVATIONS, &d->v[l], DT_F32, rows, a->K * a->D, 1, 1));
+        TRY(plan_book(p, PLAN_ACTIVATIONS, &d->k[l], A, rows, a->K * a->D, 1, 1));
+        TRY(plan_book(p, PLAN_ACTIVATIONS, &d->v[l], A, rows, a->K * a->D, 1, 1));
     }
     return plan_rows(d, p, d->T_max);
 }
@@ -82,12 +84,12 @@ static int store_rows(struct decoder *d, struct tensor *cache, const struct tens
                       int64_t n_seg)
 {
     const struct backend *be = d->m->be;
-    const int64_t width = cache->dim[1];
+    const int64_t size = dtype_size(cache->dtype), bytes = cache->dim[1] * size;
     for (int64_t s = 0; s < n_seg; s++)
         for (int64_t i = 0; i < d->seg[s].len; i++) {
-            float *dst = (float *)cache->data + (d->seg[s].own + i) * width;
-            const float *src = (const float *)rows->data + (d->seg[s].q + i) * rows->ld;
-            TRY(be->mem->copy(be->cx, dst, src, width * dtype_size(DT_F32)));
+            char *dst = (char *)cache->data + (d->seg[s].own + i) * bytes;
+            const char *src = (const char *)rows->data + (d->seg[s].q + i) * rows->ld * size;
+            TRY(be->mem->copy(be->cx, dst, src, bytes));
         }
     return 0;
 }

@@ -4,13 +4,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { LAYER_PARAMS_MAX = 12, ALIGN_ELEMENTS = 16 /* 64 bytes of float32 */ };
+enum {
+    LAYER_PARAMS_MAX = 12,
+    ALIGN_ELEMENTS = 32 /* 64 bytes of bfloat16; the same offsets in float32 */
+};
 
 /* Append a parameter of `cols` columns (0: a vector) with no rows yet; its index. */
 static int32_t add_param(struct model *m, int64_t cols)
 {
     struct param *p = &m->params[m->n_params];
-    p->w = tensor_view(NULL, DT_F32, 0, MAX(cols, (int64_t)1), 1, 1);
+    p->w = tensor_view(NULL, m->dtype, 0, MAX(cols, (int64_t)1), 1, 1);
     p->decay = cols > 0;
     return m->n_params++;
 }
@@ -79,11 +82,13 @@ static void add_layer(struct model *m, int l)
     y->end = m->n_params;
 }
 
-int model_init(struct model *m, const struct backend *be, const struct arch *a)
+int model_init(struct model *m, const struct backend *be, const struct arch *a, enum dtype dtype)
 {
     memset(m, 0, sizeof *m);
+    BUG_IF(dtype != DT_F32 && dtype != DT_BF16);
     m->arch = *a;
     m->be = be;
+    m->dtype = dtype;
     TRY(MEM_NEW(&m->params, a->L * LAYER_PARAMS_MAX + 3));
     TRY(MEM_NEW(&m->layers, a->L));
     m->embed = add_param(m, a->C);
@@ -108,9 +113,10 @@ int model_init(struct model *m, const struct backend *be, const struct arch *a)
 
 int model_plan_weights(struct model *m, struct plan *p, bool train)
 {
-    TRY(plan_book(p, PLAN_WEIGHTS, &m->weights, DT_F32, m->n_flat, 1, 1, 1));
-    if (train) TRY(plan_book(p, PLAN_GRADIENTS, &m->grads, DT_F32, m->n_flat, 1, 1, 1));
-    return 0;
+    TRY(plan_book(p, PLAN_WEIGHTS, &m->weights, m->dtype, m->n_flat, 1, 1, 1));
+    if (!train) return 0;
+    if (m->dtype != DT_F32) TRY(plan_book(p, PLAN_MASTER, &m->master, DT_F32, m->n_flat, 1, 1, 1));
+    return plan_book(p, PLAN_GRADIENTS, &m->grads, DT_F32, m->n_flat, 1, 1, 1);
 }
 
 int model_plan_rope(struct model *m, struct plan *p, int64_t positions)
@@ -122,58 +128,64 @@ int model_plan_rope(struct model *m, struct plan *p, int64_t positions)
     return plan_book(p, PLAN_BATCH, &m->rope, DT_F32, positions, 2, m->arch.D / 2, 1);
 }
 
-static int plan_layer(struct acts *t, const struct arch *a, struct plan *p, int64_t T,
+static int plan_layer(struct acts *t, const struct model *m, struct plan *p, int64_t T,
                       bool own_input)
 {
+    const struct arch *a = &m->arch;
+    const enum dtype A = m->dtype;
     const enum plan_cat c = PLAN_ACTIVATIONS;
-    if (own_input) TRY(plan_book(p, c, &t->x, DT_F32, T, a->C, 1, 1));
+    if (own_input) TRY(plan_book(p, c, &t->x, A, T, a->C, 1, 1));
     TRY(plan_book(p, c, &t->rstd1, DT_F32, T, 1, 1, 1));
-    TRY(plan_book(p, c, &t->h1, DT_F32, T, a->C, 1, 1));
-    TRY(plan_book(p, c, &t->qkv, DT_F32, T, (a->H + 2 * a->K) * a->D, 1, 1));
+    TRY(plan_book(p, c, &t->h1, A, T, a->C, 1, 1));
+    TRY(plan_book(p, c, &t->qkv, A, T, (a->H + 2 * a->K) * a->D, 1, 1));
     if (a->qk_norm) {
-        TRY(plan_book(p, c, &t->qk, DT_F32, T, (a->H + a->K) * a->D, 1, 1));
+        TRY(plan_book(p, c, &t->qk, A, T, (a->H + a->K) * a->D, 1, 1));
         TRY(plan_book(p, c, &t->rstd_q, DT_F32, T, a->H, 1, 1));
         TRY(plan_book(p, c, &t->rstd_k, DT_F32, T, a->K, 1, 1));
     }
-    TRY(plan_book(p, c, &t->att, DT_F32, T, a->H * a->D, 1, 1));
+    TRY(plan_book(p, c, &t->att, A, T, a->H * a->D, 1, 1));
     TRY(plan_book(p, c, &t->lse, DT_F32, T, a->H, 1, 1));
-    TRY(plan_book(p, c, &t->x2, DT_F32, T, a->C, 1, 1));
+    TRY(plan_book(p, c, &t->x2, A, T, a->C, 1, 1));
     TRY(plan_book(p, c, &t->rstd2, DT_F32, T, 1, 1, 1));
-    TRY(plan_book(p, c, &t->h2, DT_F32, T, a->C, 1, 1));
-    TRY(plan_book(p, c, &t->gu, DT_F32, T, 2 * a->F, 1, 1));
-    return plan_book(p, c, &t->act, DT_F32, T, a->F, 1, 1);
+    TRY(plan_book(p, c, &t->h2, A, T, a->C, 1, 1));
+    TRY(plan_book(p, c, &t->gu, A, T, 2 * a->F, 1, 1));
+    return plan_book(p, c, &t->act, A, T, a->F, 1, 1);
 }
 
 static int plan_head(struct model *m, struct plan *p, int64_t T, int64_t N, bool train)
 {
     const int64_t C = m->arch.C;
-    TRY(plan_book(p, PLAN_ACTIVATIONS, &m->stream, DT_F32, T, C, 1, 1));
-    TRY(plan_book(p, PLAN_HEAD, &m->xf, DT_F32, T, C, 1, 1));
+    const enum dtype A = m->dtype;
+    TRY(plan_book(p, PLAN_ACTIVATIONS, &m->stream, A, T, C, 1, 1));
+    TRY(plan_book(p, PLAN_HEAD, &m->xf, A, T, C, 1, 1));
     TRY(plan_book(p, PLAN_HEAD, &m->rstd_f, DT_F32, T, 1, 1, 1));
-    TRY(plan_book(p, PLAN_HEAD, &m->hf, DT_F32, T, C, 1, 1));
-    TRY(plan_book(p, PLAN_HEAD, &m->hsel, DT_F32, N, C, 1, 1));
+    TRY(plan_book(p, PLAN_HEAD, &m->hf, A, T, C, 1, 1));
+    TRY(plan_book(p, PLAN_HEAD, &m->hsel, A, N, C, 1, 1));
     TRY(plan_book(p, PLAN_HEAD, &m->logp, DT_F32, N, 1, 1, 1));
     TRY(plan_book(p, PLAN_HEAD, &m->lse, DT_F32, N, 1, 1, 1));
     if (!train) return 0;
-    TRY(plan_book(p, PLAN_HEAD, &m->dhsel, DT_F32, N, C, 1, 1));
+    TRY(plan_book(p, PLAN_HEAD, &m->dhsel, A, N, C, 1, 1));
     return plan_book(p, PLAN_HEAD, &m->coef, DT_F32, N, 1, 1, 1);
 }
 
 static int plan_backward(struct model *m, struct plan *p, int64_t T)
 {
     const struct arch *a = &m->arch;
+    const enum dtype A = m->dtype;
     TRY(plan_book(p, PLAN_SCRATCH, &m->dx, DT_F32, T, a->C, 1, 1));
-    TRY(plan_book(p, PLAN_SCRATCH, &m->dh, DT_F32, T, a->C, 1, 1));
-    TRY(plan_book(p, PLAN_SCRATCH, &m->dqkv, DT_F32, T, (a->H + 2 * a->K) * a->D, 1, 1));
-    TRY(plan_book(p, PLAN_SCRATCH, &m->datt, DT_F32, T, a->H * a->D, 1, 1));
-    return plan_book(p, PLAN_SCRATCH, &m->dact, DT_F32, T, a->F, 1, 1);
+    if (A != DT_F32) TRY(plan_book(p, PLAN_SCRATCH, &m->dxc, A, T, a->C, 1, 1));
+    TRY(plan_book(p, PLAN_SCRATCH, &m->dh, A, T, a->C, 1, 1));
+    TRY(plan_book(p, PLAN_SCRATCH, &m->dqkv, A, T, (a->H + 2 * a->K) * a->D, 1, 1));
+    TRY(plan_book(p, PLAN_SCRATCH, &m->datt, A, T, a->H * a->D, 1, 1));
+    return plan_book(p, PLAN_SCRATCH, &m->dact, A, T, a->F, 1, 1);
 }
 
 int model_plan_buffers(struct model *m, struct plan *p, const struct model_size *size)
 {
     const struct arch *a = &m->arch;
+    const enum dtype A = m->dtype;
     const int64_t T = size->T, N = size->N;
-    int64_t scratch = op_logp_scratch(N, a->V);
+    int64_t scratch = op_logp_scratch(N, a->C, a->V, A);
     BUG_IF(T < 1 || N < 1 || T > INT32_MAX || N > INT32_MAX || m->acts);
     m->T_max = T;
     m->N_max = N;
@@ -183,11 +195,11 @@ int model_plan_buffers(struct model *m, struct plan *p, const struct model_size 
     TRY(MEM_NEW(&m->host, N));
     TRY(model_plan_rope(m, p, size->positions));
     for (int32_t i = 0; i < m->n_acts; i++)
-        TRY(plan_layer(&m->acts[i], a, p, T, !m->recompute));
+        TRY(plan_layer(&m->acts[i], m, p, T, !m->recompute));
     if (m->recompute) {
         TRY(MEM_NEW(&m->block_in, a->L));
         for (int64_t l = 0; l < a->L; l++)
-            TRY(plan_book(p, PLAN_ACTIVATIONS, &m->block_in[l], DT_F32, T, a->C, 1, 1));
+            TRY(plan_book(p, PLAN_ACTIVATIONS, &m->block_in[l], A, T, a->C, 1, 1));
     }
     TRY(plan_head(m, p, T, N, size->train));
     if (size->train) {
@@ -219,7 +231,7 @@ int model_ready(struct model *m)
 {
     BUG_IF(!m->weights.data);
     for (int32_t i = 0; i < m->n_params; i++)
-        m->params[i].w.data = (float *)m->weights.data + m->params[i].offset;
+        m->params[i].w.data = (char *)m->weights.data + m->params[i].offset * dtype_size(m->dtype);
     return m->rope.data ? model_upload_rope(m) : 0;
 }
 
@@ -227,6 +239,7 @@ struct tensor model_grad(const struct model *m, int32_t i)
 {
     struct tensor g = m->params[i].w;
     BUG_IF(!m->grads.data);
+    g.dtype = DT_F32;
     g.data = (float *)m->grads.data + m->params[i].offset;
     return g;
 }

@@ -13,7 +13,7 @@ struct param_slice { /* one Hugging Face tensor: rows [row, row + rows) of a par
     int64_t row, rows;
 };
 struct param { /* q, k, v and gate, up are stored fused: one matrix each */
-    struct tensor w;         /* f32, 1-d or 2-d; a view into model.weights */
+    struct tensor w;         /* model.dtype, 1-d or 2-d; a view into model.weights */
     int64_t offset;          /* elements from the start of the flat weights (64-byte aligned) */
     bool decay;              /* weight decay applies: matrices only */
     int32_t n_slices;
@@ -38,11 +38,15 @@ struct acts {
 struct model { /* valid when zeroed */
     struct arch arch;
     const struct backend *be;
+    enum dtype dtype;           /* of weights and activations: DT_F32 or DT_BF16. Gradients, statistics and sums are f32 */
     struct param *params;
     int32_t n_params, embed, final_norm, head; /* head == embed when tied. Order: embed, layers, final norm, head */
     struct layer *layers;
     int64_t n_flat;             /* elements of the flat weights with padding */
-    struct tensor weights, grads; /* flat f32 [n_flat]; grads.data NULL where not training */
+    struct tensor weights;      /* flat [n_flat] of `dtype` */
+    struct tensor master;       /* flat f32 [n_flat]: what the optimizer changes, weights being its rounding; data NULL where
+                                 * dtype is DT_F32 (weights are the master) or nothing is trained */
+    struct tensor grads;        /* flat f32 [n_flat]; data NULL where not training */
 
     struct tensor rope;         /* [positions, 2, D/2] */
     struct acts *acts;          /* [n_acts]: L when every layer is kept, else 1 (recomputed, or inference) */
@@ -51,7 +55,8 @@ struct model { /* valid when zeroed */
     struct tensor *block_in;    /* [L] layer inputs, when recomputing */
     struct tensor stream, xf, rstd_f, hf; /* a branch's output [T,C] before it is added; the final norm */
     struct tensor hsel, logp, lse;     /* response positions: hidden, log-probability, log-sum-exp */
-    struct tensor dx, dh, dqkv, dact, datt, dhsel, coef, scratch; /* backward */
+    struct tensor dx, dh, dqkv, dact, datt, dhsel, coef, scratch; /* backward; dx f32, the residual stream's gradient */
+    struct tensor dxc;          /* [T,C] dx rounded for a product; not booked where dtype is DT_F32 */
     struct tensor ids, pos, src, target; /* i32, device copies of the batch */
     float *host;                /* [N_max] */
     const struct batch *batch;  /* of the last forward */
@@ -64,9 +69,9 @@ struct model_size { /* what buffers must hold */
     bool recompute;          /* keep layer inputs only */
 };
 
-/* Parameter table and layers from arch; no memory for tensors yet. */
-int model_init(struct model *m, const struct backend *be, const struct arch *a);
-/* Book weights (and gradients). */
+/* Parameter table and layers from arch; no memory for tensors yet. dtype: DT_F32 or DT_BF16. */
+int model_init(struct model *m, const struct backend *be, const struct arch *a, enum dtype dtype);
+/* Book weights (and gradients, and the master where dtype is not DT_F32). */
 int model_plan_weights(struct model *m, struct plan *p, bool train);
 /* Book activations and scratch for batches up to `size`. */
 int model_plan_buffers(struct model *m, struct plan *p, const struct model_size *size);
@@ -79,16 +84,21 @@ int model_upload_rope(const struct model *m);
 void model_release(struct model *m);
 
 /* weights.c ------------------------------------------------------------------------------------------------------ */
-/* Fill weights from DIR's safetensors (F32, F16, BF16). Missing tensor, wrong shape, NaN or Inf: ERR_INPUT with expected and found.
+/* Elements [at, at + n) of the exact weights, as float32: the master where there is one, else the weights. */
+int model_get(const struct model *m, int64_t at, int64_t n, float *out);
+/* The same elements = in[n]: the master where there is one, and the weights, rounded to nearest even. */
+int model_put(struct model *m, int64_t at, int64_t n, const float *in);
+/* Fill weights and master from DIR's safetensors (F32, F16, BF16). Missing tensor, wrong shape, NaN or Inf, or a value that dtype cannot hold: ERR_INPUT
+ * with expected and found.
  * Extra tensors: one warning on stderr (rotary inv_freq buffers and a tied lm_head equal to the embedding: silently). */
 int model_load(struct model *m, const char *dir);
 /* init "random": normal(0, initializer_range) for matrices and embedding, 0 for biases, 1 for norms; pure function of seed. */
 int model_random(struct model *m, uint64_t seed);
 /* The dtype of most elements in DIR's files (F32, F16 or BF16); without files ST_F32, which loses nothing. */
 enum st_dtype model_dir_dtype(const char *dir, const struct arch *a);
-/* Round every weight to what `dtype` can hold, as model_save will (F32: nothing changes). */
+/* Round every exact weight to what `dtype` can hold, as model_save will (F32: nothing changes). */
 int model_round(struct model *m, enum st_dtype dtype);
-/* Write a Hugging Face directory `dir` (created whole under a temporary name, then renamed; an existing one is replaced): model.safetensors, or shards of at
+/* Write the exact weights as a Hugging Face directory `dir` (created whole under a temporary name, then renamed; an existing one is replaced): model.safetensors, or shards of at
  * most shard_bytes with an index; config.json from source_dir with its dtype set; tokenizer and template files copied. */
 int model_save(struct model *m, const char *dir, const char *source_dir, enum st_dtype dtype, int64_t shard_bytes);
 

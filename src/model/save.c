@@ -61,12 +61,11 @@ static void shard_name(char out[64], int32_t shard, int32_t n_shards)
 
 static int put_item(const struct saver *sv, struct st_writer *w, const struct item *it)
 {
-    const struct backend *be = sv->m->be;
     const int64_t cols = tensor_row(&it->p->w), n = it->s->rows * cols;
-    const float *src = (const float *)it->p->w.data + it->s->row * cols;
+    const int64_t at = it->p->offset + it->s->row * cols;
     for (int64_t i = 0; i < n; i += CHUNK) {
         const int64_t k = MIN((int64_t)CHUNK, n - i);
-        TRY(be->mem->to_host(be->cx, sv->chunk, src + i, k * dtype_size(DT_F32)));
+        TRY(model_get(sv->m, at + i, k, sv->chunk));
         TRY(st_writer_put_f32(w, sv->chunk, k));
     }
     return 0;

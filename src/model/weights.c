@@ -1,12 +1,16 @@
 /* SPDX-License-Identifier: MIT */
 #include "model.h"
 #include "../base/rng.h"
+#include <float.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { CHUNK = 1 << 20 }; /* elements in host memory at a time */
+/* elements in host memory at a time, allocated and on the stack */
+enum { CHUNK = 1 << 20, PIECE = 1 << 13 };
+/* the largest float32 that rounds to a finite bfloat16 */
+static const float BF16_LIMIT = 0x1.fefffep127f;
 
 struct loader {
     struct model *m;
@@ -58,9 +62,26 @@ static int check_tensor(const struct loader *ld, const struct st_tensor *t, int6
     return 0;
 }
 
+/* The k elements of the chunk, which are t's from `first` on. */
+static int check_values(const struct loader *ld, const struct st_tensor *t, int64_t first,
+                        int64_t k)
+{
+    const float most = ld->m->dtype == DT_F32 ? FLT_MAX : BF16_LIMIT;
+    for (int64_t j = 0; j < k; j++) {
+        const float x = ld->chunk[j];
+        if (fabsf(x) <= most) continue;
+        return err_at(ERR_INPUT, file_of(ld, t), 0, 0, "tensor \"%s\": element %lld is %s", t->name,
+                      (long long)(first + j),
+                      isnan(x)   ? "not a number"
+                      : isinf(x) ? "infinite"
+                                 : "too large for bfloat16 (set model.dtype to \"float32\")");
+    }
+    return 0;
+}
+
 static int load_slice(struct loader *ld, const struct param *p, const struct param_slice *s)
 {
-    const struct model *m = ld->m;
+    struct model *m = ld->m;
     const bool matrix = p->decay;
     const int64_t cols = tensor_row(&p->w), n = s->rows * cols;
     const struct st_tensor *t = find(ld, s->name);
@@ -72,13 +93,8 @@ static int load_slice(struct loader *ld, const struct param *p, const struct par
     for (int64_t i = 0; i < n; i += CHUNK) {
         const int64_t k = MIN((int64_t)CHUNK, n - i);
         TRY(st_read_f32(&ld->set, t, i, k, ld->chunk));
-        for (int64_t j = 0; j < k; j++)
-            if (!isfinite(ld->chunk[j]))
-                return err_at(ERR_INPUT, file_of(ld, t), 0, 0, "tensor \"%s\": element %lld is %s",
-                              t->name, (long long)(i + j),
-                              isnan(ld->chunk[j]) ? "not a number" : "infinite");
-        float *dst = (float *)p->w.data + s->row * cols + i;
-        TRY(m->be->mem->to_device(m->be->cx, dst, ld->chunk, k * dtype_size(DT_F32)));
+        TRY(check_values(ld, t, i, k));
+        TRY(model_put(m, p->offset + s->row * cols + i, k, ld->chunk));
     }
     return 0;
 }
@@ -144,6 +160,36 @@ static int load_all(struct loader *ld)
     return 0;
 }
 
+int model_get(const struct model *m, int64_t at, int64_t n, float *out)
+{
+    const struct backend *be = m->be;
+    const struct tensor *exact = m->master.data ? &m->master : &m->weights;
+    uint16_t half[PIECE];
+    if (exact->dtype == DT_F32)
+        return be->mem->to_host(be->cx, out, (const float *)exact->data + at, n * 4);
+    for (int64_t i = 0; i < n; i += PIECE) {
+        const int64_t k = MIN((int64_t)PIECE, n - i);
+        TRY(be->mem->to_host(be->cx, half, (const uint16_t *)exact->data + at + i, k * 2));
+        st_to_f32(out + i, half, k, ST_BF16);
+    }
+    return 0;
+}
+
+int model_put(struct model *m, int64_t at, int64_t n, const float *in)
+{
+    const struct backend *be = m->be;
+    const struct tensor *exact = m->master.data ? &m->master : &m->weights;
+    uint16_t half[PIECE];
+    if (exact->dtype == DT_F32)
+        TRY(be->mem->to_device(be->cx, (float *)exact->data + at, in, n * 4));
+    for (int64_t i = 0; m->dtype == DT_BF16 && i < n; i += PIECE) {
+        const int64_t k = MIN((int64_t)PIECE, n - i);
+        st_from_f32(half, in + i, k, ST_BF16);
+        TRY(be->mem->to_device(be->cx, (uint16_t *)m->weights.data + at + i, half, k * 2));
+    }
+    return 0;
+}
+
 int model_load(struct model *m, const char *dir)
 {
     struct loader ld = { .m = m, .dir = dir };
@@ -178,8 +224,7 @@ static int random_slice(struct model *m, const struct param *p, const struct par
         else
             for (int64_t j = 0; j < k; j++)
                 chunk[j] = bias ? 0.0f : 1.0f;
-        float *dst = (float *)p->w.data + s->row * cols + i;
-        TRY(m->be->mem->to_device(m->be->cx, dst, chunk, k * dtype_size(DT_F32)));
+        TRY(model_put(m, p->offset + s->row * cols + i, k, chunk));
     }
     return 0;
 }
@@ -208,11 +253,10 @@ int model_round(struct model *m, enum st_dtype dtype)
     TRY_OUT(MEM_NEW(&half, CHUNK));
     for (int64_t at = 0; at < m->n_flat; at += CHUNK) {
         const int64_t n = MIN((int64_t)CHUNK, m->n_flat - at);
-        float *w = (float *)m->weights.data + at;
-        TRY_OUT(m->be->mem->to_host(m->be->cx, chunk, w, n * 4));
+        TRY_OUT(model_get(m, at, n, chunk));
         st_from_f32(half, chunk, n, dtype);
         st_to_f32(chunk, half, n, dtype);
-        TRY_OUT(m->be->mem->to_device(m->be->cx, w, chunk, n * 4));
+        TRY_OUT(model_put(m, at, n, chunk));
     }
 out:
     free(chunk);

@@ -4,8 +4,8 @@
 
 int64_t dtype_size(enum dtype t)
 {
-    BUG_IF(t != DT_F32 && t != DT_I32);
-    return 4;
+    BUG_IF(t != DT_F32 && t != DT_I32 && t != DT_BF16);
+    return t == DT_BF16 ? 2 : 4;
 }
 
 int64_t tensor_row(const struct tensor *t)
@@ -60,20 +60,33 @@ static void check_dtype(const struct tensor *t, enum dtype dtype)
     BUG_IF(!t->data && tensor_count(t) > 0);
 }
 
-/* f32 [d0, d1], contiguous; d1 = 1 for a vector */
-static void check_f32(const struct tensor *t, int64_t d0, int64_t d1)
+/* the dtype of activations: F32 or BF16 */
+static enum dtype act(const struct tensor *t)
 {
-    check_dtype(t, DT_F32);
-    BUG_IF(t->dim[0] != d0 || t->dim[1] != d1 || t->dim[2] != 1 || t->dim[3] != 1 ||
-           !tensor_contiguous(t));
+    BUG_IF(t->dtype != DT_F32 && t->dtype != DT_BF16);
+    return t->dtype;
 }
 
-/* the same with rows that may be strided */
-static void check_rows(const struct tensor *t, int64_t d0, int64_t d1)
+/* the same, for what may be F32 beside activations of dtype A */
+static enum dtype act_or_f32(const struct tensor *t, enum dtype A)
 {
-    check_dtype(t, DT_F32);
+    BUG_IF(t->dtype != DT_F32 && t->dtype != A);
+    return t->dtype;
+}
+
+/* [d0, d1] with rows that may be strided */
+static void check_rows(const struct tensor *t, enum dtype dtype, int64_t d0, int64_t d1)
+{
+    check_dtype(t, dtype);
     BUG_IF(t->dim[0] != d0 || t->dim[1] != d1 || t->dim[2] != 1 || t->dim[3] != 1 ||
            (t->dim[0] > 1 && t->ld < d1));
+}
+
+/* the same, contiguous; d1 = 1 for a vector */
+static void check_full(const struct tensor *t, enum dtype dtype, int64_t d0, int64_t d1)
+{
+    check_rows(t, dtype, d0, d1);
+    BUG_IF(!tensor_contiguous(t));
 }
 
 static void check_index(const struct tensor *t, int64_t n)
@@ -82,9 +95,9 @@ static void check_index(const struct tensor *t, int64_t n)
     BUG_IF(t->dim[0] != n || tensor_row(t) != 1 || !tensor_contiguous(t));
 }
 
-static void check_flat(const struct tensor *t, int64_t n)
+static void check_flat(const struct tensor *t, enum dtype dtype, int64_t n)
 {
-    check_dtype(t, DT_F32);
+    check_dtype(t, dtype);
     BUG_IF(tensor_count(t) != n || !tensor_contiguous(t));
 }
 
@@ -101,32 +114,49 @@ int op_gemm(const struct backend *be, struct tensor *y, const struct tensor *a, 
             const struct tensor *b, bool tb, const void *packed, float alpha, float beta)
 {
     const int64_t M = y->dim[0], N = y->dim[1], K = a->dim[ta ? 0 : 1];
-    check_rows(y, M, N);
-    check_rows(a, ta ? K : M, ta ? M : K);
-    check_rows(b, tb ? N : K, tb ? K : N);
-    BUG_IF(beta != 0 && beta != 1);
+    const enum dtype A = act(a);
+    check_rows(y, act_or_f32(y, A), M, N);
+    check_rows(a, A, ta ? K : M, ta ? M : K);
+    check_rows(b, A, tb ? N : K, tb ? K : N);
+    BUG_IF(beta != 0 && (beta != 1 || y->dtype != DT_F32));
     return be->op->gemm(be->cx, y, a, ta, b, tb, packed, alpha, beta);
+}
+
+int op_pack_bytes(const struct backend *be, int64_t *bytes, const struct tensor *b, bool tb)
+{
+    check_rows(b, act(b), b->dim[0], b->dim[1]);
+    return be->op->pack_bytes(be->cx, bytes, b, tb);
+}
+
+int op_pack(const struct backend *be, void *packed, const struct tensor *b, bool tb)
+{
+    check_rows(b, act(b), b->dim[0], b->dim[1]);
+    BUG_IF(!packed);
+    return be->op->pack(be->cx, packed, b, tb);
 }
 
 int op_bias_fwd(const struct backend *be, struct tensor *y, const struct tensor *b)
 {
-    check_rows(y, y->dim[0], y->dim[1]);
-    check_f32(b, y->dim[1], 1);
+    const enum dtype A = act(y);
+    check_rows(y, A, y->dim[0], y->dim[1]);
+    check_full(b, A, y->dim[1], 1);
     return be->op->bias_fwd(be->cx, y, b);
 }
 
 int op_bias_bwd(const struct backend *be, struct tensor *db, const struct tensor *dy)
 {
-    check_rows(dy, dy->dim[0], dy->dim[1]);
-    check_f32(db, dy->dim[1], 1);
+    const enum dtype A = act(dy);
+    check_rows(dy, A, dy->dim[0], dy->dim[1]);
+    check_full(db, DT_F32, dy->dim[1], 1);
     return be->op->bias_bwd(be->cx, db, dy);
 }
 
 int op_gather(const struct backend *be, struct tensor *y, const struct tensor *x,
               const struct tensor *index)
 {
-    check_f32(x, x->dim[0], x->dim[1]);
-    check_f32(y, y->dim[0], x->dim[1]);
+    const enum dtype A = act(x);
+    check_full(x, A, x->dim[0], x->dim[1]);
+    check_full(y, A, y->dim[0], x->dim[1]);
     check_index(index, y->dim[0]);
     return be->op->gather(be->cx, y, x, index);
 }
@@ -134,8 +164,9 @@ int op_gather(const struct backend *be, struct tensor *y, const struct tensor *x
 int op_scatter_add(const struct backend *be, struct tensor *dx, const struct tensor *dy,
                    const struct tensor *index)
 {
-    check_f32(dx, dx->dim[0], dx->dim[1]);
-    check_f32(dy, dy->dim[0], dx->dim[1]);
+    const enum dtype A = act(dy);
+    check_full(dx, act_or_f32(dx, A), dx->dim[0], dx->dim[1]);
+    check_full(dy, A, dy->dim[0], dx->dim[1]);
     check_index(index, dy->dim[0]);
     return be->op->scatter_add(be->cx, dx, dy, index);
 }
@@ -144,15 +175,16 @@ int op_rmsnorm_fwd(const struct backend *be, struct tensor *y, struct tensor *rs
                    struct tensor *sum, const struct tensor *x, const struct tensor *r,
                    const struct tensor *w, float eps)
 {
+    const enum dtype A = act(x);
     const int64_t T = x->dim[0], C = x->dim[1];
-    check_f32(x, T, C);
-    check_f32(y, T, C);
-    check_f32(rstd, T, 1);
-    check_f32(w, C, 1);
+    check_full(x, A, T, C);
+    check_full(y, A, T, C);
+    check_full(rstd, DT_F32, T, 1);
+    check_full(w, A, C, 1);
     if (r) {
-        check_f32(r, T, C);
+        check_full(r, A, T, C);
         BUG_IF(!sum);
-        check_f32(sum, T, C);
+        check_full(sum, A, T, C);
     }
     return be->op->rmsnorm_fwd(be->cx, y, rstd, sum, x, r, w, eps);
 }
@@ -166,13 +198,14 @@ int op_rmsnorm_bwd(const struct backend *be, struct tensor *dx, struct tensor *d
                    const struct tensor *dy, const struct tensor *x, const struct tensor *w,
                    const struct tensor *rstd, struct tensor *scratch)
 {
+    const enum dtype A = act(x);
     const int64_t T = x->dim[0], C = x->dim[1];
-    check_f32(x, T, C);
-    check_f32(dx, T, C);
-    check_f32(dy, T, C);
-    check_f32(rstd, T, 1);
-    check_f32(w, C, 1);
-    check_f32(dw, C, 1);
+    check_full(x, A, T, C);
+    check_full(dx, act_or_f32(dx, A), T, C);
+    check_full(dy, A, T, C);
+    check_full(rstd, DT_F32, T, 1);
+    check_full(w, A, C, 1);
+    check_full(dw, DT_F32, C, 1);
     check_scratch(scratch, op_rmsnorm_bwd_scratch(T, C));
     return be->op->rmsnorm_bwd(be->cx, dx, dw, dy, x, w, rstd, scratch);
 }
@@ -187,11 +220,12 @@ static int64_t heads_of(const struct tensor *x, int64_t D)
 int op_headnorm_fwd(const struct backend *be, struct tensor *y, struct tensor *rstd,
                     const struct tensor *x, const struct tensor *w, float eps)
 {
+    const enum dtype A = act(x);
     const int64_t T = x->dim[0], D = w->dim[0];
-    check_rows(x, T, x->dim[1]);
-    check_rows(y, T, x->dim[1]);
-    check_f32(w, D, 1);
-    check_f32(rstd, T, heads_of(x, D));
+    check_rows(x, A, T, x->dim[1]);
+    check_rows(y, A, T, x->dim[1]);
+    check_full(w, A, D, 1);
+    check_full(rstd, DT_F32, T, heads_of(x, D));
     return be->op->headnorm_fwd(be->cx, y, rstd, x, w, eps);
 }
 
@@ -204,13 +238,14 @@ int op_headnorm_bwd(const struct backend *be, struct tensor *dx, struct tensor *
                     const struct tensor *dy, const struct tensor *x, const struct tensor *w,
                     const struct tensor *rstd, struct tensor *scratch)
 {
+    const enum dtype A = act(x);
     const int64_t T = x->dim[0], D = w->dim[0];
-    check_rows(x, T, x->dim[1]);
-    check_rows(dx, T, x->dim[1]);
-    check_rows(dy, T, x->dim[1]);
-    check_f32(w, D, 1);
-    check_f32(dw, D, 1);
-    check_f32(rstd, T, heads_of(x, D));
+    check_rows(x, A, T, x->dim[1]);
+    check_rows(dx, A, T, x->dim[1]);
+    check_rows(dy, A, T, x->dim[1]);
+    check_full(w, A, D, 1);
+    check_full(dw, DT_F32, D, 1);
+    check_full(rstd, DT_F32, T, heads_of(x, D));
     check_scratch(scratch, op_headnorm_bwd_scratch(T, D));
     return be->op->headnorm_bwd(be->cx, dx, dw, dy, x, w, rstd, scratch);
 }
@@ -218,7 +253,7 @@ int op_headnorm_bwd(const struct backend *be, struct tensor *dx, struct tensor *
 int op_rope(const struct backend *be, struct tensor *x, int32_t head_size, const struct tensor *pos,
             const struct tensor *table, bool inverse)
 {
-    check_rows(x, x->dim[0], x->dim[1]);
+    check_rows(x, act(x), x->dim[0], x->dim[1]);
     BUG_IF(head_size <= 0 || head_size % 2 != 0 || x->dim[1] % head_size != 0);
     check_index(pos, x->dim[0]);
     check_dtype(table, DT_F32);
@@ -237,9 +272,10 @@ static void check_attention(const struct tensor *q, const struct tensor *k, cons
                             const struct segments *segs, int32_t head_size, float scale)
 {
     const int64_t T = q->dim[0], Tk = k->dim[0];
-    check_rows(q, T, q->dim[1]);
-    check_rows(k, Tk, k->dim[1]);
-    check_rows(v, Tk, k->dim[1]);
+    const enum dtype A = act(q);
+    check_rows(q, A, T, q->dim[1]);
+    check_rows(k, A, Tk, k->dim[1]);
+    check_rows(v, A, Tk, k->dim[1]);
     BUG_IF(head_size <= 0 || q->dim[1] % head_size != 0 || k->dim[1] % head_size != 0);
     BUG_IF(k->dim[1] == 0 || q->dim[1] % k->dim[1] != 0);
     BUG_IF(!(scale > 0));
@@ -255,9 +291,10 @@ int op_attention_fwd(const struct backend *be, struct tensor *o, struct tensor *
                      const struct tensor *q, const struct tensor *k, const struct tensor *v,
                      const struct segments *segs, int32_t head_size, float scale)
 {
+    const enum dtype A = act(q);
     check_attention(q, k, v, segs, head_size, scale);
-    check_rows(o, q->dim[0], q->dim[1]);
-    check_f32(lse, q->dim[0], q->dim[1] / head_size);
+    check_rows(o, A, q->dim[0], q->dim[1]);
+    check_full(lse, DT_F32, q->dim[0], q->dim[1] / head_size);
     return be->op->attention_fwd(be->cx, o, lse, q, k, v, segs, head_size, scale);
 }
 
@@ -287,49 +324,55 @@ int op_attention_bwd(const struct backend *be, struct tensor *dq, struct tensor 
                      const struct tensor *v, const struct segments *segs, int32_t head_size,
                      float scale)
 {
+    const enum dtype A = act(q);
     check_attention(q, k, v, segs, head_size, scale);
     check_groups(segs);
-    check_rows(o, q->dim[0], q->dim[1]);
-    check_rows(dout, q->dim[0], q->dim[1]);
-    check_rows(dq, q->dim[0], q->dim[1]);
-    check_rows(dk, k->dim[0], k->dim[1]);
-    check_rows(dv, k->dim[0], k->dim[1]);
-    check_f32(lse, q->dim[0], q->dim[1] / head_size);
+    check_rows(o, A, q->dim[0], q->dim[1]);
+    check_rows(dout, A, q->dim[0], q->dim[1]);
+    check_rows(dq, A, q->dim[0], q->dim[1]);
+    check_rows(dk, A, k->dim[0], k->dim[1]);
+    check_rows(dv, A, k->dim[0], k->dim[1]);
+    check_full(lse, DT_F32, q->dim[0], q->dim[1] / head_size);
     return be->op->attention_bwd(be->cx, dq, dk, dv, dout, o, lse, q, k, v, segs, head_size, scale);
 }
 
 int op_swiglu_fwd(const struct backend *be, struct tensor *y, const struct tensor *gu)
 {
-    check_f32(y, y->dim[0], y->dim[1]);
-    check_f32(gu, y->dim[0], 2 * y->dim[1]);
+    const enum dtype A = act(y);
+    check_full(y, A, y->dim[0], y->dim[1]);
+    check_full(gu, A, y->dim[0], 2 * y->dim[1]);
     return be->op->swiglu_fwd(be->cx, y, gu);
 }
 
 int op_swiglu_bwd(const struct backend *be, struct tensor *dgu, const struct tensor *dy,
                   const struct tensor *gu)
 {
-    check_f32(dy, dy->dim[0], dy->dim[1]);
-    check_f32(gu, dy->dim[0], 2 * dy->dim[1]);
-    check_f32(dgu, dy->dim[0], 2 * dy->dim[1]);
+    const enum dtype A = act(dy);
+    check_full(dy, A, dy->dim[0], dy->dim[1]);
+    check_full(gu, A, dy->dim[0], 2 * dy->dim[1]);
+    check_full(dgu, A, dy->dim[0], 2 * dy->dim[1]);
     return be->op->swiglu_bwd(be->cx, dgu, dy, gu);
 }
 
-int64_t op_logp_scratch(int64_t N, int64_t V)
+int64_t op_logp_scratch(int64_t N, int64_t C, int64_t V, enum dtype A)
 {
-    return round_up(MIN(N, LOGP_TILE_N) * MIN(V, LOGP_TILE_V) * 4, 64) + N * 20;
+    const int64_t n = MIN(N, LOGP_TILE_N), v = MIN(V, LOGP_TILE_V);
+    const int64_t bf16 = A == DT_BF16 ? round_up(n * v * 2, 64) + N * C * 4 : 0;
+    return round_up(n * v * 4, 64) + round_up(N * 20, 64) + bf16;
 }
 
 int op_logp_fwd(const struct backend *be, struct tensor *logp, struct tensor *lse,
                 const struct tensor *h, const struct tensor *w, const struct tensor *target,
                 struct tensor *scratch)
 {
+    const enum dtype A = act(h);
     const int64_t N = h->dim[0], C = h->dim[1], V = w->dim[0];
-    check_f32(h, N, C);
-    check_f32(w, V, C);
-    check_f32(logp, N, 1);
-    check_f32(lse, N, 1);
+    check_full(h, A, N, C);
+    check_full(w, A, V, C);
+    check_full(logp, DT_F32, N, 1);
+    check_full(lse, DT_F32, N, 1);
     check_index(target, N);
-    check_scratch(scratch, op_logp_scratch(N, V));
+    check_scratch(scratch, op_logp_scratch(N, C, V, A));
     return be->op->logp_fwd(be->cx, logp, lse, h, w, target, scratch);
 }
 
@@ -337,41 +380,50 @@ int op_logp_bwd(const struct backend *be, struct tensor *dh, struct tensor *dw,
                 const struct tensor *coef, const struct tensor *lse, const struct tensor *h,
                 const struct tensor *w, const struct tensor *target, struct tensor *scratch)
 {
+    const enum dtype A = act(h);
     const int64_t N = h->dim[0], C = h->dim[1], V = w->dim[0];
-    check_f32(h, N, C);
-    check_f32(w, V, C);
-    check_f32(dh, N, C);
-    check_f32(dw, V, C);
-    check_f32(coef, N, 1);
-    check_f32(lse, N, 1);
+    check_full(h, A, N, C);
+    check_full(w, A, V, C);
+    check_full(dh, A, N, C);
+    check_full(dw, DT_F32, V, C);
+    check_full(coef, DT_F32, N, 1);
+    check_full(lse, DT_F32, N, 1);
     check_index(target, N);
-    check_scratch(scratch, op_logp_scratch(N, V));
+    check_scratch(scratch, op_logp_scratch(N, C, V, A));
     return be->op->logp_bwd(be->cx, dh, dw, coef, lse, h, w, target, scratch);
 }
 
 int op_adamw(const struct backend *be, struct tensor *w, struct tensor *m, struct tensor *v,
-             const struct tensor *g, const struct adamw *opt)
+             const struct tensor *g, const struct adamw *opt, struct tensor *copy)
 {
     const int64_t n = tensor_count(w);
-    check_flat(w, n);
-    check_flat(m, n);
-    check_flat(v, n);
-    check_flat(g, n);
+    check_flat(w, DT_F32, n);
+    check_flat(m, DT_F32, n);
+    check_flat(v, DT_F32, n);
+    check_flat(g, DT_F32, n);
+    if (copy) check_flat(copy, DT_BF16, n);
     BUG_IF(opt->step < 1);
-    return be->op->adamw(be->cx, w, m, v, g, opt);
+    return be->op->adamw(be->cx, w, m, v, g, opt, copy);
 }
 
 int op_sumsq(const struct backend *be, double *out, const struct tensor *x)
 {
-    check_flat(x, tensor_count(x));
+    check_flat(x, DT_F32, tensor_count(x));
     return be->op->sumsq(be->cx, out, x);
 }
 
 int op_add(const struct backend *be, struct tensor *y, const struct tensor *x)
 {
-    check_flat(y, tensor_count(y));
-    check_flat(x, tensor_count(y));
+    check_flat(y, act(y), tensor_count(y));
+    check_flat(x, act(x), tensor_count(y));
     return be->op->add(be->cx, y, x);
+}
+
+int op_cast(const struct backend *be, struct tensor *y, const struct tensor *x)
+{
+    check_flat(y, act(y), tensor_count(y));
+    check_flat(x, act(x), tensor_count(y));
+    return be->op->cast(be->cx, y, x);
 }
 
 int op_fill(const struct backend *be, struct tensor *y, float value)

@@ -2,7 +2,9 @@
  * ops.h - tensors and the backend interface. Shape letters: T tokens, S sequences, P pairs, N response positions,
  * C hidden, F ffn, H/K query/kv heads, D head size, V vocabulary, L layers.
  * All op_* return 0 or ERR_DEVICE; wrong shapes are bugs (BUG_IF). Results are bit-equal between two runs with the
- * same inputs and thread count. f32 accumulation unless said. */
+ * same inputs and thread count. f32 accumulation unless said.
+ * A is the dtype of the activations, F32 or BF16, the same for all tensors of a call that say A; the others are F32
+ * (statistics always are) or I32. A kernel computes in f32 and rounds to the nearest even where it stores BF16. */
 #ifndef BDPO_OPS_H
 #define BDPO_OPS_H
 #include "../base/base.h"
@@ -10,7 +12,7 @@
 extern "C" {
 #endif
 
-enum dtype { DT_F32, DT_I32 };
+enum dtype { DT_F32, DT_I32, DT_BF16 }; /* BF16: the upper half of an F32, in a uint16_t */
 
 /* A view: never owns `data`. Row-major, dim[0] slowest, unused trailing dims are 1. Rows (the index dim[0]) may be
  * strided: `ld` elements apart; ld = product of dim[1..3] when contiguous, and only ops that say so take another. */
@@ -90,30 +92,36 @@ struct tensor tensor_cols(const struct tensor *t, int64_t first, int64_t n);
 
 /* --- the ops: checked entries, one per row of ops_list.h ------------------------------------------------------- */
 /* y[M,N] = alpha op(a) op(b) + beta y; op(a) is [M,K] (a stored [K,M] if ta), op(b) is [K,N] (b stored [N,K] if tb).
- * beta is 0 or 1 (0: y is not read). f32; all three may have strided rows. y aliases neither input.
- * packed: NULL, or b's copy in the layout that the backend's GEMM likes best (a handle the backend made; f32 on the CPU has none). */
+ * a, b A; y F32 or A. beta is 0 (y is not read) or, with y F32, 1. All three may have strided rows. y aliases neither input.
+ * packed: NULL, or what op_pack made of the same b and tb; the caller packs anew after b has changed. */
 int op_gemm(const struct backend *be, struct tensor *y, const struct tensor *a, bool ta, const struct tensor *b, bool tb,
             const void *packed, float alpha, float beta);
-/* y[T,N] += b[N]. */
+/* *bytes (host): of the copy of b that op_gemm with this tb is faster with on this machine; 0: it wants none, pass NULL. */
+int op_pack_bytes(const struct backend *be, int64_t *bytes, const struct tensor *b, bool tb);
+/* packed = that copy: op_pack_bytes bytes of the backend's memory, 64-byte aligned. */
+int op_pack(const struct backend *be, void *packed, const struct tensor *b, bool tb);
+/* y[T,N] += b[N]; both A. */
 int op_bias_fwd(const struct backend *be, struct tensor *y, const struct tensor *b);
-/* db[N] += sum_T dy[T,N]. */
+/* db[N] += sum_T dy[T,N]; db F32, dy A. */
 int op_bias_bwd(const struct backend *be, struct tensor *db, const struct tensor *dy);
-/* y[n,C] = x[index[n], C]; index i32, in range (the caller's duty, as data are checked at load). y and x do not overlap. */
+/* y[n,C] = x[index[n], C], both A; index i32, in range (the caller's duty, as data are checked at load). y and x do not
+ * overlap. */
 int op_gather(const struct backend *be, struct tensor *y, const struct tensor *x, const struct tensor *index);
-/* dx[index[n], C] += dy[n, C], in the order of n (repeated indices add in that order). */
+/* dx[index[n], C] += dy[n, C], in the order of n (repeated indices add in that order). dy A; dx F32 or A. */
 int op_scatter_add(const struct backend *be, struct tensor *dx, const struct tensor *dy, const struct tensor *index);
-/* sum = x + r (r NULL: sum is not written and may be NULL, s = x); y[T,C] = s * rstd * w, rstd[T] = 1/sqrt(mean_C(s^2) + eps).
- * sum may alias x or r. y may not alias them. */
+/* y, sum, x, r, w A; rstd F32. s = sum = x + r, rounded to A (r NULL: sum is not written and may be NULL, s = x);
+ * y[T,C] = s * rstd * w, rstd[T] = 1/sqrt(mean_C(s^2) + eps). sum may alias x or r. y may not alias them. */
 int op_rmsnorm_fwd(const struct backend *be, struct tensor *y, struct tensor *rstd, struct tensor *sum,
                    const struct tensor *x, const struct tensor *r, const struct tensor *w, float eps);
 /* dx[T,C] += dL/ds, dw[C] += dL/dw for y = s * rstd * w; x is s. dx may not alias dy.
+ * dy, x, w A; dx F32 or A; dw, rstd F32.
  * dw is summed over fixed blocks of 64 rows, then over blocks in order (independent of the thread count).
  * Scratch: op_rmsnorm_bwd_scratch(T, C) bytes. */
 int op_rmsnorm_bwd(const struct backend *be, struct tensor *dx, struct tensor *dw, const struct tensor *dy,
                    const struct tensor *x, const struct tensor *w, const struct tensor *rstd, struct tensor *scratch);
 int64_t op_rmsnorm_bwd_scratch(int64_t T, int64_t C);
-/* Per-head RMSNorm (Qwen3's QK-norm): x, y are [T, n*D] with strided rows allowed, w[D], rstd[T, n] contiguous;
- * every run of D columns is normed by itself. y may alias x. */
+/* Per-head RMSNorm (Qwen3's QK-norm), dtypes as op_rmsnorm_*, dx A: x, y are [T, n*D] with strided rows allowed, w[D],
+ * rstd[T, n] contiguous; every run of D columns is normed by itself. y may alias x. */
 int op_headnorm_fwd(const struct backend *be, struct tensor *y, struct tensor *rstd, const struct tensor *x,
                     const struct tensor *w, float eps);
 /* dx[T, n*D] = (not +=) dL/dx; dw[D] += ; x is the forward's input. dx may alias dy. Strided rows allowed.
@@ -121,13 +129,14 @@ int op_headnorm_fwd(const struct backend *be, struct tensor *y, struct tensor *r
 int op_headnorm_bwd(const struct backend *be, struct tensor *dx, struct tensor *dw, const struct tensor *dy,
                     const struct tensor *x, const struct tensor *w, const struct tensor *rstd, struct tensor *scratch);
 int64_t op_headnorm_bwd_scratch(int64_t T, int64_t D);
-/* Rotary embedding in place on x[T, n*D] (strided rows allowed): in each head, with c, s = table[pos[t], 0/1, i],
+/* Rotary embedding in place on x[T, n*D] (A; strided rows allowed): in each head, with c, s = table[pos[t], 0/1, i],
  * (x_i, x_{i+D/2}) -> (x_i c - x_{i+D/2} s, x_{i+D/2} c + x_i s); inverse: s negated (the backward).
  * pos i32[T]; table f32 [positions, 2, D/2] (cos, then sin). */
 int op_rope(const struct backend *be, struct tensor *x, int32_t head_size, const struct tensor *pos,
             const struct tensor *table, bool inverse);
-/* o[T, H*D], lse[T, H] (contiguous) = softmax(scale q k^T) v over each segment's keys (see struct segment), blocked, with
- * an online log-sum-exp; q[T, H*D], k, v [Tk, K*D] may have strided rows; query head h reads kv head h / (H/K). */
+/* o, q, k, v, and their gradients A; lse F32. o[T, H*D], lse[T, H] (contiguous) = softmax(scale q k^T) v over each
+ * segment's keys (see struct segment), blocked, with an online log-sum-exp; q[T, H*D], k, v [Tk, K*D] may have strided
+ * rows; query head h reads kv head h / (H/K). */
 int op_attention_fwd(const struct backend *be, struct tensor *o, struct tensor *lse, const struct tensor *q,
                      const struct tensor *k, const struct tensor *v, const struct segments *segs, int32_t head_size,
                      float scale);
@@ -137,29 +146,32 @@ int op_attention_bwd(const struct backend *be, struct tensor *dq, struct tensor 
                      const struct tensor *dout, const struct tensor *o, const struct tensor *lse, const struct tensor *q,
                      const struct tensor *k, const struct tensor *v, const struct segments *segs, int32_t head_size,
                      float scale);
-/* y[T,F] = silu(g) * u, gu[T,2F] = [g | u]. */
+/* All A. y[T,F] = silu(g) * u, gu[T,2F] = [g | u]. */
 int op_swiglu_fwd(const struct backend *be, struct tensor *y, const struct tensor *gu);
-/* dgu[T,2F] = gradients of g and u (not +=). dgu may alias gu. */
+/* All A. dgu[T,2F] = gradients of g and u (not +=). dgu may alias gu. */
 int op_swiglu_bwd(const struct backend *be, struct tensor *dgu, const struct tensor *dy, const struct tensor *gu);
 /* logp[n] = z[target[n]] - lse[n], lse = log sum_V exp(z), z = h[N,C] w[V,C]^T: in tiles over N x V with an online
- * log-sum-exp; the whole of z never exists. Scratch: op_logp_scratch(N, V) bytes. */
+ * log-sum-exp; the whole of z never exists. h, w A; logp, lse F32. Scratch: op_logp_scratch(N, C, V, A) bytes. */
 int op_logp_fwd(const struct backend *be, struct tensor *logp, struct tensor *lse, const struct tensor *h,
                 const struct tensor *w, const struct tensor *target, struct tensor *scratch);
 /* With coef[n] = dL/dlogp[n]: dz = coef (onehot(target) - exp(z - lse)), recomputed by tiles;
- * dh[N,C] = dz w (not +=), dw[V,C] += dz^T h. */
+ * dh[N,C] = dz w (not +=), dw[V,C] += dz^T h. h, w, dh A; dw, coef, lse F32. */
 int op_logp_bwd(const struct backend *be, struct tensor *dh, struct tensor *dw, const struct tensor *coef,
                 const struct tensor *lse, const struct tensor *h, const struct tensor *w, const struct tensor *target,
                 struct tensor *scratch);
-int64_t op_logp_scratch(int64_t N, int64_t V);
+int64_t op_logp_scratch(int64_t N, int64_t C, int64_t V, enum dtype A);
 /* g' = grad_scale g; m = b1 m + (1-b1) g'; v = b2 v + (1-b2) g'^2; w -= lr wd w; w -= lr mh / (sqrt(vh) + eps),
- * mh = m / (1 - b1^step), vh = v / (1 - b2^step). Flat, f32. Loshchilov & Hutter, as torch.optim.AdamW. */
+ * mh = m / (1 - b1^step), vh = v / (1 - b2^step). Flat, F32. Loshchilov & Hutter, as torch.optim.AdamW.
+ * copy: NULL, or BF16 of the same count, = the new w rounded. */
 int op_adamw(const struct backend *be, struct tensor *w, struct tensor *m, struct tensor *v, const struct tensor *g,
-             const struct adamw *opt);
+             const struct adamw *opt, struct tensor *copy);
 /* *out (host) = sum x^2, accumulated in double over fixed blocks (independent of the thread count). */
 int op_sumsq(const struct backend *be, double *out, const struct tensor *x);
-/* y += x; the same count. */
+/* y += x; the same count; each F32 or BF16. */
 int op_add(const struct backend *be, struct tensor *y, const struct tensor *x);
-/* y = value (f32), or (int32_t)value (i32). */
+/* y = x, the same count; each F32 or BF16. To BF16 it rounds to the nearest even; a NaN stays one (quiet). */
+int op_cast(const struct backend *be, struct tensor *y, const struct tensor *x);
+/* y = value, in y's dtype. */
 int op_fill(const struct backend *be, struct tensor *y, float value);
 #ifdef __cplusplus
 }

@@ -4,6 +4,8 @@
 #define OPS(OP)                                                                                                       \
     OP(gemm, struct tensor *y, const struct tensor *a, bool ta, const struct tensor *b, bool tb,                      \
        const void *packed, float alpha, float beta)                                                                   \
+    OP(pack_bytes, int64_t *bytes, const struct tensor *b, bool tb)                                                   \
+    OP(pack, void *packed, const struct tensor *b, bool tb)                                                           \
     OP(bias_fwd, struct tensor *y, const struct tensor *b)                                                            \
     OP(bias_bwd, struct tensor *db, const struct tensor *dy)                                                          \
     OP(gather, struct tensor *y, const struct tensor *x, const struct tensor *index)                                  \
@@ -28,7 +30,9 @@
        const struct tensor *target, struct tensor *scratch)                                                           \
     OP(logp_bwd, struct tensor *dh, struct tensor *dw, const struct tensor *coef, const struct tensor *lse,           \
        const struct tensor *h, const struct tensor *w, const struct tensor *target, struct tensor *scratch)           \
-    OP(adamw, struct tensor *w, struct tensor *m, struct tensor *v, const struct tensor *g, const struct adamw *opt)  \
+    OP(adamw, struct tensor *w, struct tensor *m, struct tensor *v, const struct tensor *g, const struct adamw *opt,  \
+       struct tensor *copy)                                                                                           \
     OP(sumsq, double *out, const struct tensor *x)                                                                    \
     OP(add, struct tensor *y, const struct tensor *x)                                                                 \
+    OP(cast, struct tensor *y, const struct tensor *x)                                                                \
     OP(fill, struct tensor *y, float value)

@@ -4,8 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char *const cat_names[PLAN_CATS] = { "weights", "gradients", "moments", "activations",
-                                                  "head",    "scratch",   "batch" };
+static const char *const cat_names[PLAN_CATS] = { "weights",     "master", "gradients", "moments",
+                                                  "activations", "head",   "scratch",   "batch" };
 
 const char *plan_cat_name(enum plan_cat c)
 {

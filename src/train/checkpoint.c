@@ -14,7 +14,7 @@ enum { CHUNK = 1 << 18, STATE_TENSORS = 5, VERSION = 1 };
 /* What a checkpoint saves, in the order of the file; the reference's are host memory in double. */
 struct state {
     const char *name;
-    struct tensor *t; /* on the backend, f32 */
+    struct tensor *t; /* on the backend, f32; NULL with `host` NULL: the exact weights */
     double *host;     /* or host memory */
     int64_t n;
 };
@@ -24,7 +24,7 @@ static void state_list(struct state s[STATE_TENSORS], const struct stage *st)
     struct stage *w =
         (struct stage *)(uintptr_t)st; /* views only; the caller decides about writing */
     const int64_t n = st->model.n_flat;
-    s[0] = (struct state){ "weights", &w->model.weights, NULL, n };
+    s[0] = (struct state){ "weights", NULL, NULL, n };
     s[1] = (struct state){ "moment1", &w->optim.m, NULL, n };
     s[2] = (struct state){ "moment2", &w->optim.v, NULL, n };
     s[3] = (struct state){ "reference", NULL, st->ref.w, 2 * st->ref.n };
@@ -34,6 +34,7 @@ static void state_list(struct state s[STATE_TENSORS], const struct stage *st)
 static int put_state(struct st_writer *w, const struct stage *st, const struct state *s,
                      float *host)
 {
+    const struct backend *be = &st->su->be;
     if (s->host) {
         /* scores keep w and l apart: [w | l] in the file */
         const struct scores *r = s->host == st->ref.w ? &st->ref : &st->ref_eval;
@@ -42,7 +43,10 @@ static int put_state(struct st_writer *w, const struct stage *st, const struct s
     }
     for (int64_t at = 0; at < s->n; at += CHUNK) {
         const int64_t n = MIN((int64_t)CHUNK, s->n - at);
-        TRY(st->su->be.mem->to_host(st->su->be.cx, host, (const float *)s->t->data + at, n * 4));
+        if (!s->t)
+            TRY(model_get(&st->model, at, n, host));
+        else
+            TRY(be->mem->to_host(be->cx, host, (const float *)s->t->data + at, n * 4));
         TRY(st_writer_put_f32(w, host, n));
     }
     return 0;
@@ -313,9 +317,10 @@ int checkpoint_newest(const char *output, struct checkpoint_info *info)
     return rc < 0 ? rc : found;
 }
 
-static int get_state(const struct st_set *set, const char *path, const struct stage *st,
+static int get_state(const struct st_set *set, const char *path, struct stage *st,
                      const struct state *s, float *host)
 {
+    const struct backend *be = &st->su->be;
     const struct st_tensor *t = st_find(set, s->name);
     if (!t || t->count != s->n || t->dtype != (s->host ? ST_F64 : ST_F32))
         return err_set(ERR_CHECKPOINT, "%s: tensor \"%s\" has %lld elements, this run needs %lld",
@@ -328,7 +333,10 @@ static int get_state(const struct st_set *set, const char *path, const struct st
     for (int64_t at = 0; at < s->n; at += CHUNK) {
         const int64_t n = MIN((int64_t)CHUNK, s->n - at);
         TRY(st_read_f32(set, t, at, n, host));
-        TRY(st->su->be.mem->to_device(st->su->be.cx, (float *)s->t->data + at, host, n * 4));
+        if (!s->t)
+            TRY(model_put(&st->model, at, n, host));
+        else
+            TRY(be->mem->to_device(be->cx, (float *)s->t->data + at, host, n * 4));
     }
     return 0;
 }

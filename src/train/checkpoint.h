@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  * checkpoint.h - all that is needed to go on bit for bit: OUTPUT/checkpoints/STAGE-NNNNNN/, complete or absent.
- * A directory holds state.safetensors (weights, both moments, the reference's log-probabilities) and manifest.json (stage, step, counters,
+ * A directory holds state.safetensors (the exact weights in float32, both moments, the reference's log-probabilities) and manifest.json (stage, step, counters,
  * size and checksum of the state, offset in metrics.jsonl, fingerprint of the run). It is filled under a temporary name, synced and renamed. */
 #ifndef BDPO_CHECKPOINT_H
 #define BDPO_CHECKPOINT_H

@@ -19,18 +19,13 @@ static bool is_given(const struct loader *ld, const char *path)
     return ld->state[row(path) - option_table] == STATE_GIVEN;
 }
 
-/* Options that must be given, and defaults that this version cannot do. */
+/* Options that must be given. */
 static void check_absent(struct loader *ld)
 {
     for (size_t i = 0; i < option_count; i++) {
         const struct option *o = &option_table[i];
         if (ld->state[i] != STATE_ABSENT) continue;
         if (o->flags & OPTION_NEEDED) config_report_option(ld, o, "must be given");
-        if (o->type != OPTION_CHOICE || !option_used(ld->c, o)) continue;
-        for (const struct choice *k = o->choices; k->name; k++)
-            if (k->refused && strncmp(o->dflt + 1, k->name, strlen(k->name)) == 0)
-                config_report_option(ld, o, "\"%s\", the default, is not in this version: %s",
-                                     k->name, k->refused);
     }
 }
 

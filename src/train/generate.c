@@ -84,7 +84,7 @@ static int open_model(struct generator *g)
         longest = MAX(longest, g->req[i].prompt.n);
     TRY(cpu_open(&g->be, g->o->threads));
     g->be_open = true;
-    TRY(model_init(&g->model, &g->be, &g->arch));
+    TRY(model_init(&g->model, &g->be, &g->arch, g->o->bf16 ? DT_BF16 : DT_F32));
     TRY(model_plan_weights(&g->model, &g->plan, false));
     TRY(decoder_plan(&g->dec, &g->model, &g->plan, MIN(g->o->batch, g->n),
                      longest + g->o->max_tokens, longest));

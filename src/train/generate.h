@@ -10,6 +10,7 @@ struct generate_opts {
     const char *prompts;      /* a .jsonl(.gz) file of rows: each goes out with response, tokens, finish added */
     const char *out;          /* NULL: stdout */
     const char *system, *chat_template; /* NULL: as data.system_prompt and data.chat_template default */
+    bool bf16;                /* compute in bfloat16; else float32 */
     bool prompts_user;        /* string prompts as one user turn */
     int64_t max_tokens, batch, top_k; /* top_k 0: all */
     double temperature, top_p;        /* temperature 0: greedy; top_p 1: all */

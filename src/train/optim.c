@@ -40,16 +40,18 @@ int optim_norm(const struct model *m, double *norm)
 int optim_step(struct optim *o, struct model *m, double norm, double lr)
 {
     struct adamw opt = o->opt;
+    const bool master = m->master.data;
     opt.lr = lr;
     opt.step = ++o->opt.step;
     opt.grad_scale = o->max_grad_norm > 0 ? fmin(1, o->max_grad_norm / (norm + 1e-6)) : 1;
     for (int32_t i = 0; i < m->n_params; i++) {
         const struct param *p = &m->params[i];
         const int64_t at = p->offset, n = tensor_count(&p->w);
-        struct tensor w = tensor_rows(&m->weights, at, n), g = tensor_rows(&m->grads, at, n);
+        struct tensor w = tensor_rows(master ? &m->master : &m->weights, at, n);
+        struct tensor copy = tensor_rows(&m->weights, at, n), g = tensor_rows(&m->grads, at, n);
         struct tensor mm = tensor_rows(&o->m, at, n), v = tensor_rows(&o->v, at, n);
         opt.weight_decay = p->decay ? o->opt.weight_decay : 0;
-        TRY(op_adamw(m->be, &w, &mm, &v, &g, &opt));
+        TRY(op_adamw(m->be, &w, &mm, &v, &g, &opt, master ? &copy : NULL));
     }
     return 0;
 }

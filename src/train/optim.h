@@ -19,6 +19,6 @@ struct optim {                /* valid when zeroed */
 int optim_plan(struct optim *o, struct plan *p, const struct model *m, const struct stage_config *c);
 /* *norm = L2 norm of the whole gradient. */
 int optim_norm(const struct model *m, double *norm);
-/* Clip by `norm` (scale min(1, max_grad_norm / (norm + 1e-6))) and update every parameter; decay on matrices only. */
+/* Clip by `norm` (scale min(1, max_grad_norm / (norm + 1e-6))) and update every parameter, master and weights; decay on matrices only. */
 int optim_step(struct optim *o, struct model *m, double norm, double lr);
 #endif

@@ -8,7 +8,7 @@ static const struct choice init_choices[] = {
     { NULL, 0, NULL },
 };
 static const struct choice dtype_choices[] = {
-    { "bfloat16", DTYPE_BFLOAT16, "set \"model.dtype\": \"float32\"" },
+    { "bfloat16", DTYPE_BFLOAT16, NULL },
     { "float32", DTYPE_FLOAT32, NULL },
     { NULL, 0, NULL },
 };

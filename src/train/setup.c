@@ -83,6 +83,11 @@ int setup_data(const struct setup *s, struct dataset *d, const struct strlist *f
     return rc;
 }
 
+enum dtype setup_dtype(const struct config *c)
+{
+    return c->model.dtype == DTYPE_BFLOAT16 ? DT_BF16 : DT_F32;
+}
+
 int64_t setup_micro_tokens(const struct config *c, const struct dataset *d)
 {
     if (c->memory.micro_batch_tokens != CONFIG_AUTO) return c->memory.micro_batch_tokens;

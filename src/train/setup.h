@@ -26,6 +26,8 @@ void setup_close(struct setup *s);
 int setup_data(const struct setup *s, struct dataset *d, const struct strlist *files, enum data_kind kind);
 /* Data options of the config for this model. */
 struct data_opts setup_data_opts(const struct setup *s);
+/* Of weights and activations: model.dtype. */
+enum dtype setup_dtype(const struct config *c);
 /* "auto": room for the longest row of d, and at least 2,048 tokens. */
 int64_t setup_micro_tokens(const struct config *c, const struct dataset *d);
 /* Positions that the rope table must hold for d. */

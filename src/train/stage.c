@@ -32,7 +32,7 @@ int stage_open(struct stage *st, struct setup *su, enum stage_kind kind, const s
     st->eval = eval;
     st->micro_tokens = su->micro_tokens;
     st->steps = stage_steps(st->sc, data->n);
-    TRY(model_init(&st->model, &su->be, &su->arch));
+    TRY(model_init(&st->model, &su->be, &su->arch, setup_dtype(c)));
     batch_bounds(data, st->micro_tokens, &size.T, &size.N, &P);
     size.positions = setup_positions(data);
     if (eval) {

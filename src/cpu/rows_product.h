@@ -1,0 +1,280 @@
+/* SPDX-License-Identifier: MIT
+ * rows_product.h - the inner loops of matrix products, for float and bfloat16. Private to rows.c. */
+#ifndef BDPO_ROWS_PRODUCT_H
+#define BDPO_ROWS_PRODUCT_H
+#include "rows_vec.h"
+
+/* TB x TB elements, transposed in registers */
+#if defined(__AVX2__)
+enum { TB = 8 };
+typedef __m256 tvec;
+INLINE tvec tvec_ld(const void *p, int64_t at, bool half)
+{
+    if (!half) return _mm256_loadu_ps((const float *)p + at);
+    const __m128i x = _mm_loadu_si128((const __m128i_u *)((const uint16_t *)p + at));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16));
+}
+INLINE void transpose_tile(float *out, int64_t lo, tvec *r)
+{
+    __m256 t[8];
+    for (int i = 0; i < 4; i++) {
+        t[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+        t[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+    }
+    for (int i = 0; i < 2; i++) {
+        r[4 * i] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0x44);
+        r[4 * i + 1] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0xee);
+        r[4 * i + 2] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0x44);
+        r[4 * i + 3] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0xee);
+    }
+    for (int i = 0; i < 4; i++) {
+        _mm256_storeu_ps(out + i * lo, _mm256_permute2f128_ps(r[i], r[i + 4], 0x20));
+        _mm256_storeu_ps(out + (i + 4) * lo, _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
+    }
+}
+#else
+enum { TB = 4 };
+typedef __m128 tvec;
+INLINE tvec tvec_ld(const void *p, int64_t at, bool half)
+{
+    return half ? (tvec)ld_half((const uint16_t *)p + at) : _mm_loadu_ps((const float *)p + at);
+}
+INLINE void transpose_tile(float *out, int64_t lo, tvec *r)
+{
+    _MM_TRANSPOSE4_PS(r[0], r[1], r[2], r[3]);
+    for (int i = 0; i < 4; i++)
+        _mm_storeu_ps(out + i * lo, r[i]);
+}
+#endif
+
+INLINE float at_half(const uint16_t *p)
+{
+    const uint32_t u = (uint32_t)*p << 16;
+    float x;
+    memcpy(&x, &u, sizeof x);
+    return x;
+}
+
+/* mr x (2 W or c) of the product, all in registers */
+INLINE void tile2(int mr, float *c, int64_t ldc, const float *a, int64_t row, int64_t col,
+                  const float *b, int64_t ldb, int64_t K, bool add_c)
+{
+    vf s[MR][2];
+    for (int i = 0; i < mr; i++)
+        s[i][0] = s[i][1] = (vf){ 0 };
+    for (int64_t k = 0; k < K; k++) {
+        const vf b0 = ld(b + k * ldb), b1 = ld(b + k * ldb + W);
+        for (int i = 0; i < mr; i++) {
+            const float x = a[i * row + k * col];
+            s[i][0] += b0 * x;
+            s[i][1] += b1 * x;
+        }
+    }
+    for (int i = 0; i < mr; i++) {
+        float *p = c + i * ldc;
+        if (add_c) s[i][0] += ld(p), s[i][1] += ld(p + W);
+        st(p, s[i][0]);
+        st(p + W, s[i][1]);
+    }
+}
+
+INLINE void tile1(int mr, float *c, int64_t ldc, const float *a, int64_t row, int64_t col,
+                  const float *b, int64_t ldb, int64_t n, int64_t K, bool add_c)
+{
+    vf s[MR];
+    for (int i = 0; i < mr; i++)
+        s[i] = (vf){ 0 };
+    for (int64_t k = 0; k < K; k++) {
+        const vf b0 = ld_n(b + k * ldb, n, 0);
+        for (int i = 0; i < mr; i++)
+            s[i] += b0 * a[i * row + k * col];
+    }
+    for (int i = 0; i < mr; i++) {
+        float *p = c + i * ldc;
+        if (add_c) s[i] += ld_n(p, n, 0);
+        st_n(p, s[i], n);
+    }
+}
+
+INLINE void strip(int mr, float *c, int64_t ldc, const float *a, int64_t row, int64_t col,
+                  const float *b, int64_t ldb, int64_t N, int64_t K, bool add_c)
+{
+    int64_t j = 0;
+    for (; j + 2 * W <= N; j += 2 * W)
+        tile2(mr, c + j, ldc, a, row, col, b + j, ldb, K, add_c);
+    for (; j < N; j += W)
+        tile1(mr, c + j, ldc, a, row, col, b + j, ldb, N - j, K, add_c);
+}
+
+static void block(float *c, int64_t ldc, const float *a, int64_t row, int64_t col, const float *b,
+                  int64_t ldb, int64_t M, int64_t N, int64_t K, bool add_c)
+{
+    int64_t i = 0;
+    for (; i + MR <= M; i += MR)
+        strip(MR, c + i * ldc, ldc, a + i * row, row, col, b, ldb, N, K, add_c);
+    for (; i + 4 <= M; i += 4)
+        strip(4, c + i * ldc, ldc, a + i * row, row, col, b, ldb, N, K, add_c);
+    for (; i + 2 <= M; i += 2)
+        strip(2, c + i * ldc, ldc, a + i * row, row, col, b, ldb, N, K, add_c);
+    if (i < M) strip(1, c + i * ldc, ldc, a + i * row, row, col, b, ldb, N, K, add_c);
+}
+
+/* rows of x are its columns in the panel */
+INLINE void pack_across(float *out, int64_t width, const void *x, int64_t ldx, bool half, int64_t n,
+                        int64_t K)
+{
+    const int64_t full = K - K % TB;
+    for (int64_t i0 = 0; i0 < width; i0 += TB) {
+        const int64_t m = MAX(MIN(n - i0, TB), 0);
+        for (int64_t k = 0; k < full; k += TB) {
+            tvec r[TB];
+            for (int i = 0; i < TB; i++)
+                r[i] = i < m ? tvec_ld(x, (i0 + i) * ldx + k, half) : (tvec){ 0 };
+            transpose_tile(out + k * width + i0, width, r);
+        }
+        for (int64_t k = full; k < K; k++)
+            for (int64_t i = 0; i < TB; i++) {
+                const int64_t at = (i0 + i) * ldx + k;
+                float v = 0;
+                if (i < m) v = half ? at_half((const uint16_t *)x + at) : ((const float *)x)[at];
+                out[k * width + i0 + i] = v;
+            }
+    }
+}
+
+INLINE void pack_along(float *out, int64_t width, const void *x, int64_t ldx, bool half, int64_t n,
+                       int64_t K)
+{
+    for (int64_t k = 0; k < K; k++) {
+        int64_t i = 0;
+        float *p = out + k * width;
+        for (; i < n; i += W) {
+            const int64_t at = k * ldx + i, c = n - i;
+            const vf v = half ? ld_half_n((const uint16_t *)x + at, c)
+                              : ld_n((const float *)x + at, c, 0);
+            st_n(p + i, v, width - i);
+        }
+        for (; i < width; i++)
+            p[i] = 0;
+    }
+}
+
+static void pack(float *out, int64_t width, const void *x, int64_t ldx, bool half, bool across,
+                 int64_t n, int64_t K)
+{
+    if (across && half)
+        pack_across(out, width, x, ldx, true, n, K);
+    else if (across)
+        pack_across(out, width, x, ldx, false, n, K);
+    else if (half)
+        pack_along(out, width, x, ldx, true, n, K);
+    else
+        pack_along(out, width, x, ldx, false, n, K);
+}
+
+enum { PANEL_A = (MR + TB - 1) / TB * TB, PANEL_B = 2 * W };
+
+static void tile(float *c, int64_t ldc, const float *a, const float *b, int64_t K, bool add_c)
+{
+    vf s[MR][2];
+    for (int i = 0; i < MR; i++) {
+        s[i][0] = s[i][1] = (vf){ 0 };
+        __builtin_prefetch(c + i * ldc, 1);
+        __builtin_prefetch(c + i * ldc + PANEL_B - 1, 1);
+    }
+    for (int64_t k = 0; k < K; k++) {
+        const vf b0 = ld(b), b1 = ld(b + W);
+        for (int i = 0; i < MR; i++) {
+            s[i][0] += b0 * a[i];
+            s[i][1] += b1 * a[i];
+        }
+        a += PANEL_A;
+        b += PANEL_B;
+    }
+    for (int i = 0; i < MR; i++) {
+        float *p = c + i * ldc;
+        if (add_c) s[i][0] += ld(p), s[i][1] += ld(p + W);
+        st(p, s[i][0]);
+        st(p + W, s[i][1]);
+    }
+}
+
+INLINE vf dots_ld(const void *w, int64_t k, bool half)
+{
+    return half ? ld_half((const uint16_t *)w + k) : ld((const float *)w + k);
+}
+
+INLINE vf dots_ld_n(const void *w, int64_t k, int64_t c, bool half)
+{
+    return half ? ld_half_n((const uint16_t *)w + k, c) : ld_n((const float *)w + k, c, 0);
+}
+
+/* m x 2 dot products side by side: y[m, 2] */
+INLINE void dots2(int m, float *y, const float *x, int64_t ldx, const void *w0, const void *w1,
+                  int64_t K, bool half)
+{
+    vf s[4][2];
+    for (int i = 0; i < m; i++)
+        s[i][0] = s[i][1] = (vf){ 0 };
+    int64_t k = 0;
+    for (; k + W <= K; k += W) {
+        const vf a = dots_ld(w0, k, half), b = dots_ld(w1, k, half);
+        for (int i = 0; i < m; i++) {
+            const vf v = ld(x + i * ldx + k);
+            s[i][0] += v * a;
+            s[i][1] += v * b;
+        }
+    }
+    if (k < K) {
+        const vf a = dots_ld_n(w0, k, K - k, half), b = dots_ld_n(w1, k, K - k, half);
+        for (int i = 0; i < m; i++) {
+            const vf v = ld_n(x + i * ldx + k, K - k, 0);
+            s[i][0] += v * a;
+            s[i][1] += v * b;
+        }
+    }
+    for (int i = 0; i < m; i++) {
+        y[2 * i] = sum_lanes(s[i][0]);
+        y[2 * i + 1] = sum_lanes(s[i][1]);
+    }
+}
+
+INLINE void dots_of(float *y, int64_t ldy, const float *x, int64_t ldx, int64_t M, const void *w,
+                    int64_t ldw, bool half, int64_t N, int64_t K)
+{
+    for (int64_t i = 0; i < M; i += 4)
+        for (int64_t j = 0; j < N; j += 2) {
+            const float *p = x + i * ldx;
+            const char *w0 = (const char *)w + j * ldw * (half ? 2 : 4);
+            const char *w1 = j + 1 < N ? w0 + ldw * (half ? 2 : 4) : w0;
+            float t[4][2];
+            switch (M - i) {
+            case 1:
+                dots2(1, t[0], p, ldx, w0, w1, K, half);
+                break;
+            case 2:
+                dots2(2, t[0], p, ldx, w0, w1, K, half);
+                break;
+            case 3:
+                dots2(3, t[0], p, ldx, w0, w1, K, half);
+                break;
+            default:
+                dots2(4, t[0], p, ldx, w0, w1, K, half);
+                break;
+            }
+            for (int64_t k = 0; k < MIN(4, M - i); k++) {
+                y[(i + k) * ldy + j] = t[k][0];
+                if (j + 1 < N) y[(i + k) * ldy + j + 1] = t[k][1];
+            }
+        }
+}
+
+static void dots(float *y, int64_t ldy, const float *x, int64_t ldx, int64_t M, const void *w,
+                 int64_t ldw, bool half, int64_t N, int64_t K)
+{
+    if (half)
+        dots_of(y, ldy, x, ldx, M, w, ldw, true, N, K);
+    else
+        dots_of(y, ldy, x, ldx, M, w, ldw, false, N, K);
+}
+#endif
