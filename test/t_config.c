@@ -260,8 +260,8 @@ static void test_config__all_errors_in_one_pass(void **state)
         "run.json:3:27: error: data.train.1: expected a path, found 7",
         "run.json:3:31: error: data.max_lenght: unknown key; did you mean \"max_length\"?",
         "run.json:3:48: error: data.max_dropped: 1.5 is outside [0, 1]",
-        "run.json:4:33: error: preference.lambda: not used by the loss \"dpo\", which takes beta, "
-        "label_smoothing",
+        ("run.json:4:33: error: preference.lambda: not used by the loss \"dpo\", which takes beta, "
+         "label_smoothing"),
         "run.json:4:48: error: preference.epochs: expected a number in (0, 1000000], found null",
         "run.json:5:3: error: sft: expected a section or null",
         "run.json:6:3: error: sed: unknown key; did you mean \"seed\"?",
