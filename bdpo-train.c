@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT
  * bdpo-train.c - the commands, and the one place that prints errors and exits. */
+#include "src/report/contour.h"
 #include "src/train/evaluate.h"
 #include "src/train/generate.h"
 #include "src/train/job.h"
@@ -28,6 +29,11 @@ static const char USAGE[] =
     "array of ids a line\n"
     "  bdpo-train losses                                                                 the table "
     "of losses\n"
+    "  bdpo-train contour --loss NAME [--out STEM]                                       a loss "
+    "over pi(w) and pi(l):\n"
+    "             [--beta 0.1] [--lambda X] [--alpha X] [--label-smoothing 0]            STEM.csv "
+    "and STEM.svg\n"
+    "             [--ref-w 0.4] [--ref-l 0.1] [--max-w 1] [--max-l 1] [--points 100]\n"
     "  bdpo-train --help | --version\n"
     "exit codes: 0 done, 1 failed while running, 2 wrong usage, config, model or data, 75 stopped "
     "after saving (start again),\n"
@@ -38,6 +44,7 @@ struct args { /* what a command line may hold; each command names the flags it t
     const char *config, *model, *prompt, *prompts, *out, *per_pair, *system, *chat_template,
         *string_prompts, *dtype, *file;
     const char *max_tokens, *temperature, *top_k, *top_p, *seed, *batch, *threads;
+    const char *loss, *beta, *lambda, *alpha, *smoothing, *ref_w, *ref_l, *max_w, *max_l, *points;
     const char *sets[SETS_MAX];
     int32_t n_sets;
     bool dry_run, allow_change;
@@ -73,6 +80,16 @@ static const struct flag FLAGS[] = {
     FLAG("--seed", seed),
     FLAG("--batch", batch),
     FLAG("--threads", threads),
+    FLAG("--loss", loss),
+    FLAG("--beta", beta),
+    FLAG("--lambda", lambda),
+    FLAG("--alpha", alpha),
+    FLAG("--label-smoothing", smoothing),
+    FLAG("--ref-w", ref_w),
+    FLAG("--ref-l", ref_l),
+    FLAG("--max-w", max_w),
+    FLAG("--max-l", max_l),
+    FLAG("--points", points),
     SWITCH("--dry-run", dry_run),
     SWITCH("--allow-change", allow_change),
 };
@@ -257,6 +274,63 @@ static int command_losses(int argc, char **argv)
     return 0;
 }
 
+/* The loss that --loss names and its options; one that the loss does not have is an error. */
+static int loss_flags(const struct args *a, const struct loss_def **loss, struct loss_opts *o)
+{
+    const char *names[64];
+    BUG_IF(loss_count > COUNT_OF(names));
+    if (!a->loss) return err_set(ERR_INPUT, "--loss NAME is needed; see bdpo-train losses");
+    *loss = loss_find(a->loss);
+    if (!*loss) {
+        for (size_t i = 0; i < loss_count; i++)
+            names[i] = loss_table[i].name;
+        const char *near = json_nearest(a->loss, names, loss_count);
+        return err_set(ERR_INPUT, "--loss: \"%.40s\" is not a loss; %s%s%s", a->loss,
+                       near ? "did you mean \"" : "see bdpo-train losses", near ? near : "",
+                       near ? "\"?" : "");
+    }
+    *o = (*loss)->defaults;
+    const struct {
+        unsigned bit;
+        const char *flag, *text;
+        double lo, hi, *value;
+    } option[] = { { LOSS_BETA, "--beta", a->beta, 1e-9, 1e6, &o->beta },
+                   { LOSS_LAMBDA, "--lambda", a->lambda, 0, (*loss)->lambda_max, &o->lambda },
+                   { LOSS_ALPHA, "--alpha", a->alpha, 0, 1e6, &o->alpha },
+                   { LOSS_SMOOTHING, "--label-smoothing", a->smoothing, 0, 0.5,
+                     &o->label_smoothing } };
+    for (size_t i = 0; i < COUNT_OF(option); i++) {
+        if (option[i].text && !((*loss)->options & option[i].bit))
+            return err_set(ERR_INPUT, "%s: the loss %s has no such option", option[i].flag,
+                           (*loss)->name);
+        TRY(number(option[i].flag, option[i].text, option[i].lo, option[i].hi, false,
+                   option[i].value));
+    }
+    return 0;
+}
+
+static int command_contour(int argc, char **argv)
+{
+    struct args a;
+    struct contour_opts o = { .ref_w = 0.4, .ref_l = 0.1, .max_w = 1, .max_l = 1 };
+    double points = 100;
+    TRY(parse_args(&a,
+                   "--loss --beta --lambda --alpha --label-smoothing --ref-w --ref-l --max-w "
+                   "--max-l --points --out",
+                   argv, argc, 2));
+    TRY(loss_flags(&a, &o.loss, &o.loss_opts));
+    TRY(number("--ref-w", a.ref_w, 1e-9, 1, false, &o.ref_w));
+    TRY(number("--ref-l", a.ref_l, 1e-9, 1, false, &o.ref_l));
+    TRY(number("--max-w", a.max_w, 1e-9, 1, false, &o.max_w));
+    TRY(number("--max-l", a.max_l, 1e-9, 1, false, &o.max_l));
+    TRY(number("--points", a.points, 2, 1000, true, &points));
+    if (o.ref_w + o.ref_l > 1)
+        return err_set(ERR_INPUT, "--ref-w, --ref-l: %g + %g is above 1", o.ref_w, o.ref_l);
+    o.points = (int64_t)points;
+    o.out = a.out;
+    return contour_run(&o);
+}
+
 static int command_help(void)
 {
     struct buf b = { 0 };
@@ -274,8 +348,9 @@ static int run(int argc, char **argv)
     } commands[] = { { "evaluate", command_evaluate },
                      { "generate", command_generate },
                      { "tokenize", command_tokenize },
-                     { "losses", command_losses } };
-    static const char *const later[] = { "lint", "plan", "report", "merge", "toy", "contour" };
+                     { "losses", command_losses },
+                     { "contour", command_contour } };
+    static const char *const later[] = { "lint", "plan", "report", "merge", "toy" };
     const char *names[COUNT_OF(commands) + COUNT_OF(later)];
     size_t n = 0;
     if (argc < 2) return err_set(ERR_INPUT, "no command\n%s", USAGE);
