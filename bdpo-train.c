@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * bdpo-train.c - the commands, and the one place that prints errors and exits. */
 #include "src/report/contour.h"
+#include "src/report/toy.h"
 #include "src/train/evaluate.h"
 #include "src/train/generate.h"
 #include "src/train/job.h"
@@ -34,6 +35,9 @@ static const char USAGE[] =
     "             [--beta 0.1] [--lambda X] [--alpha X] [--label-smoothing 0]            STEM.csv "
     "and STEM.svg\n"
     "             [--ref-w 0.4] [--ref-l 0.1] [--max-w 1] [--max-l 1] [--points 100]\n"
+    "  bdpo-train toy [--out STEM] [--rates 0.01,0.001,0.1] [--steps 1000]               the "
+    "paper's toy case, all losses\n"
+    "             [--seeds 100] [--seed 1]\n"
     "  bdpo-train --help | --version\n"
     "exit codes: 0 done, 1 failed while running, 2 wrong usage, config, model or data, 75 stopped "
     "after saving (start again),\n"
@@ -45,6 +49,7 @@ struct args { /* what a command line may hold; each command names the flags it t
         *string_prompts, *dtype, *file;
     const char *max_tokens, *temperature, *top_k, *top_p, *seed, *batch, *threads;
     const char *loss, *beta, *lambda, *alpha, *smoothing, *ref_w, *ref_l, *max_w, *max_l, *points;
+    const char *rates, *steps, *seeds;
     const char *sets[SETS_MAX];
     int32_t n_sets;
     bool dry_run, allow_change;
@@ -90,6 +95,9 @@ static const struct flag FLAGS[] = {
     FLAG("--max-w", max_w),
     FLAG("--max-l", max_l),
     FLAG("--points", points),
+    FLAG("--rates", rates),
+    FLAG("--steps", steps),
+    FLAG("--seeds", seeds),
     SWITCH("--dry-run", dry_run),
     SWITCH("--allow-change", allow_change),
 };
@@ -331,6 +339,39 @@ static int command_contour(int argc, char **argv)
     return contour_run(&o);
 }
 
+/* "0.01,0.001": numbers with commas between. */
+static int rate_list(struct toy_opts *o, const char *text)
+{
+    o->n_rates = 0;
+    for (const char *p = text; p;) {
+        const char *comma = strchr(p, ',');
+        char one[40];
+        if (o->n_rates == TOY_RATES_MAX)
+            return err_set(ERR_INPUT, "--rates: at most %d", TOY_RATES_MAX);
+        snprintf(one, sizeof one, "%.*s", comma ? (int)MIN(comma - p, 39) : 39, p);
+        TRY(number("--rates", one, 1e-12, 1e3, false, &o->rate[o->n_rates++]));
+        p = comma ? comma + 1 : NULL;
+    }
+    return 0;
+}
+
+static int command_toy(int argc, char **argv)
+{
+    struct args a;
+    struct toy_opts o = { 0 };
+    double steps = 1000, seeds = 100, seed = 1;
+    TRY(parse_args(&a, "--out --rates --steps --seeds --seed", argv, argc, 2));
+    TRY(rate_list(&o, a.rates ? a.rates : "0.01,0.001,0.1"));
+    TRY(number("--steps", a.steps, 1, 1e6, true, &steps));
+    TRY(number("--seeds", a.seeds, 1, 1e6, true, &seeds));
+    TRY(number("--seed", a.seed, 0, 0x1p53, true, &seed));
+    o.steps = (int64_t)steps;
+    o.seeds = (int64_t)seeds;
+    o.seed = (uint64_t)seed;
+    o.out = a.out;
+    return toy_run(&o);
+}
+
 static int command_help(void)
 {
     struct buf b = { 0 };
@@ -345,12 +386,10 @@ static int run(int argc, char **argv)
     static const struct {
         const char *name;
         int (*run)(int argc, char **argv);
-    } commands[] = { { "evaluate", command_evaluate },
-                     { "generate", command_generate },
-                     { "tokenize", command_tokenize },
-                     { "losses", command_losses },
-                     { "contour", command_contour } };
-    static const char *const later[] = { "lint", "plan", "report", "merge", "toy" };
+    } commands[] = { { "evaluate", command_evaluate }, { "generate", command_generate },
+                     { "tokenize", command_tokenize }, { "losses", command_losses },
+                     { "contour", command_contour },   { "toy", command_toy } };
+    static const char *const later[] = { "lint", "plan", "report", "merge" };
     const char *names[COUNT_OF(commands) + COUNT_OF(later)];
     size_t n = 0;
     if (argc < 2) return err_set(ERR_INPUT, "no command\n%s", USAGE);

@@ -177,3 +177,26 @@ int svg_file(struct buf *b, const struct buf *picture)
     TRY(buf_addf(b, "<style>%s</style>\n", SVG_STYLE));
     return buf_add(b, end + 1, picture->len - (size_t)(end + 1 - picture->data));
 }
+
+int svg_grid(struct buf *b, const char *title, const struct buf *picture, int32_t n,
+             int32_t columns, double width, double height)
+{
+    const int32_t rows = (n - 1) / columns + 1, gap = 12, top = 30;
+    TRY(buf_addf(b,
+                 "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"chart\" viewBox=\"0 0 %g %g\" "
+                 "role=\"group\"><title>",
+                 columns * (width + gap), top + rows * (height + gap)));
+    TRY(svg_text(b, title));
+    TRY(buf_adds(b, "</title><text class=\"title\" x=\"12\" y=\"20\">"));
+    TRY(svg_text(b, title));
+    TRY(buf_adds(b, "</text>\n"));
+    for (int32_t i = 0; i < n; i++) {
+        const size_t tag = strlen("<svg");
+        BUG_IF(picture[i].len < tag);
+        TRY(buf_addf(b, "<svg x=\"%g\" y=\"%g\" width=\"%g\" height=\"%g\"",
+                     (i % columns) * (width + gap), top + (i / columns) * (height + gap), width,
+                     height));
+        TRY(buf_add(b, picture[i].data + tag, picture[i].len - tag));
+    }
+    return buf_adds(b, "</svg>\n");
+}

@@ -14,6 +14,8 @@ int svg_open(struct buf *b, const char *id, const char *title, const char *about
 extern const char SVG_STYLE[];
 /* b = a file of one picture with its style; `picture` holds an svg element. */
 int svg_file(struct buf *b, const struct buf *picture);
+/* Pictures side by side in rows of `columns`, each in a place of width x height, under one title; every element of `picture` holds one svg. */
+int svg_grid(struct buf *b, const char *title, const struct buf *picture, int32_t n, int32_t columns, double width, double height);
 
 struct axis { /* a value v stands at from + (f(v) - lo) / (hi - lo) (to - from), f the identity or log10 */
     double lo, hi, from, to;
