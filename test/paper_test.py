@@ -275,6 +275,27 @@ def test_theorem_2_in_a_run(r, root):
     check(r, abs(shown["bdpo/gate"] - sum(gates) / len(gates)) < 1e-9, "bdpo/gate from the pairs", f"{sum(gates) / len(gates)} {shown}")
 
 
+def test_kl_in_a_run(r, root):
+    place = os.path.join(root, "kl")
+    t.make_root(place, train=16, held=5)
+    sections = {"eval": {"kl_samples": 12, "every": 2}, "data": {"max_length": 24}, "preference": {"epochs": 1, "learning_rate": 3e-2}}
+    t.write_json(place + "/run.json", t.make_config(place, **sections))
+    res = t.bdpo("--config", place + "/run.json")
+    rows = [x for x in t.read_lines(place + "/run/metrics.jsonl") if x["stage"] == "preference" and "eval/loss" in x] if res.code == 0 else []
+    check(r, len(rows) == 2 and all(x["eval/kl_stderr"] > 0 for x in rows) and rows[0]["eval/kl"] < rows[-1]["eval/kl"], "eval/kl grows in training",
+          f"{res} {rows}")
+    answers = t.read_lines(place + "/run/samples.jsonl")
+    check(r, len(answers) == 5 and set(answers[0]) == {"prompt", "policy", "reference", "policy/finish", "reference/finish"}, "samples.jsonl", str(answers[:1]))
+    res = t.bdpo("evaluate", "--config", place + "/run.json")
+    shown = json.loads(res.out)
+    check(r, shown["eval/kl"] == rows[-1]["eval/kl"] and shown["eval/kl_stderr"] == rows[-1]["eval/kl_stderr"], "evaluate: the run's eval/kl again", res.out)
+    res = t.bdpo("evaluate", "--config", place + "/run.json", "--model", place + "/run/sft")
+    shown = json.loads(res.out)
+    check(r, shown["eval/kl"] == 0 and shown["eval/kl_stderr"] == 0, "evaluate: of the reference itself it is 0", res.out)
+    res = t.bdpo("evaluate", "--config", place + "/run.json", "--set", "preference={\"loss\": \"orpo\"}")
+    check(r, res.code == 0 and "eval/kl" not in json.loads(res.out), "orpo has no reference and no eval/kl", str(res))
+
+
 def main():
     r = Report()
     with tempfile.TemporaryDirectory() as root:

@@ -9,7 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "../src/train/generate.h"
+#include "../src/train/sample.h"
 #include "../src/train/stage.h"
 #include "scratch.h"
 

@@ -18,9 +18,9 @@ static int choose(char **out, const char *given, const char *output, const char 
     return mem_strdup(out, fallback);
 }
 
-/* Score every row of d with the weights in dir, in a model of its own that is let go. */
+/* Score every row of d with the weights in dir, in a model of its own that is let go; kl (may be NULL) gets its eval/kl. */
 static int score_with(const struct setup *base, const char *dir, enum stage_kind kind,
-                      const struct dataset *d, struct scores *s)
+                      const struct dataset *d, struct scores *s, struct metrics *kl)
 {
     struct setup su = *base; /* borrows all but the architecture */
     struct stage st = { 0 };
@@ -29,10 +29,11 @@ static int score_with(const struct setup *base, const char *dir, enum stage_kind
     if (su.arch.V < base->arch.V)
         return err_set(ERR_INPUT, "%s: has %lld token ids, %s has %lld: the tokenizers differ", dir,
                        (long long)su.arch.V, base->cfg->model.path, (long long)base->arch.V);
-    TRY_OUT(stage_open(&st, &su, kind, d, NULL, false));
+    TRY_OUT(stage_open(&st, &su, kind, d, kl ? d : NULL, false));
     TRY_OUT(model_load(&st.model, dir));
     TRY_OUT(scores_init(s, d->n));
     TRY_OUT(score_all(s, &st.model, &st.batch, d, su.micro_tokens));
+    if (kl) TRY_OUT(stage_measure_kl(&st, kl, NULL));
 out:
     stage_release(&st);
     return rc;
@@ -111,7 +112,7 @@ int evaluate_run(const struct config *c, const char *model, const char *per_pair
     struct file_out pairs = { 0 };
     struct setup su = { 0 };
     struct dataset d = { 0 };
-    struct metrics m;
+    struct metrics m, kl = { 0 };
     char *policy = NULL, *reference = NULL;
     int rc;
     if (c->data.eval.n == 0)
@@ -126,13 +127,18 @@ int evaluate_run(const struct config *c, const char *model, const char *per_pair
         TRY_OUT(ERR_INPUT); /* before the work */
     TRY_OUT(setup_backend(&su));
     su.micro_tokens = setup_micro_tokens(c, &d);
+    su.kl_samples = c->eval.kl_samples;
+    su.kl_reference = reference;
     if (loss && (loss->flags & LOSS_REF)) {
         fprintf(stderr, "policy: %s, reference: %s\n", policy, reference);
-        TRY_OUT(score_with(&su, reference, kind, &d, &ref));
+        TRY_OUT(score_with(&su, reference, kind, &d, &ref, NULL));
     }
-    TRY_OUT(score_with(&su, policy, kind, &d, &pi));
+    TRY_OUT(score_with(&su, policy, kind, &d, &pi, &kl));
     const struct stage st = { .su = &su, .cfg = c, .kind = kind, .loss = loss };
     stage_measure(&st, &d, &pi, ref.n ? &ref : NULL, &m);
+    m.has_kl = kl.has_kl;
+    m.kl = kl.kl;
+    m.kl_stderr = kl.kl_stderr;
     if (per_pair) TRY_OUT(write_pairs(&pairs, &d, &pi, &ref));
     TRY_OUT(print_metrics(&m, loss));
 out:

@@ -49,6 +49,8 @@ static int job_open(struct job *j, const struct config *c)
     j->cfg = c;
     j->started = j->last_save = clock_seconds();
     TRY(setup_open(&j->su, c));
+    j->su.kl_samples = c->eval.kl_samples;
+    j->su.kl_reference = c->reference.path;
     return load_data(j);
 }
 
@@ -66,16 +68,7 @@ static void job_close(struct job *j)
 
 static int stage_weights(const struct job *j, struct stage *st)
 {
-    const struct config *c = j->cfg;
-    char *sft = NULL;
-    if (st->kind == STAGE_PREFERENCE && c->sft.present) {
-        TRY(output_path(&j->out, "sft", &sft));
-        const int rc = model_load(&st->model, sft);
-        free(sft);
-        return rc;
-    }
-    return c->model.init == MODEL_RANDOM ? model_random(&st->model, c->seed)
-                                         : model_load(&st->model, c->model.path);
+    return stage_load_start(&st->model, j->cfg, st->kind);
 }
 
 /* reference.path: its own model, scored and let go before the policy takes memory; before the first stage, so that a fault in it is
@@ -90,6 +83,7 @@ static int foreign_reference(struct job *j)
     struct buf said = { 0 };
     int rc;
     if (!path || !loss || !(loss->flags & LOSS_REF) || restored) return 0;
+    su.kl_samples = 0; /* it is the policy that is measured */
     TRY(arch_load(&su.arch, path));
     if (su.arch.V != j->su.arch.V)
         return err_set(
@@ -154,11 +148,24 @@ out:
     return rc;
 }
 
-static int evaluate(struct job *j, struct stage *st)
+/* `last`: of a stage; then samples.jsonl is written too, where answers are sampled. */
+static int evaluate(struct job *j, struct stage *st, bool last)
 {
     struct metrics m;
-    TRY(stage_evaluate(st, &m));
-    return write_row(j, st, "eval/", &m, 0, 0);
+    struct buf answers = { 0 };
+    char *path = NULL;
+    int rc;
+    TRY_OUT(stage_evaluate(st, &m));
+    TRY_OUT(stage_measure_kl(st, &m, last ? &answers : NULL));
+    TRY_OUT(write_row(j, st, "eval/", &m, 0, 0));
+    if (answers.len) {
+        TRY_OUT(output_path(&j->out, "samples.jsonl", &path));
+        TRY_OUT(file_write_all(path, answers.data, answers.len));
+    }
+out:
+    buf_release(&answers);
+    free(path);
+    return rc;
 }
 
 static int save_checkpoint(struct job *j, struct stage *st)
@@ -255,7 +262,7 @@ static int finish_stage(struct job *j, struct stage *st)
                    "%s: rounding to %s moves the log-probabilities of a few rows by at most %.3g",
                    st->name, st_dtype_name(dtype), worst);
     }
-    if (st->eval && j->cfg->eval.at_end) TRY(evaluate(j, st));
+    if (st->eval && j->cfg->eval.at_end) TRY(evaluate(j, st, true));
     TRY(rows_sync(&j->out.metrics)); /* once sft/ is there, a resume takes its rows as complete */
     if (st->kind == STAGE_SFT) TRY(save_and_verify(j, st, "sft"));
     if (st->kind == STAGE_PREFERENCE || !j->cfg->preference.present)
@@ -315,7 +322,7 @@ static int after_step(struct job *j, struct stage *st, const struct metrics *m, 
     TRY(status_step(&j->status, st->step, NULL, m, st->kind == STAGE_PREFERENCE, seconds));
     if (!applied) TRY(skipped_step(j, st, m, norm));
     if (st->eval && c->eval.every > 0 && st->step % c->eval.every == 0 && !(last && c->eval.at_end))
-        TRY(evaluate(j, st));
+        TRY(evaluate(j, st, false));
     if (c->checkpoint.export_at == EXPORT_EPOCH && st->kind == STAGE_PREFERENCE &&
         st->step % per_epoch == 0) {
         char name[48];

@@ -15,6 +15,8 @@ struct setup { /* valid when zeroed */
     struct chat_template *tmpl;
     struct backend be;
     bool be_open;
+    int64_t kl_samples;        /* eval.kl_samples where a stage is to measure it, else 0 */
+    const char *kl_reference;  /* directory of its reference; borrowed; NULL: the policy as the preference stage starts */
     int64_t micro_tokens; /* memory.micro_batch_tokens, resolved by setup_micro_tokens() */
 };
 /* Ranks, config.json, tokenizer and template of model.path; checks max_length against the model. ERR_INPUT. */
