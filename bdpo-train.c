@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: MIT
  * bdpo-train.c - the commands, and the one place that prints errors and exits. */
 #include "src/report/contour.h"
+#include "src/report/page.h"
 #include "src/report/toy.h"
 #include "src/train/evaluate.h"
 #include "src/train/generate.h"
 #include "src/train/job.h"
 #include "src/train/tokenize.h"
+#include "src/io/file.h"
+#include "src/io/file.h"
 #include "src/io/json.h"
 #include <math.h>
 #include <stdio.h>
@@ -38,6 +41,8 @@ static const char USAGE[] =
     "  bdpo-train toy [--out STEM] [--rates 0.01,0.001,0.1] [--steps 1000]               the "
     "paper's toy case, all losses\n"
     "             [--seeds 100] [--seed 1]\n"
+    "  bdpo-train report RUN_DIR [RUN_DIR ...] [--out FILE]                              one HTML "
+    "page of these runs\n"
     "  bdpo-train --help | --version\n"
     "exit codes: 0 done, 1 failed while running, 2 wrong usage, config, model or data, 75 stopped "
     "after saving (start again),\n"
@@ -52,6 +57,8 @@ struct args { /* what a command line may hold; each command names the flags it t
     const char *rates, *steps, *seeds;
     const char *sets[SETS_MAX];
     int32_t n_sets;
+    const char *dirs[PAGE_RUNS_MAX];
+    int32_t n_dirs;
     bool dry_run, allow_change;
 };
 struct flag {
@@ -154,6 +161,10 @@ static int parse_args(struct args *a, const char *allowed, char **argv, int argc
     for (int i = first; i < argc; i++) {
         if (strncmp(argv[i], "--", 2) == 0) {
             TRY(parse_flag(a, allowed, argv, argc, &i));
+        } else if (listed(allowed, "DIRS")) {
+            if (a->n_dirs == PAGE_RUNS_MAX)
+                return err_set(ERR_INPUT, "at most %d runs", PAGE_RUNS_MAX);
+            a->dirs[a->n_dirs++] = argv[i];
         } else if (listed(allowed, "FILE") && !a->file) {
             a->file = argv[i];
         } else {
@@ -372,6 +383,22 @@ static int command_toy(int argc, char **argv)
     return toy_run(&o);
 }
 
+static int command_report(int argc, char **argv)
+{
+    struct args a;
+    char *out = NULL;
+    TRY(parse_args(&a, "--out DIRS", argv, argc, 2));
+    if (a.n_dirs == 0) return err_set(ERR_INPUT, "report: at least one RUN_DIR is needed");
+    if (a.out || a.n_dirs > 1)
+        TRY(mem_strdup(&out, a.out ? a.out : "report.html"));
+    else
+        TRY(path_join(&out, a.dirs[0], "report.html"));
+    const int rc = page_write(a.dirs, a.n_dirs, out);
+    if (rc == 0) fprintf(stderr, "wrote %s\n", out);
+    free(out);
+    return rc;
+}
+
 static int command_help(void)
 {
     struct buf b = { 0 };
@@ -388,8 +415,9 @@ static int run(int argc, char **argv)
         int (*run)(int argc, char **argv);
     } commands[] = { { "evaluate", command_evaluate }, { "generate", command_generate },
                      { "tokenize", command_tokenize }, { "losses", command_losses },
-                     { "contour", command_contour },   { "toy", command_toy } };
-    static const char *const later[] = { "lint", "plan", "report", "merge" };
+                     { "contour", command_contour },   { "toy", command_toy },
+                     { "report", command_report } };
+    static const char *const later[] = { "lint", "plan", "merge" };
     const char *names[COUNT_OF(commands) + COUNT_OF(later)];
     size_t n = 0;
     if (argc < 2) return err_set(ERR_INPUT, "no command\n%s", USAGE);

@@ -2,6 +2,7 @@
 #include "job.h"
 #include "fingerprint.h"
 #include "output.h"
+#include "../report/page.h"
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -458,6 +459,17 @@ static int conclude(struct job *j, int rc)
     return rc;
 }
 
+/* The training is done and saved: what goes wrong here is a warning. */
+static void write_report(struct job *j)
+{
+    const char *dir = j->out.dir;
+    char *path = NULL;
+    int rc = output_path(&j->out, "report.html", &path);
+    if (rc == 0) rc = page_write(&dir, 1, path);
+    if (rc < 0) status_say(&j->status, "warning: no report: %s", err_msg());
+    free(path);
+}
+
 int job_run(const struct config *c, const struct job_opts *o)
 {
     struct job j;
@@ -476,6 +488,7 @@ int job_run(const struct config *c, const struct job_opts *o)
     TRY_OUT(output_path(&j.out, "status.json", &path));
     TRY_OUT(status_open(&j.status, c, path));
     rc = conclude(&j, run_stages(&j, o->allow_change));
+    if (rc == 0) write_report(&j);
     if (rc == 0) status_say(&j.status, "done: %s/model", c->output);
 out:
     buf_release(&print);
