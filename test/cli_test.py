@@ -310,7 +310,7 @@ def test_run_files(r, root):
     sections = {"eval": {"every": 2}, "checkpoint": {"every": 1, "keep": 3, "export": "epoch"}, "note": "free text"}
     res = p.train(**sections)
     p.ended("a run", res, 0, "preference loss: bdpo: softplus(", "sft: 3 steps", "preference: 6 steps", "read back", "first step")
-    want = {"config.json", "fingerprint.json", "metrics.jsonl", "timing.jsonl", "status.json", ".lock", "checkpoints", "sft", "models", "model"}
+    want = {"config.json", "fingerprint.json", "metrics.jsonl", "timing.jsonl", "status.json", ".lock", "checkpoints", "sft", "models", "model", "report.html"}
     p.check(set(os.listdir(p.out)) == want, "run: its files", str(sorted(os.listdir(p.out))))
     p.check(sorted(os.listdir(p.path("run/checkpoints"))) == [f"preference-{k:06}" for k in (3, 4, 5)], "checkpoint.keep: the newest three",
             str(os.listdir(p.path("run/checkpoints"))))
