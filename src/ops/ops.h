@@ -63,6 +63,11 @@ struct memops { /* memory of a backend, apart from math */
     int (*copy)(struct ctx *cx, void *dst, const void *src, int64_t bytes); /* device to device, may not overlap */
 };
 
+/* Elements [begin, end) of a flat array that a smaller array holds from its element `at` on. */
+struct flat_part {
+    int64_t begin, end, at;
+};
+
 struct backend {
     const char *name; /* "cpu", "cuda" */
     struct ctx *cx;
