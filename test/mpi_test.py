@@ -16,6 +16,10 @@ MPIRUN = os.environ.get("MPIRUN", "mpirun")
 T_ZERO = os.path.join(os.path.dirname(os.path.realpath(t.BINARY)), "test", "t_zero")
 
 
+# differences of a metric, as a share of it: float32 sums in another order; bfloat16 that rounds to the next number now and then
+FLOAT32, BFLOAT16 = 64 * 2.0**-23, 2.0**-8
+
+
 def launcher():
     """mpirun's words before the number of ranks; or the reason why there is none."""
     if not shutil.which(MPIRUN):
@@ -90,13 +94,13 @@ def distance(a, b):
 def test_equal(r, runs):
     """One rank, and 2 to 4: losses, norms, metrics and evaluation agree to rounding."""
     cases = [
-        ("float32, local", 2e-4, {"dist": {"gradients": "local"}}),
-        ("float32, sharded", 2e-4, {"dist": {"gradients": "sharded"}}),
-        ("bfloat16, local", 0.05, {"model": {"path": f"{runs.root}/model", "dtype": "bfloat16"}, "dist": {"gradients": "local"}}),
-        ("a batch of 5, recomputed activations", 2e-4,
+        ("float32, local", FLOAT32, {"dist": {"gradients": "local"}}),
+        ("float32, sharded", FLOAT32, {"dist": {"gradients": "sharded"}}),
+        ("bfloat16, local", BFLOAT16, {"model": {"path": f"{runs.root}/model", "dtype": "bfloat16"}, "dist": {"gradients": "local"}}),
+        ("a batch of 5, recomputed activations", FLOAT32,
          {"preference": {"batch_size": 5}, "memory": {"micro_batch_tokens": 40, "gradient_checkpointing": True}, "dist": {"gradients": "sharded"}}),
-        ("a batch of 2, below the ranks", 2e-4, {"preference": {"batch_size": 2, "max_steps": 6}, "sft": {"batch_size": 1, "max_steps": 5}}),
-        ("an untied loss without a reference", 2e-4, {"preference": {"loss": "orpo"}}),
+        ("a batch of 2, below the ranks", FLOAT32, {"preference": {"batch_size": 2, "max_steps": 6}, "sft": {"batch_size": 1, "max_steps": 5}}),
+        ("a loss without a reference", FLOAT32, {"preference": {"loss": "orpo"}}),
     ]
     for what, allowed, sections in cases:
         sections = {"sft": {"learning_rate": 1e-3}, "eval": {"every": 3}, **sections}
@@ -190,7 +194,7 @@ def test_failures(r, runs):
         pass
     res = mpi(3, "--config", path)
     r.check(res.code == 1 and len(ours(res)) == 1, "a checkpoint that cannot be written ends all ranks", f"{res}")
-    path, out = runs.config(sft=None, preference={"learning_rate": 1e18, "max_grad_norm": 0, "epochs": 20})
+    path, out = runs.config(sft={"epochs": 200, "learning_rate": 1, "weight_decay": 100, "schedule": "constant"}, preference=None)
     res = mpi(3, "--config", path)
     r.check(res.code == 80 and len(ours(res)) == 1, "divergence ends all ranks with 80", f"{res}")
 
