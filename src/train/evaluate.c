@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "evaluate.h"
-#include "stage.h"
+#include "sizing.h"
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,7 +26,7 @@ static int open_model(struct stage *st, struct setup *su, const struct setup *ba
     if (su->arch.V < base->arch.V)
         return err_set(ERR_INPUT, "%s: has %lld token ids, %s has %lld: the tokenizers differ", dir,
                        (long long)su->arch.V, base->cfg->model.path, (long long)base->arch.V);
-    TRY(stage_open(st, su, kind, d, NULL, false));
+    TRY(stage_open(st, su, kind, d, d, false));
     return model_load(&st->model, dir);
 }
 
@@ -110,6 +110,18 @@ out:
     return rc;
 }
 
+/* Both models in turn are scored in micro-batches of the size that fits; nothing is trained. */
+static int choose_sizes(struct setup *su, enum stage_kind kind, const struct dataset *d)
+{
+    const struct run_stage stage = { kind, &su->arch, d, d, false };
+    const struct sizing_want want = { su->cfg->memory.micro_batch_tokens, 0 };
+    const struct sizing_run run = {
+        .stage = &stage, .n = 1, .base = forecast_base(&d, 1), .small_batch = SIZING_CPU_SMALL_BATCH
+    };
+    struct sizing s;
+    return sizing_choose(&s, su, &run, &want);
+}
+
 /* Everything that can be wrong with the input, before the work. */
 static int evaluate_open(struct setup *su, const struct config *c, struct dist *dist,
                          struct dataset *d, struct file_out *pairs, const char *per_pair)
@@ -140,14 +152,14 @@ int evaluate_run(const struct config *c, struct dist *dist, const char *model, c
     TRY_OUT(dist_agree(dist, evaluate_open(&su, c, dist, &d, &pairs, per_pair)));
     TRY_OUT(choose(&policy, model, c->output, "model", c->model.path));
     TRY_OUT(choose(&reference, c->reference.path, c->output, "sft", c->model.path));
-    su.micro_tokens = setup_micro_tokens(c, &d);
+    TRY_OUT(choose_sizes(&su, kind, &d));
     if (loss && (loss->flags & LOSS_REF)) {
         fprintf(stderr, "policy: %s, reference: %s\n", policy, reference);
         TRY_OUT(score_with(&su, reference, kind, &d, &ref));
     }
     TRY_OUT(score_with(&su, policy, kind, &d, &pi));
     const struct stage st = { .su = &su, .cfg = c, .kind = kind, .loss = loss };
-    stage_measure(&st, &d, &pi, ref.n ? &ref : NULL, &m);
+    stage_metrics(&st, &d, &pi, ref.n ? &ref : NULL, &m);
     if (dist_rank(dist) > 0) goto out;
     if (per_pair) TRY_OUT(write_pairs(&pairs, &d, &pi, &ref));
     TRY_OUT(print_metrics(&m, loss));
