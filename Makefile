@@ -137,7 +137,7 @@ test-c: build-tests
 # whole jobs on several ranks of this machine; `make test` runs it too
 .PHONY: test-mpi
 test-mpi: deps
-	@$(MAKE) --no-print-directory $(BIN) $(O)/test/t_zero
+	@$(MAKE) --no-print-directory $(BIN) $(O)/test/t_zero $(O)/test/t_replica
 	@$(RUN_TESTS) test/mpi_test.py
 
 bench: deps

@@ -4,6 +4,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -13,7 +14,7 @@ import tiny_job as t
 from compare_rows import Report
 
 MPIRUN = os.environ.get("MPIRUN", "mpirun")
-T_ZERO = os.path.join(os.path.dirname(os.path.realpath(t.BINARY)), "test", "t_zero")
+PROGRAMS = os.path.join(os.path.dirname(os.path.realpath(t.BINARY)), "test")
 
 
 # differences of a metric, as a share of it: float32 sums in another order; bfloat16 that rounds to the next number now and then
@@ -94,20 +95,20 @@ def distance(a, b):
 def test_equal(r, runs):
     """One rank, and 2 to 4: losses, norms, metrics and evaluation agree to rounding."""
     cases = [
-        ("float32, local", FLOAT32, {"dist": {"gradients": "local"}}),
-        ("float32, sharded", FLOAT32, {"dist": {"gradients": "sharded"}}),
-        ("bfloat16, local", BFLOAT16, {"model": {"path": f"{runs.root}/model", "dtype": "bfloat16"}, "dist": {"gradients": "local"}}),
-        ("a batch of 5, recomputed activations", FLOAT32,
+        ("float32, local", FLOAT32, (2, 3, 4), {"dist": {"gradients": "local"}}),
+        ("float32, sharded", FLOAT32, (2, 3), {"dist": {"gradients": "sharded"}}),
+        ("bfloat16, local", BFLOAT16, (3,), {"model": {"path": f"{runs.root}/model", "dtype": "bfloat16"}, "dist": {"gradients": "local"}}),
+        ("a batch of 5, recomputed activations", FLOAT32, (4,),
          {"preference": {"batch_size": 5}, "memory": {"micro_batch_tokens": 40, "gradient_checkpointing": True}, "dist": {"gradients": "sharded"}}),
-        ("a batch of 2, below the ranks", FLOAT32, {"preference": {"batch_size": 2, "max_steps": 6}, "sft": {"batch_size": 1, "max_steps": 5}}),
-        ("a loss without a reference", FLOAT32, {"preference": {"loss": "orpo"}}),
+        ("a batch of 2, below the ranks", FLOAT32, (3, 4), {"preference": {"batch_size": 2, "max_steps": 6}, "sft": {"batch_size": 1, "max_steps": 5}}),
+        ("a loss without a reference", FLOAT32, (2,), {"preference": {"loss": "orpo"}}),
     ]
-    for what, allowed, sections in cases:
+    for what, allowed, ranks, sections in cases:
         sections = {"sft": {"learning_rate": 1e-3}, "eval": {"every": 3}, **sections}
         sections["preference"] = {"learning_rate": 1e-3, **sections.get("preference", {})}
         want = rows(runs.train(1, **sections))
-        far = {n: distance(want, rows(runs.train(n, **sections))) for n in (2, 3, 4)}
-        r.check(max(far.values()) <= allowed, f"{what}: 1 to 4 ranks agree", f"{far}")
+        far = {n: distance(want, rows(runs.train(n, **sections))) for n in ranks}
+        r.check(max(far.values()) <= allowed, f"{what}: agrees with one rank", f"{far}")
 
 
 def digest(out):
@@ -199,10 +200,116 @@ def test_failures(r, runs):
     r.check(res.code == 80 and len(ours(res)) == 1, "divergence ends all ranks with 80", f"{res}")
 
 
-def test_zero(r):
-    for n in (2, 3, 5):
-        res = mpi(n, program=T_ZERO)
-        r.check(res.code == 0, f"t_zero on {n} ranks", f"{res}")
+def long_run(runs, **sections):
+    """A job of minutes that says where it is; its config and output."""
+    return runs.config(sft=None, preference={"epochs": 20000, "learning_rate": 1e-5}, checkpoint={"every": 200}, **sections)
+
+
+def launch(ranks, *args):
+    """In a session of its own, in the background."""
+    return subprocess.Popen([*RUN, "-np", str(ranks), t.BINARY, *args], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True)
+
+
+def processes(config):
+    """{rank: pid} of the ranks that run this config."""
+    found = {}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb") as f:
+                words = f.read().split(b"\0")
+            if os.path.realpath(f"/proc/{pid}/exe") != os.path.realpath(t.BINARY) or config.encode() not in words:
+                continue
+            with open(f"/proc/{pid}/environ", "rb") as f:
+                env = dict(x.split(b"=", 1) for x in f.read().split(b"\0") if b"=" in x)
+            found[int(env.get(b"OMPI_COMM_WORLD_RANK", env.get(b"PMI_RANK", b"-1")))] = int(pid)
+        except OSError:  # it has ended meanwhile
+            pass
+    return found
+
+
+def wait_steps(out, steps, seconds=30):
+    """Wait until metrics.jsonl has rows."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            if t.read_bytes(f"{out}/metrics.jsonl").count(b"\n") >= steps:
+                return True
+        except OSError:
+            pass
+        time.sleep(0.05)
+    return False
+
+
+def finish(p, config, seconds):
+    """Its result once mpirun and all ranks are gone; seconds that took, or None where something is still there."""
+    begin = time.monotonic()
+    try:
+        out, err = p.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        for pid in processes(config).values():
+            os.kill(pid, signal.SIGKILL)
+        p.kill()
+        return t.Result(-1, *p.communicate()), None
+    while processes(config) and time.monotonic() - begin < seconds:
+        time.sleep(0.05)
+    return t.Result(p.returncode, out, err), None if processes(config) else time.monotonic() - begin
+
+
+def status_of(out):
+    with open(f"{out}/status.json", encoding="utf-8") as f:
+        return json.load(f)
+
+
+def test_hang(r, runs):
+    """A rank that stands still: the others find it after hang_timeout, say where, and all end."""
+    for stopped in (1, 0):
+        path, out = long_run(runs, faults={"hang_timeout": 3})
+        p = launch(3, "--config", path)
+        ok = wait_steps(out, 20)
+        os.kill(processes(path)[stopped], signal.SIGSTOP)
+        res, took = finish(p, path, 30)
+        said = [x for x in res.lines if "no progress for" in x and "waiting for other ranks" in x and "preference step" in x]
+        r.check(ok and took is not None and 2 < took < 9 and res.code == 76 and said, f"rank {stopped} of 3 is stopped: found, 76", f"{took} {res.code} {said[:1]}")
+        if stopped:
+            s = status_of(out)
+            r.check(s["state"] == "failed" and s["exit_code"] == 76 and "no progress" in s["reason"], "its status.json", str(s))
+        r.check(any("bdpo-train(" in x or "libmpi" in x for x in res.lines), "a stack is printed")
+
+
+def test_dead(r, runs):
+    """A rank that is killed ends all within 10 s, and the run goes on from its checkpoint."""
+    for dead in (1, 0):
+        path, out = long_run(runs)
+        p = launch(3, "--config", path)
+        ok = wait_steps(out, 250)
+        os.kill(processes(path)[dead], signal.SIGKILL)
+        res, took = finish(p, path, 30)
+        r.check(ok and took is not None and took < 10 and res.code != 0, f"rank {dead} of 3 is killed: all are gone", f"{took} {res.code}")
+        again = mpi(2, "--config", path, "--set", "max_hours=1e-9")
+        r.check(again.code == 75 and "resumed from" in again.err, "the run goes on from its checkpoint", "" if again.code == 75 else f"{again}")
+
+
+def test_signals(r, runs):
+    """SIGUSR1 to the launcher or to one rank: all finish the same step, save, 75."""
+    for what, target in (("mpirun", None), ("rank 0", 0), ("rank 2", 2)):
+        path, out = long_run(runs)
+        p = launch(3, "--config", path)
+        ok = wait_steps(out, 20)
+        os.kill(p.pid if target is None else processes(path)[target], signal.SIGUSR1)
+        res, took = finish(p, path, 30)
+        s = status_of(out)
+        # a launcher may not pass the code on
+        r.check(ok and took is not None and s["exit_code"] == 75 and s["state"] == "stopped" and os.path.isdir(f"{out}/{s['checkpoint']}"),
+                f"SIGUSR1 to {what}: saved, 75 in status.json", f"{took} {res.code} {s['reason']}")
+
+
+def test_programs(r, _):
+    """Tests in C that run on as many ranks as they are started with."""
+    for name in ("t_zero", "t_replica"):
+        for n in (2, 3, 5):
+            res = mpi(n, program=os.path.join(PROGRAMS, name))
+            r.check(res.code == 0, f"{name} on {n} ranks", f"{res}" if res.code else "")
 
 
 def main():
@@ -214,11 +321,11 @@ def main():
     root = tempfile.mkdtemp(prefix="bdpo-mpi-")
     try:
         runs = Runs(r, root)
-        for test in (test_equal, test_deterministic, test_repeat, test_resume, test_evaluate, test_cache, test_errors, test_failures):
+        for test in (test_equal, test_deterministic, test_repeat, test_resume, test_evaluate, test_cache, test_errors, test_failures,
+                     test_hang, test_dead, test_signals, test_programs):
             begin = time.monotonic()
             test(r, runs)
             print(f"{test.__name__}: {time.monotonic() - begin:.1f} s")
-        test_zero(r)
     finally:
         shutil.rmtree(root, ignore_errors=True)
     return r.last()

@@ -40,6 +40,8 @@ int err_exit_code(int code);
 void err_quiet(void);
 /* Print text and a newline on the stderr that the process was started with. */
 void err_print(const char *text);
+/* Its file descriptor. */
+int err_fd(void);
 /* Broken invariant: print and abort. */
 void bug(const char *file, int line, const char *what) __attribute__((noreturn));
 

@@ -102,11 +102,15 @@ void err_quiet(void)
     close(nothing);
 }
 
+int err_fd(void)
+{
+    return loud < 0 ? STDERR_FILENO : loud;
+}
+
 void err_print(const char *text)
 {
-    const int fd = loud < 0 ? STDERR_FILENO : loud;
     fflush(stderr);
-    dprintf(fd, "%s\n", text);
+    dprintf(err_fd(), "%s\n", text);
 }
 
 void bug(const char *file, int line, const char *what)

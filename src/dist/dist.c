@@ -109,7 +109,6 @@ int dist_open(struct dist *d)
     const struct launch l = find_launch();
     int rc;
     memset(d, 0, sizeof *d);
-    d->doing = "";
     d->size = d->node_ranks = 1;
     if (l.size == 1) return 0;
     rc = comm_open(&d->comm, &d->rank, &d->size);
@@ -143,6 +142,14 @@ void dist_abort(struct dist *d, int exit_code)
     comm_abort(d ? d->comm : NULL, exit_code);
 }
 
+int dist_watch(struct dist *d, double seconds, watch_fn *fn, void *payload)
+{
+    char who[64] = "bdpo-train: error: ";
+    if (dist_size(d) > 1)
+        snprintf(who, sizeof who, "bdpo-train: error: rank %d of %d: ", d->rank, d->size);
+    return watch_start(seconds, err_exit_code(ERR_COMM), who, fn, payload);
+}
+
 /* --- agreement and small collectives ------------------------------------------------------------------------------ */
 
 double dist_clock(void)
@@ -152,17 +159,16 @@ double dist_clock(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-void dist_enter(struct dist *d, const char *what, double *since)
+double dist_enter(const char *what)
 {
-    d->doing = what;
-    d->calls++;
-    *since = dist_clock();
+    watch_call(what, 1);
+    return dist_clock();
 }
 
 void dist_leave(struct dist *d, double since)
 {
     d->seconds += dist_clock() - since;
-    d->doing = "";
+    watch_call(NULL, 1);
 }
 
 struct vote {
@@ -195,7 +201,7 @@ int dist_vote(struct dist *d, int rc, int64_t *x, int32_t n)
     for (int32_t i = 0; i < n; i++)
         mine.x[i] = x[i];
     TRY(MEM_NEW(&all, d->size));
-    dist_enter(d, "agreement", &since);
+    since = dist_enter("agreement");
     const int got = comm_allgather(d->comm, &mine, all, sizeof mine);
     for (int32_t r = d->size; got == 0 && r-- > 0;) {
         if (all[r].rc < 0) bad = r;
@@ -222,7 +228,7 @@ int dist_sum(struct dist *d, double *x, int64_t n)
     int rc;
     if (size == 1) return 0;
     TRY(MEM_NEW(&all, MIN(most, n) * size));
-    dist_enter(d, "sum", &since);
+    since = dist_enter("sum");
     for (int64_t at = 0; at < n; at += most) {
         const int64_t k = MIN(most, n - at);
         TRY_OUT(comm_allgather(d->comm, x + at, all, k * 8));
@@ -245,7 +251,7 @@ int dist_bcast(struct dist *d, void *data, int64_t bytes)
 {
     double since;
     if (dist_size(d) == 1) return 0;
-    dist_enter(d, "broadcast", &since);
+    since = dist_enter("broadcast");
     const int rc = comm_bcast(d->comm, data, bytes, 0);
     dist_leave(d, since);
     return rc;
@@ -258,7 +264,7 @@ int dist_gather(struct dist *d, const void *mine, void *all, int64_t bytes)
         memcpy(all, mine, (size_t)bytes);
         return 0;
     }
-    dist_enter(d, "gather", &since);
+    since = dist_enter("gather");
     const int rc = comm_allgather(d->comm, mine, all, bytes);
     dist_leave(d, since);
     return rc;

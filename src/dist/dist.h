@@ -4,6 +4,7 @@
 #ifndef BDPO_DIST_H
 #define BDPO_DIST_H
 #include "../base/base.h"
+#include "../base/watch.h"
 
 struct comm;
 struct dist { /* valid when zeroed: one rank */
@@ -16,9 +17,6 @@ struct dist { /* valid when zeroed: one rank */
     /* what was communicated: seconds inside these calls, bytes of payload sent to other ranks */
     double seconds;
     int64_t bytes;
-    /* for a watchdog: the call that runs now ("" between calls), and how many were made */
-    const char *volatile doing;
-    volatile int64_t calls;
 };
 static inline int32_t dist_rank(const struct dist *d) { return d ? d->rank : 0; }
 static inline int32_t dist_size(const struct dist *d) { return d ? MAX(d->size, 1) : 1; }
@@ -43,9 +41,11 @@ int dist_bcast(struct dist *d, void *data, int64_t bytes);
 /* All ranks: all[size * bytes] = every rank's mine. */
 int dist_gather(struct dist *d, const void *mine, void *all, int64_t bytes);
 
+/* Watch this rank: without progress for `seconds` it ends with exit code 76, and the launcher then ends the others. watch_stop() ends it. */
+int dist_watch(struct dist *d, double seconds, watch_fn *fn, void *payload);
 /* Seconds, monotonic. */
 double dist_clock(void);
-/* Around a call that may wait for others: it counts as communication, and a watchdog can name it. */
-void dist_enter(struct dist *d, const char *what, double *since);
+/* Around a call that may wait for others: it counts as communication, and the watcher can name it. Returns what dist_leave takes. */
+double dist_enter(const char *what);
 void dist_leave(struct dist *d, double since);
 #endif

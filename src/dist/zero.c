@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { GRAIN = 1024, BUCKET = 1 << 22 };
+enum { GRAIN = 1024, BUCKET = 1 << 22, SERVE_PATIENCE = 10 };
 
 /* --- the map ------------------------------------------------------------------------------------------------------ */
 
@@ -150,6 +150,7 @@ static int finish_slot(struct zero *z, int32_t s)
     if (b < 0) return 0;
     slot->bucket = -1;
     if (size > 1) TRY(comm_wait(z->d->comm, &slot->list));
+    watch_beat();
     const struct flat_part *p = &z->part[b];
     const int64_t n = p->end - p->begin;
     struct tensor to = zero_gradient(z, b);
@@ -181,7 +182,7 @@ int zero_reduce(struct zero *z, int64_t begin, const float *data)
     BUG_IF(z->next >= z->n_groups || g->begin != begin);
     z->next++;
     if (dist_size(z->d) == 1 && !z->rounds) return 0;
-    if (z->d) dist_enter(z->d, "reduction of gradients", &since);
+    if (z->d) since = dist_enter("reduction of gradients");
     TRY_OUT(finish_all(z));
     for (int32_t i = 0; i < g->n; i++) {
         const int32_t s = i % ZERO_SLOTS, b = g->first + i;
@@ -202,7 +203,7 @@ int zero_finish(struct zero *z)
         const int64_t begin = z->group[z->next].begin;
         TRY(zero_reduce(z, begin, (const float *)z->grads->data + (z->windows ? 0 : begin)));
     }
-    if (z->d) dist_enter(z->d, "reduction of gradients", &since);
+    if (z->d) since = dist_enter("reduction of gradients");
     const int rc = finish_all(z);
     if (z->d) dist_leave(z->d, since);
     return rc;
@@ -266,7 +267,7 @@ int zero_gather(struct zero *z, int32_t b, void *flat, int64_t size)
     double since;
     int rc = 0;
     if (ranks == 1) return 0;
-    dist_enter(z->d, "gathering of weights", &since);
+    since = dist_enter("gathering of weights");
     for (int32_t i = 1; i < ranks; i++) {
         const int32_t to = (rank + i) % ranks, from = (rank + ranks - i) % ranks;
         const struct flat_part theirs = zero_part(z, b, from);
@@ -288,7 +289,7 @@ int zero_gather_end(struct zero *z)
 {
     double since;
     if (dist_size(z->d) == 1) return 0;
-    dist_enter(z->d, "gathering of weights", &since);
+    since = dist_enter("gathering of weights");
     const int rc = comm_wait(z->d->comm, &z->gathering);
     dist_leave(z->d, since);
     return rc;
@@ -312,8 +313,10 @@ int zero_fetch(struct zero *z, enum zero_state which, int64_t at, int64_t n, flo
 {
     int64_t ask[3] = { which, at, n };
     struct comm_list list = { 0 };
+    double since = 0;
     int rc = 0;
-    if (dist_size(z->d) > 1) TRY(comm_bcast(z->d->comm, ask, sizeof ask, 0));
+    if (z->d) since = dist_enter("reading shards");
+    if (dist_size(z->d) > 1) TRY_OUT(comm_bcast(z->d->comm, ask, sizeof ask, 0));
     for (int32_t b = 0; b < z->n_buckets; b++) {
         if (z->bucket[b].end <= at || z->bucket[b].begin >= at + n) continue;
         for (int32_t r = 0; r < dist_size(z->d); r++) {
@@ -328,6 +331,7 @@ int zero_fetch(struct zero *z, enum zero_state which, int64_t at, int64_t n, flo
     }
     if (dist_size(z->d) > 1) rc = comm_wait(z->d->comm, &list);
 out:
+    if (z->d) dist_leave(z->d, since);
     comm_list_release(&list);
     return rc;
 }
@@ -361,7 +365,9 @@ int zero_serve(struct zero *z)
     for (;;) {
         int64_t ask[3];
         double since;
-        dist_enter(z->d, "waiting for rank 0", &since);
+        since = dist_enter("waiting for rank 0");
+        watch_call("waiting for rank 0, which writes",
+                   SERVE_PATIENCE); /* a disk may take its time */
         int rc = comm_bcast(z->d->comm, ask, sizeof ask, 0);
         if (rc == 0 && ask[0] >= 0) rc = answer(z, ask);
         dist_leave(z->d, since);

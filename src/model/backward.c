@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "layer.h"
+#include "../base/watch.h"
 
 /* Through the head: dhsel, the head's gradient, then dx = dL/d(input of the final norm). */
 static int head_backward(struct model *m, const struct batch *b, const double *coef)
@@ -111,6 +112,7 @@ static int clear_window(const struct model *m, const struct layer *y)
 static int layer_backward(struct model *m, int64_t l, int64_t T, const struct segments *segs)
 {
     struct acts t = layer_acts(m, l, T);
+    watch_beat();
     if (m->grad_windows) TRY(clear_window(m, &m->layers[l]));
     if (l < m->first_kept) TRY(layer_recompute(m, l, &t, segs));
     TRY(mlp_backward(m, &m->layers[l], &t));

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "model.h"
 #include "../base/rng.h"
+#include "../base/watch.h"
 #include <float.h>
 #include <math.h>
 #include <stdio.h>
@@ -195,6 +196,7 @@ int model_put(struct model *m, int64_t at, int64_t n, const float *in)
 {
     const struct backend *be = m->be;
     uint16_t half[PIECE];
+    watch_beat();
     if (m->master.data) TRY(put_master(m, at, n, in));
     if (m->dtype == DT_F32)
         return be->mem->to_device(be->cx, (float *)m->weights.data + at, in, n * 4);

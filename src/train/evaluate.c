@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "evaluate.h"
+#include "../base/watch.h"
 #include "sizing.h"
 #include <math.h>
 #include <stdio.h>
@@ -150,6 +151,7 @@ int evaluate_run(const struct config *c, struct dist *dist, const char *model, c
     char *policy = NULL, *reference = NULL;
     int rc;
     TRY_OUT(dist_agree(dist, evaluate_open(&su, c, dist, &d, &pairs, per_pair)));
+    TRY_OUT(dist_watch(dist, c->faults.hang_timeout, NULL, NULL));
     TRY_OUT(choose(&policy, model, c->output, "model", c->model.path));
     TRY_OUT(choose(&reference, c->reference.path, c->output, "sft", c->model.path));
     TRY_OUT(choose_sizes(&su, kind, &d));
@@ -164,6 +166,7 @@ int evaluate_run(const struct config *c, struct dist *dist, const char *model, c
     if (per_pair) TRY_OUT(write_pairs(&pairs, &d, &pi, &ref));
     TRY_OUT(print_metrics(&m, loss));
 out:
+    watch_stop();
     file_abandon(&pairs);
     scores_release(&pi);
     scores_release(&ref);

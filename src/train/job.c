@@ -3,6 +3,8 @@
 #include "fingerprint.h"
 #include "planning.h"
 #include "output.h"
+#include "replica.h"
+#include "../base/watch.h"
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -327,6 +329,8 @@ static int after_step(struct job *j, struct stage *st, int rc)
     int64_t wish[WISHES];
     wishes(j, st, wish);
     TRY(dist_vote(j->su.dist, rc, wish, WISHES));
+    if (c->faults.replica_check_every > 0 && st->step % c->faults.replica_check_every == 0)
+        TRY(replica_check(j->su.dist, &st->model)); /* before anything is saved */
     if (st->eval && c->eval.every > 0 && st->step % c->eval.every == 0 && !(last && c->eval.at_end))
         TRY(evaluate(j, st));
     if (c->checkpoint.export_at == EXPORT_EPOCH && st->kind == STAGE_PREFERENCE &&
@@ -354,12 +358,14 @@ static void say_first(struct job *j, const struct stage *st, double loss)
 static int train_loop(struct job *j, struct stage *st)
 {
     status_stage(&j->status, st->name, st->step, st->steps);
+    watch_stage(st->name, st->step);
     TRY(status_write(&j->status, "running", 0, "training"));
     while (st->step < st->steps) {
         struct metrics m;
         double norm, lr;
         bool applied;
         const double start = clock_seconds();
+        watch_stage(st->name, st->step + 1);
         if (j->su.dist) j->su.dist->seconds = 0;
         TRY(stage_step(st, &m, &norm, &lr, &applied));
         if (st->at_reference && st->step == 1) say_first(j, st, metrics_loss(&m, st->loss));
@@ -522,10 +528,12 @@ int job_run(const struct config *c, struct dist *dist, const struct job_opts *o)
     TRY_OUT(dist_agree(dist, setup_backend(&j.su)));
     if (first_rank(&j)) TRY_OUT(output_path(&j.out, "status.json", &path));
     TRY_OUT(status_open(&j.status, c, path));
+    TRY_OUT(dist_watch(dist, c->faults.hang_timeout, status_hang, &j.status));
     TRY_OUT(choose_sizes(&j));
     rc = conclude(&j, run_stages(&j, o->allow_change));
     if (rc == 0) status_say(&j.status, "done: %s/model", c->output);
 out:
+    watch_stop();
     buf_release(&print);
     free(path);
     job_close(&j);
