@@ -96,8 +96,8 @@ static void exact(struct both *b, int x, double *mean, double *variance)
     all_responses(&d, x);
     assert_int_equal(scores_init(&pi, d.n), 0);
     assert_int_equal(scores_init(&ref, d.n), 0);
-    assert_int_equal(score_all(&pi, &b->f.m, &b->k.batch, &d, b->k.longest), 0);
-    assert_int_equal(score_all(&ref, &b->k.ref, &b->k.batch, &d, b->k.longest), 0);
+    assert_int_equal(score_all(&pi, NULL, false, &b->f.m, &b->k.batch, &d, b->k.longest), 0);
+    assert_int_equal(score_all(&ref, NULL, false, &b->k.ref, &b->k.batch, &d, b->k.longest), 0);
     *mean = 0;
     for (int64_t i = 0; i < d.n; i++) {
         const double p = exp(pi.w[i]), t = pi.w[i] - ref.w[i];

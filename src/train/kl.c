@@ -125,8 +125,8 @@ int kl_measure(struct kl *k, struct kl_result *out, double *rows)
     TRY_OUT(rows_of(&d, r, n));
     TRY_OUT(scores_init(&pi, n));
     TRY_OUT(scores_init(&ref, n));
-    TRY_OUT(score_all(&pi, k->policy, &k->batch, &d, k->longest));
-    TRY_OUT(score_all(&ref, &k->ref, &k->batch, &d, k->longest));
+    TRY_OUT(score_all(&pi, NULL, false, k->policy, &k->batch, &d, k->longest));
+    TRY_OUT(score_all(&ref, NULL, false, &k->ref, &k->batch, &d, k->longest));
     for (int64_t i = 0; i < n; i++)
         pi.w[i] -= ref.w[i];
     if (rows) memcpy(rows, pi.w, (size_t)n * sizeof *rows);

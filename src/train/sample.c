@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "sample.h"
+#include "../base/watch.h"
 #include <math.h>
 #include <stdlib.h>
 
@@ -83,7 +84,7 @@ int sample_answers(const struct sampler *s, struct sample_request *req, int64_t 
     TRY_OUT(MEM_NEW(&owner, B));
     for (int64_t k = 0; k < B; k++)
         owner[k] = -1;
-    for (;;) {
+    for (;; watch_beat()) {
         int64_t n = 0;
         for (int64_t k = 0; k < B; k++) {
             while ((owner[k] < 0 || !running(&req[owner[k]])) && next < n_req) {
