@@ -5,7 +5,6 @@
 #include "output.h"
 #include "replica.h"
 #include "../base/watch.h"
-#include "../report/page.h"
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -510,17 +509,6 @@ static int conclude(struct job *j, int rc)
     return rc;
 }
 
-/* The training is done and saved: what goes wrong here is a warning. */
-static void write_report(struct job *j)
-{
-    const char *dir = j->out.dir;
-    char *path = NULL;
-    int rc = output_path(&j->out, "report.html", &path);
-    if (rc == 0) rc = page_write(&dir, 1, path);
-    if (rc < 0) status_say(&j->status, "warning: no report: %s", err_msg());
-    free(path);
-}
-
 /* What every rank looks at for itself. */
 static int job_prepare(struct job *j, const struct config *c, struct dist *dist, struct buf *print)
 {
@@ -548,7 +536,8 @@ int job_run(const struct config *c, struct dist *dist, const struct job_opts *o)
     TRY_OUT(dist_watch(dist, c->faults.hang_timeout, status_hang, &j.status));
     TRY_OUT(choose_sizes(&j));
     rc = conclude(&j, run_stages(&j, o->allow_change));
-    if (rc == 0 && first_rank(&j)) write_report(&j);
+    if (rc == 0 && first_rank(&j) && output_report(&j.out) < 0)
+        status_say(&j.status, "warning: no report: %s", err_msg());
     if (rc == 0) status_say(&j.status, "done: %s/model", c->output);
 out:
     watch_stop();
