@@ -35,7 +35,6 @@ int cpu_product(struct ctx *cx, const struct product *p)
         return 0;
     }
     const bool half_a = p->a.dtype == DT_BF16, half_b = p->b.dtype == DT_BF16;
-    if (half_a && half_b && cx->bf16) return cpu_bf16_unit(cx, p);
     if (half_a || half_b || p->y_dtype == DT_BF16) return cpu_panels(cx, p);
     return sgemm(cx, p);
 }
@@ -92,7 +91,7 @@ int cpu_gemm(struct ctx *cx, struct tensor *y, const struct tensor *a, bool ta,
     return cpu_product(cx, &p);
 }
 
-/* Panels are made in passing and cost a hundredth of the product, so no copy is kept. */
+/* Panels are made in passing and cost a few hundredths of the product, so no copy is kept. */
 int cpu_pack_bytes(struct ctx *cx, int64_t *bytes, const struct tensor *b, bool tb)
 {
     (void)cx;
