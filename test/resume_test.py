@@ -117,12 +117,13 @@ def replace(path, text):
         f.write(text)
 
 
+STATE, REFERENCE = "state-00000-of-00001.bin", "reference.bin"
 FAULTS = {
-    "a byte of the weights": lambda d: flip(f"{d}/state.safetensors", os.path.getsize(f"{d}/state.safetensors") - 900),
-    "a byte of the header": lambda d: flip(f"{d}/state.safetensors", 20),
-    "state cut in half": lambda d: cut(f"{d}/state.safetensors"),
-    "state gone": lambda d: os.unlink(f"{d}/state.safetensors"),
-    "state empty": lambda d: os.truncate(f"{d}/state.safetensors", 0),
+    **{f"a byte of {part}": lambda d, at=at: flip(f"{d}/{STATE}", int(at * os.path.getsize(f"{d}/{STATE}")))
+       for part, at in [("the weights", 0.1), ("the first moment", 0.5), ("the second moment", 0.99), ("the header", 0)]},
+    "a byte of the reference": lambda d: flip(f"{d}/{REFERENCE}", 7),
+    **{f"{what} {name}": lambda d, do=do, name=name: do(f"{d}/{name}") for name in (STATE, REFERENCE)
+       for what, do in [("half of", cut), ("without", os.unlink), ("nothing in", lambda p: os.truncate(p, 0))]},
     "manifest gone": lambda d: os.unlink(f"{d}/manifest.json"),
     "manifest cut in half": lambda d: cut(f"{d}/manifest.json"),
     "manifest of another format": lambda d: replace(f"{d}/manifest.json", '{"version": 99}'),
@@ -151,7 +152,7 @@ def test_faults(r, root, want):
     shutil.rmtree(out)
     shutil.copytree(f"{root}/base", out)
     for name in names:
-        cut(f"{out}/checkpoints/{name}/state.safetensors")
+        cut(f"{out}/checkpoints/{name}/{STATE}")
     res = t.bdpo("--config", job(root, "spoilt"))
     r.check(res.code == 0 and all(n in res.err for n in names), "all broken: all named, from the beginning", "" if res.code == 0 else f"{res}")
     compare(r, "all broken: the same end", out, want)
@@ -162,7 +163,7 @@ def test_good_one_survives(r, root, want):
     out = f"{root}/keep"
     shutil.copytree(f"{root}/base", out)
     path = job(root, "keep")
-    cut(f"{out}/checkpoints/sft-000003/state.safetensors")
+    cut(f"{out}/checkpoints/sft-000003/{STATE}")
     # from step 2, stopped after step 3: replaced; then an older step is made the newest good one
     one = t.bdpo("--config", path, "--set", "max_hours=1e-9", "--set", "checkpoint.keep=1")
     os.rename(f"{out}/checkpoints/sft-000003", f"{root}/kept-3")

@@ -18,7 +18,8 @@ struct job {
     bool has_eval;
     struct output out;
     struct status status;
-    double started, last_save; /* seconds */
+    double started, last_save;    /* seconds */
+    struct checkpoint_info saved; /* the last one; no name: none */
 };
 
 static bool stage_present(const struct config *c, enum stage_kind k)
@@ -163,11 +164,15 @@ static int evaluate(struct job *j, struct stage *st)
 
 static int save_checkpoint(struct job *j, struct stage *st)
 {
-    struct checkpoint_info info;
+    struct checkpoint_info *s = &j->saved;
+    /* due at this step and asked for by a signal: once is enough, and a good one is not replaced */
+    if (s->name[0] && s->kind == st->kind && s->step == st->step &&
+        s->metrics_bytes == j->out.metrics.bytes)
+        return 0;
     TRY(rows_sync(&j->out.metrics));
     TRY(checkpoint_save(j->out.dir, st, j->out.metrics.bytes, j->out.fingerprint,
-                        j->cfg->checkpoint.keep, &info));
-    snprintf(j->status.checkpoint, sizeof j->status.checkpoint, "checkpoints/%s", info.name);
+                        j->cfg->checkpoint.keep, s));
+    snprintf(j->status.checkpoint, sizeof j->status.checkpoint, "checkpoints/%s", s->name);
     j->last_save = clock_seconds();
     return 0;
 }
@@ -388,6 +393,14 @@ static int stage_begin(struct job *j, struct stage *st)
     return rc;
 }
 
+static void check_room(const struct job *j, const struct stage *st)
+{
+    const struct config *c = j->cfg;
+    const int64_t n = st->model.n_flat, size = st_dtype_size(save_dtype(j));
+    output_room(&j->out, c, checkpoint_bytes(n, st->ref.n + st->ref_eval.n), n * size,
+                c->preference.present ? (int64_t)MIN(c->preference.epochs, 1e9) : 0);
+}
+
 static int run_stage(struct job *j, enum stage_kind kind, const char *resume, bool allow_change)
 {
     const struct config *c = j->cfg;
@@ -403,10 +416,14 @@ static int run_stage(struct job *j, enum stage_kind kind, const char *resume, bo
         memset(j->ref, 0, sizeof j->ref);
     }
     announce(j, &st);
+    if (kind == j->out.first) check_room(j, &st);
     if (resume) {
         TRY_OUT(checkpoint_load(resume, &st, j->out.fingerprint, allow_change));
         TRY_OUT(output_begin(&j->out, c));
         status_say(&j->status, "resumed from %s", resume);
+        if (strncmp(resume, j->out.dir, strlen(j->out.dir)) == 0)
+            snprintf(j->status.checkpoint, sizeof j->status.checkpoint, "checkpoints/%s",
+                     path_base(resume));
     } else {
         TRY_OUT(stage_begin(j, &st));
     }
