@@ -33,6 +33,7 @@ CFLAGS_ALL := -std=c11 -D_GNU_SOURCE -DBDPO_VERSION='"$(VERSION)"' $(OPT_$(BUILD
 LDFLAGS_ALL := $(OPT_$(BUILD)) $(LINK_HARDEN) -fopenmp $(LDFLAGS)
 LIBS := $(PKG_LIBS) -ldnnl -lm
 
+, := ,
 SRC := $(wildcard src/*/*.c) cuda/none.c
 # rows.c holds the inner loops; it is built once per instruction set and chosen at run time
 ROWS := src/cpu/rows.c
@@ -47,10 +48,14 @@ BIN := $(O)/bdpo-train
 TESTS := $(patsubst test/%.c,$(O)/test/%,$(wildcard test/t_*.c))
 TESTLIB := $(patsubst %.c,$(O)/%.o,$(filter-out $(wildcard test/t_*.c) test/bench.c,$(wildcard test/*.c)))
 BENCH := $(O)/test/bench
+# the program once more, with faults in the place of the system's calls (test/fault/fault.c); bdpo-train has none of it
+FAULTY := $(O)/bdpo-train-fault
+FAULT_WRAP := $(patsubst %,-Wl$(,)--wrap=%,open openat write pwrite fsync mkdir rename renameat2 unlink unlinkat ftruncate lseek fallocate \
+              calloc realloc aligned_alloc model_logp model_backward stage_step)
 
 # A Python with torch lets the outside judge (scripts/compare_torch.py, test/check_tokenizer.py) run; `make torch` makes one.
 TORCH_PYTHON ?= $(if $(wildcard build/venv/bin/python),build/venv/bin/python,python3)
-RUN_TESTS = BDPO_TRAIN=$(CURDIR)/$(BIN) TORCH_PYTHON=$(TORCH_PYTHON) LOG=$(O)/test.log sh scripts/run-tests.sh
+RUN_TESTS = BDPO_TRAIN=$(CURDIR)/$(BIN) BDPO_FAULTY=$(CURDIR)/$(FAULTY) TORCH_PYTHON=$(TORCH_PYTHON) LOG=$(O)/test.log sh scripts/run-tests.sh
 SCRIPT_TESTS = $(sort $(wildcard test/*_test.sh test/*_test.py test/check_*.py)) $(wildcard scripts/compare_torch.py)
 DEPS_FOR := $(if $(findstring clang,$(CC)),clang)
 
@@ -83,6 +88,9 @@ $(O)/flags $(O)/objects $(O)/test-objects: ;
 $(BIN): $(O)/bdpo-train.o $(LIB) $(O)/flags
 	$(SAY) LINK $@
 	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $< $(LIB) $(LIBS)
+$(FAULTY): $(O)/bdpo-train.o $(O)/test/fault/fault.o $(LIB) $(O)/flags
+	$(SAY) LINK $@
+	$(Q)$(CC) $(LDFLAGS_ALL) $(FAULT_WRAP) -o $@ $(O)/bdpo-train.o $(O)/test/fault/fault.o $(LIB) $(LIBS)
 $(LIB): $(OBJ) $(O)/objects
 	$(SAY) AR $@
 	@rm -f $@
@@ -98,7 +106,7 @@ $(patsubst %,$(O)/src/cpu/rows_%.o,$(ROWS_ISAS)): $(O)/src/cpu/rows_%.o: $(ROWS)
 $(TESTS) $(BENCH): %: %.o $(TESTLIB) $(LIB) $(O)/flags $(O)/test-objects
 	$(SAY) LINK $@
 	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $< $(TESTLIB) $(LIB) $(LIBS) $(CMOCKA_LIBS)
--include $(patsubst %.o,%.d,$(OBJ) $(TESTLIB) $(O)/bdpo-train.o $(TESTS:=.o) $(BENCH).o)
+-include $(patsubst %.o,%.d,$(OBJ) $(TESTLIB) $(O)/bdpo-train.o $(O)/test/fault/fault.o $(TESTS:=.o) $(BENCH).o)
 
 # what people run -----------------------------------------------------------------------------------------------------
 deps:
@@ -112,13 +120,19 @@ demo: deps
 test: deps
 	@$(MAKE) --no-print-directory test-built
 
-.PHONY: build-tests test-built test-c
-build-tests: $(BIN) $(TESTS)
+.PHONY: build-tests test-built test-c test-crash
+build-tests: $(BIN) $(FAULTY) $(TESTS)
 test-built: build-tests
 	@$(RUN_TESTS) $(TESTS) $(SCRIPT_TESTS)
 # the C tests and the shell tests: what the sanitizer builds run
 test-c: build-tests
 	@$(RUN_TESTS) $(TESTS) $(wildcard test/*_test.sh)
+
+# the long ones: every call of the system fails or is the last one, and a hundred kills in a row; about 15 minutes
+test-crash: deps
+	@$(MAKE) --no-print-directory build-tests
+	BDPO_TRAIN=$(CURDIR)/$(BIN) BDPO_FAULTY=$(CURDIR)/$(FAULTY) python3 test/fault_test.py --all
+	BDPO_TRAIN=$(CURDIR)/$(BIN) python3 test/resume_test.py --kills 100
 
 bench: deps
 	@$(MAKE) --no-print-directory $(BENCH)
@@ -165,6 +179,7 @@ help:
 	@printf '%s\n' \
 	'make demo       install what is missing, build, and show DPO against BDPO on a task with right answers (about a minute)' \
 	'make test       install what is missing, build, run all tests; ends with "N passed, N failed, N skipped"' \
+	'make test-crash every system call fails or is the last one, a hundred kills in a row (about 15 minutes)' \
 	'make            build build/bdpo-train' \
 	'make deps       install the libraries that are missing (apt-get)' \
 	'make bench      speed of every operation and its share of the machine'"'"'s peak' \

@@ -4,6 +4,7 @@
 #include "src/train/generate.h"
 #include "src/train/job.h"
 #include "src/train/tokenize.h"
+#include "src/base/signals.h"
 #include "src/io/json.h"
 #include <math.h>
 #include <stdio.h>
@@ -161,6 +162,7 @@ static int command_train(int argc, char **argv)
     struct config *c = NULL;
     TRY(parse_args(&a, "--config --set --dry-run --allow-change", argv, argc, 1));
     if (!a.config) return err_set(ERR_INPUT, "--config run.json is needed; see bdpo-train --help");
+    signals_install(); /* before anything that takes time */
     TRY(config_load(&c, a.config, a.sets, a.n_sets));
     const struct job_opts o = { .allow_change = a.allow_change };
     const int rc = a.dry_run ? job_dry_run(c) : job_run(c, &o);

@@ -616,7 +616,7 @@ def test_signals(r, root):
             started.send_signal(twice)
         err = started.communicate()[1].decode("utf-8", "replace")
         s = p.status()
-        p.check(started.returncode == 75 and s["state"] == "stopped" and s["exit_code"] == 75 and s["stage"] == stage and "signal" in s["reason"],
+        p.check(started.returncode == 75 and s["state"] == "stopped" and s["exit_code"] == 75 and s["stage"] == stage and "SIG" in s["reason"],
                 f"{what}: exit code and status", f"{started.returncode} {s} {err[-300:]}")
         p.check(os.path.isdir(p.path(f"run/{s.get('checkpoint', '')}")) and s["checkpoint"].endswith(f"{stage}-{s['step']:06}"),
                 f"{what}: the checkpoint that status.json names is there", str(s))

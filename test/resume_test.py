@@ -18,10 +18,10 @@ RESULTS = ["model/model.safetensors", "model/config.json", "sft/model.safetensor
 
 
 def job(root, name, **sections):
-    """SFT and BDPO of several epochs, batches of more than one micro-batch, evaluation in between; the path of its config. A root
-    that ends in bfloat16 computes in that; its files are float32 and so hold the master weights, all of them compared."""
+    """SFT and BDPO of several epochs, evaluation in between; the path of its config. A batch is several micro-batches, in a root that ends in
+    one-batch a single one. A root that ends in bfloat16 computes in that; its files are float32 and so hold the master weights, all of them compared."""
     c = t.make_config(root, model={"dtype": "bfloat16" if root.endswith("bfloat16") else "float32"}, sft={"epochs": 2, "warmup_ratio": 0.2}, preference={"epochs": 3, "schedule": "cosine", "weight_decay": 0.1},
-                      memory={"micro_batch_tokens": 40}, eval={"every": 4}, output=f"{root}/{name}",
+                      memory={"micro_batch_tokens": 2048 if root.endswith("one-batch") else 40}, eval={"every": 4}, output=f"{root}/{name}",
                       checkpoint={"every": 3, "keep": 2, "export": "epoch"}, **sections)
     path = f"{root}/{name}.json"
     t.write_json(path, c)
@@ -69,6 +69,24 @@ def chain(r, root, name, delays, want):
     r.check(last.code == 0, f"{name}: {killed} kills and a last start", f"{last}" if last.code else "")
     compare(r, f"{name}: equal to the run that was left alone", f"{root}/{name}", want)
     return killed
+
+
+def test_many_kills(r, root, rng, seconds, want, kills):
+    """One chain of `kills` kills; what remains of the run after each is at most what it did since its last checkpoint, so lives get shorter with it."""
+    path, killed, starts, done = job(root, "many"), 0, 0, 0
+    while killed < kills and starts < 20 * kills:
+        was_killed, message = kill_after(path, rng.uniform(0, 0.25 * seconds))
+        starts += 1
+        killed += was_killed
+        if message:
+            r.check(False, f"many kills: start {starts}", message)
+            return
+        if not was_killed:  # at its end too soon: the next life starts anew, as one more run to be compared
+            compare(r, f"many kills: run {done}, after {killed} kills", f"{root}/many", want)
+            shutil.rmtree(f"{root}/many")
+            done += 1
+    r.check(t.bdpo("--config", path).code == 0 and killed == kills, f"many kills: {killed} in {starts} starts, {done + 1} runs")
+    compare(r, "many kills: the last run", f"{root}/many", want)
 
 
 def test_kills(r, root, rng, seconds, want, chains=3):
@@ -195,19 +213,25 @@ def left_alone(r, root):
 def main():
     ap = argparse.ArgumentParser(description=__doc__)
     ap.add_argument("--seed", type=int, default=random.randrange(1 << 30))
+    ap.add_argument("--kills", type=int, default=0, help="that many kills, in each of the kinds of run, and nothing else")
     a = ap.parse_args()
     print(f"--seed {a.seed}")
     r, root = Report(), tempfile.mkdtemp(prefix="bdpo-resume-")
     try:
-        seconds, want = left_alone(r, f"{root}/float32")
-        if r.failed == 0:
-            test_kills(r, f"{root}/float32", random.Random(a.seed), seconds, want)
-            test_faults(r, f"{root}/float32", want)
-            test_good_one_survives(r, f"{root}/float32", want)
-        seconds, rounded = left_alone(r, f"{root}/bfloat16")
-        r.check(rounded["model/model.safetensors"] != want["model/model.safetensors"], "bfloat16 is another computation")
-        if r.failed == 0:
-            test_kills(r, f"{root}/bfloat16", random.Random(a.seed), seconds, rounded, chains=1)
+        ends = {}
+        for kind in ("float32", "one-batch", "bfloat16"):
+            seconds, want = left_alone(r, f"{root}/{kind}")
+            ends[kind] = want["model/model.safetensors"]
+            if r.failed:
+                break
+            if a.kills:
+                test_many_kills(r, f"{root}/{kind}", random.Random(a.seed), seconds, want, a.kills)
+                continue
+            test_kills(r, f"{root}/{kind}", random.Random(a.seed), seconds, want, chains=2 if kind == "float32" else 1)
+            if kind == "float32":
+                test_faults(r, f"{root}/{kind}", want)
+                test_good_one_survives(r, f"{root}/{kind}", want)
+        r.check(len(set(ends.values())) == len(ends), "the kinds of run are different computations")
     finally:
         shutil.rmtree(root, ignore_errors=True)
     return r.last()

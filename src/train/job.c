@@ -2,6 +2,7 @@
 #include "job.h"
 #include "fingerprint.h"
 #include "output.h"
+#include "../base/signals.h"
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -155,13 +156,6 @@ out:
     return rc;
 }
 
-static int evaluate(struct job *j, struct stage *st)
-{
-    struct metrics m;
-    TRY(stage_evaluate(st, &m));
-    return write_row(j, st, "eval/", &m, 0, 0);
-}
-
 static int save_checkpoint(struct job *j, struct stage *st)
 {
     struct checkpoint_info *s = &j->saved;
@@ -174,7 +168,21 @@ static int save_checkpoint(struct job *j, struct stage *st)
                         j->cfg->checkpoint.keep, s));
     snprintf(j->status.checkpoint, sizeof j->status.checkpoint, "checkpoints/%s", s->name);
     j->last_save = clock_seconds();
-    return 0;
+    return status_write(&j->status, "running", 0, "training");
+}
+
+/* A signal cuts it short: the checkpoint says whether it is `due` again before the next step; that of the stage's end comes by itself. */
+static int evaluate(struct job *j, struct stage *st, bool due)
+{
+    struct metrics m;
+    const int rc = stage_evaluate(st, &m);
+    st->eval_due = rc == ERR_STOPPED && due;
+    if (rc != ERR_STOPPED) return rc < 0 ? rc : write_row(j, st, "eval/", &m, 0, 0);
+    TRY(save_checkpoint(j, st));
+    return err_set(ERR_STOPPED,
+                   "stopped by %s during the evaluation after %s step %lld; saved, start again to "
+                   "go on",
+                   signals_name(signals_pending()), st->name, (long long)st->step);
 }
 
 static enum st_dtype save_dtype(const struct job *j)
@@ -260,7 +268,7 @@ static int finish_stage(struct job *j, struct stage *st)
                    "%s: rounding to %s moves the log-probabilities of a few rows by at most %.3g",
                    st->name, st_dtype_name(dtype), worst);
     }
-    if (st->eval && j->cfg->eval.at_end) TRY(evaluate(j, st));
+    if (st->eval && j->cfg->eval.at_end) TRY(evaluate(j, st, false));
     TRY(rows_sync(&j->out.metrics)); /* once sft/ is there, a resume takes its rows as complete */
     if (st->kind == STAGE_SFT) TRY(save_and_verify(j, st, "sft"));
     if (st->kind == STAGE_PREFERENCE || !j->cfg->preference.present)
@@ -300,27 +308,21 @@ static int stop_requested(struct job *j, struct stage *st)
     if (st->step == st->steps || (!number && !late)) return 0;
     TRY(save_checkpoint(j, st));
     if (number)
-        return err_set(ERR_STOPPED,
-                       "stopped by signal %d after %s step %lld; saved, start again to go on",
-                       number, st->name, (long long)st->step);
+        return err_set(ERR_STOPPED, "stopped by %s after %s step %lld; saved, start again to go on",
+                       signals_name(number), st->name, (long long)st->step);
     return err_set(ERR_STOPPED, "max_hours reached after %s step %lld; saved, start again to go on",
                    st->name, (long long)st->step);
 }
 
-/* Everything that is due after a step, apart from the step itself. */
-static int after_step(struct job *j, struct stage *st, const struct metrics *m, double norm,
-                      double lr, bool applied, double seconds)
+/* What may be due between two steps: evaluation, export, checkpoint, stop. */
+static int between_steps(struct job *j, struct stage *st)
 {
     const struct config *c = j->cfg;
     const int64_t per_epoch = order_steps_per_epoch(&st->order);
     const bool last = st->step == st->steps;
-    const bool logged = st->step % c->logging.every == 0 || last || !applied;
-    if (logged) TRY(write_row(j, st, "", m, norm, lr));
-    if (logged) TRY(write_timing(j, st, m, seconds));
-    TRY(status_step(&j->status, st->step, NULL, m, st->kind == STAGE_PREFERENCE, seconds));
-    if (!applied) TRY(skipped_step(j, st, m, norm));
+    st->eval_due = false;
     if (st->eval && c->eval.every > 0 && st->step % c->eval.every == 0 && !(last && c->eval.at_end))
-        TRY(evaluate(j, st));
+        TRY(evaluate(j, st, true));
     if (c->checkpoint.export_at == EXPORT_EPOCH && st->kind == STAGE_PREFERENCE &&
         st->step % per_epoch == 0) {
         char name[48];
@@ -332,6 +334,20 @@ static int after_step(struct job *j, struct stage *st, const struct metrics *m, 
                       clock_seconds() - j->last_save > 60 * c->checkpoint.every_minutes);
     if (due && !last) TRY(save_checkpoint(j, st));
     return stop_requested(j, st);
+}
+
+/* What a step leaves behind, and what is due then. */
+static int after_step(struct job *j, struct stage *st, const struct metrics *m, double norm,
+                      double lr, bool applied, double seconds)
+{
+    const struct config *c = j->cfg;
+    const bool last = st->step == st->steps;
+    const bool logged = st->step % c->logging.every == 0 || last || !applied;
+    if (logged) TRY(write_row(j, st, "", m, norm, lr));
+    if (logged) TRY(write_timing(j, st, m, seconds));
+    TRY(status_step(&j->status, st->step, NULL, m, st->kind == STAGE_PREFERENCE, seconds));
+    if (!applied) TRY(skipped_step(j, st, m, norm));
+    return between_steps(j, st);
 }
 
 /* A reference computed in the same company has the same bits; a cached one may have been computed in another. */
@@ -350,6 +366,10 @@ static int train_loop(struct job *j, struct stage *st)
 {
     status_stage(&j->status, st->name, st->step, st->steps);
     TRY(status_write(&j->status, "running", 0, "training"));
+    if (signals_pending() && st->step < st->steps) /* what there is to go on from is on the disk */
+        return err_set(ERR_STOPPED, "stopped by %s before %s step %lld; start again to go on",
+                       signals_name(signals_pending()), st->name, (long long)st->step + 1);
+    if (st->eval_due) TRY(between_steps(j, st));
     while (st->step < st->steps) {
         struct metrics m;
         double norm, lr;
@@ -443,8 +463,8 @@ static int run_stages(struct job *j, bool allow_change)
                       allow_change));
         if (k == STAGE_SFT && j->cfg->preference.present && signals_pending())
             return err_set(ERR_STOPPED,
-                           "stopped by signal %d after the sft stage; saved, start again to go on",
-                           signals_pending());
+                           "stopped by %s after the sft stage; saved, start again to go on",
+                           signals_name(signals_pending()));
     }
     return 0;
 }
@@ -468,6 +488,21 @@ static int conclude(struct job *j, int rc)
     return rc;
 }
 
+/* Stopped while data or model were read: requeue scripts look at status.json, and launchers may not pass exit codes on. */
+static void note_early_stop(struct job *j, const struct config *c)
+{
+    struct buf message = { 0 };
+    char *path = NULL;
+    int rc = buf_adds(&message, err_msg());
+    if (rc == 0) rc = output_claim(&j->out, c);
+    if (rc == 0 && !j->status.path) rc = output_path(&j->out, "status.json", &path);
+    if (path) rc = status_open(&j->status, c, path);
+    if (rc == 0) status_write(&j->status, "stopped", err_exit_code(ERR_STOPPED), message.data);
+    if (message.data) err_set(ERR_STOPPED, "%s", message.data);
+    buf_release(&message);
+    free(path);
+}
+
 int job_run(const struct config *c, const struct job_opts *o)
 {
     struct job j;
@@ -481,13 +516,13 @@ int job_run(const struct config *c, const struct job_opts *o)
         fprintf(stderr, "%s: this run is finished already; nothing to do\n", c->output);
         goto out;
     }
-    signals_install(); /* up to here a signal may end the process: nothing was written */
     TRY_OUT(setup_backend(&j.su));
     TRY_OUT(output_path(&j.out, "status.json", &path));
     TRY_OUT(status_open(&j.status, c, path));
     rc = conclude(&j, run_stages(&j, o->allow_change));
     if (rc == 0) status_say(&j.status, "done: %s/model", c->output);
 out:
+    if (rc == ERR_STOPPED && !j.out.begun) note_early_stop(&j, c);
     buf_release(&print);
     free(path);
     job_close(&j);

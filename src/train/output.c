@@ -194,6 +194,16 @@ int output_open(struct output *o, const struct config *c, const char *fingerprin
     return rc;
 }
 
+int output_claim(struct output *o, const struct config *c)
+{
+    if (!o->dir) TRY(mem_strdup(&o->dir, c->output));
+    TRY(check_writable(o->dir));
+    TRY(check_foreign(o, true));
+    TRY(dir_make(o->dir));
+    if (!o->lock) TRY(lock(o));
+    return was_done(o) ? err_set(ERR_INPUT, "output: %s is finished", o->dir) : 0;
+}
+
 void output_room(const struct output *o, const struct config *c, int64_t checkpoint_bytes,
                  int64_t model_bytes, int64_t epochs)
 {

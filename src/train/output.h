@@ -22,6 +22,9 @@ int output_open(struct output *o, const struct config *c, const char *fingerprin
 /* First write, when nothing can be wrong with the input any more: directory, lock, config.json, fingerprint.json, metrics.jsonl, timing.jsonl.
  * Called again it does nothing. */
 int output_begin(struct output *o, const struct config *c);
+/* Hold the directory, making it where it is absent, for a run that a signal ends before its first write: only status.json is written then. An error
+ * where another holds it, it is somebody else's, or the run in it is finished. */
+int output_claim(struct output *o, const struct config *c);
 /* Warn where the disk has less room than the run may still take: its checkpoints (one more than `keep`, while one is written), each of
  * `checkpoint_bytes`, and its models of `model_bytes`, `epochs` of them exported in between. */
 void output_room(const struct output *o, const struct config *c, int64_t checkpoint_bytes, int64_t model_bytes, int64_t epochs);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "score.h"
+#include "../base/signals.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,13 +22,16 @@ void scores_release(struct scores *s)
     memset(s, 0, sizeof *s);
 }
 
-int score_rows(struct scores *s, struct model *m, struct batch *b, const struct dataset *d,
-               const int64_t *idx, int64_t n, int64_t tokens_max)
+static int score(struct scores *s, struct model *m, struct batch *b, const struct dataset *d,
+                 const int64_t *idx, int64_t n, int64_t tokens_max, bool may_stop)
 {
     double *logp = NULL;
     int rc = MEM_NEW(&logp, 2 * (int64_t)b->P_max);
     for (int64_t at = 0; rc == 0 && at < n;) {
         const int64_t k = batch_fit(d, idx + at, n - at, tokens_max);
+        if (may_stop && signals_pending())
+            TRY_OUT(err_set(ERR_STOPPED, "stopped by %s during an evaluation",
+                            signals_name(signals_pending())));
         batch_fill(b, d, idx + at, k);
         TRY_OUT(model_forward(m, b));
         TRY_OUT(model_logp(m, b, logp));
@@ -43,6 +47,12 @@ out:
     return rc;
 }
 
+int score_rows(struct scores *s, struct model *m, struct batch *b, const struct dataset *d,
+               const int64_t *idx, int64_t n, int64_t tokens_max)
+{
+    return score(s, m, b, d, idx, n, tokens_max, false);
+}
+
 int score_all(struct scores *s, struct model *m, struct batch *b, const struct dataset *d,
               int64_t tokens_max)
 {
@@ -50,7 +60,7 @@ int score_all(struct scores *s, struct model *m, struct batch *b, const struct d
     int rc = MEM_NEW(&idx, d->n);
     for (int64_t i = 0; rc == 0 && i < d->n; i++)
         idx[i] = i;
-    if (rc == 0) rc = score_rows(s, m, b, d, idx, d->n, tokens_max);
+    if (rc == 0) rc = score(s, m, b, d, idx, d->n, tokens_max, true);
     free(idx);
     return rc;
 }

@@ -15,6 +15,6 @@ void scores_release(struct scores *s);
  * step packs them: equal weights give equal bits. */
 int score_rows(struct scores *s, struct model *m, struct batch *b, const struct dataset *d, const int64_t *idx, int64_t n,
                int64_t tokens_max);
-/* All rows of d in file order. */
+/* All rows of d in file order. ERR_STOPPED where a signal came meanwhile. */
 int score_all(struct scores *s, struct model *m, struct batch *b, const struct dataset *d, int64_t tokens_max);
 #endif
