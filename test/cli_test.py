@@ -106,7 +106,7 @@ def test_usage(r, root):
         (["generate", "--model", "m", "--prompt", "a", "--dtype", "float16"], ["float32 or bfloat16"]),
         (["tokenize", "--model", "m"], ["FILE"]),
         (["losses", "dpo"], ["losses takes no"]),
-        *[([c], [c, "not in version"]) for c in ("lint", "plan", "report", "merge", "toy", "contour")],
+        *[([c], [c, "not in version"]) for c in ("lint", "report", "merge", "toy", "contour")],
     ]:
         p.refused(f"usage: {' '.join(os.path.basename(a) for a in args) or 'nothing'}", t.bdpo(*args), *parts)
 
@@ -234,7 +234,7 @@ def test_model_errors(r, root):
     os.rename(p.path("whole"), p.path("model"))
     p.job(reference={"path": p.path("nothing")})
     p.keep()
-    p.refused("reference.path: no directory, said before SFT", t.bdpo("--config", run), "reference.path", "nothing")
+    p.refused("reference.path: no directory, said before SFT", t.bdpo("--config", run), "nothing")
     t.make_model(p.path("bad-ref"), seed=2, edit=nan)
     p.job(reference={"path": p.path("bad-ref")})
     p.keep()

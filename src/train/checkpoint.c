@@ -114,6 +114,7 @@ static int write_rest(const char *dir, const struct stage *st, struct shard *sha
                           .eval_due = st->eval_due,
                           .metrics_bytes = metrics_bytes,
                           .micro_tokens = st->micro_tokens,
+                          .recompute = st->su->recompute,
                           .threads = st->su->be.threads,
                           .elements = st->model.n_flat,
                           .ranks = ranks,

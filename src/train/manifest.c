@@ -28,6 +28,7 @@ static const struct field {
     FIELD("eval_due", eval_due, 1),
     FIELD("metrics_bytes", metrics_bytes, INT64_MAX),
     FIELD("micro_batch_tokens", micro_tokens, INT64_MAX),
+    FIELD("gradient_checkpointing", recompute, INT32_MAX),
     FIELD("threads", threads, INT32_MAX),
     FIELD("elements", elements, INT64_MAX / 32),
     FIELD("ranks", ranks, RANKS_MAX),

@@ -14,6 +14,7 @@ struct manifest { /* valid when zeroed */
     int64_t eval_due;            /* 1: the evaluation of this step was cut short by a signal */
     int64_t metrics_bytes;       /* length of metrics.jsonl */
     int64_t micro_tokens, threads; /* sums round by them */
+    int64_t recompute;           /* gradient_checkpointing, as it was in use */
     int64_t elements;            /* of the flat state */
     int64_t ranks;               /* files of it */
     struct shard *shards;        /* [ranks], by rank; owned */

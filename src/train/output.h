@@ -3,6 +3,7 @@
 #ifndef BDPO_OUTPUT_H
 #define BDPO_OUTPUT_H
 #include "checkpoint.h"
+#include "sizing.h"
 
 struct output {          /* valid when zeroed */
     char *dir;           /* OUTPUT, owned */
@@ -28,6 +29,8 @@ int output_claim(struct output *o, const struct config *c);
 /* Warn where the disk has less room than the run may still take: its checkpoints (one more than `keep`, while one is written), each of
  * `checkpoint_bytes`, and its models of `model_bytes`, `epochs` of them exported in between. */
 void output_room(const struct output *o, const struct config *c, int64_t checkpoint_bytes, int64_t model_bytes, int64_t epochs);
+/* Where the run goes on and the config leaves it open: the sizes that it had (of the checkpoint, else of OUTPUT/config.json). */
+int output_sizes(const struct output *o, struct sizing_want *want);
 void output_close(struct output *o);
 /* OUTPUT/name; the caller frees. */
 int output_path(const struct output *o, const char *name, char **path);
