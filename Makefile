@@ -120,7 +120,7 @@ demo: deps
 test: deps
 	@$(MAKE) --no-print-directory test-built
 
-.PHONY: build-tests test-built test-c test-crash
+.PHONY: build-tests test-built test-c test-crash test-slurm
 build-tests: $(BIN) $(FAULTY) $(TESTS)
 test-built: build-tests
 	@$(RUN_TESTS) $(TESTS) $(SCRIPT_TESTS)
@@ -128,11 +128,16 @@ test-built: build-tests
 test-c: build-tests
 	@$(RUN_TESTS) $(TESTS) $(wildcard test/*_test.sh)
 
-# the long ones: every call of the system fails or is the last one, and a hundred kills in a row; about 15 minutes
+# the long ones: every call of the system fails or is the last one before a kill or a power cut, and three hundred kills
 test-crash: deps
 	@$(MAKE) --no-print-directory build-tests
 	BDPO_TRAIN=$(CURDIR)/$(BIN) BDPO_FAULTY=$(CURDIR)/$(FAULTY) python3 test/fault_test.py --all
+	BDPO_TRAIN=$(CURDIR)/$(BIN) BDPO_FAULTY=$(CURDIR)/$(FAULTY) python3 test/disk_test.py --cuts 0
 	BDPO_TRAIN=$(CURDIR)/$(BIN) python3 test/resume_test.py --kills 100
+
+# the scripts of configs/slurm on a Slurm of one node that is made for it; as root, about 5 minutes
+test-slurm: all
+	@BDPO_TRAIN=$(CURDIR)/$(BIN) bash scripts/try-slurm.sh
 
 bench: deps
 	@$(MAKE) --no-print-directory $(BENCH)
@@ -194,7 +199,8 @@ help:
 	@printf '%s\n' \
 	'make demo       install what is missing, build, and show DPO against BDPO on a task with right answers (about a minute)' \
 	'make test       install what is missing, build, run all tests; ends with "N passed, N failed, N skipped"' \
-	'make test-crash every system call fails or is the last one, a hundred kills in a row (about 15 minutes)' \
+	'make test-crash every call of the system fails or is the last one, three hundred kills (long)' \
+	'make test-slurm the scripts of configs/slurm on a Slurm of one node made for it (as root, 5 minutes)' \
 	'make            build build/bdpo-train' \
 	'make deps       install the libraries that are missing (apt-get)' \
 	'make bench      speed of every operation and its share of the machine'"'"'s peak' \
