@@ -5,31 +5,26 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* This process's part of the flat state: all of it. */
+/* One file of all of it: rank 0 asks the others for what they hold. */
 static struct shard own_shard(const struct stage *st)
 {
     return (struct shard){ .rank = 0, .ranks = 1, .begin = 0, .end = st->model.n_flat };
 }
 
-static const struct tensor *moment(const struct stage *st, enum state_part part)
-{
-    return part == STATE_MOMENT1 ? &st->optim.m : &st->optim.v;
-}
-
+/* Of the whole state, while the ranks that hold it serve. */
 static int get_state(void *payload, enum state_part part, int64_t at, int64_t n, float *out)
 {
-    const struct stage *st = payload;
-    const struct backend *be = &st->su->be;
+    struct stage *st = payload;
     if (part == STATE_MASTER) return model_get(&st->model, at, n, out);
-    return be->mem->to_host(be->cx, out, (const float *)moment(st, part)->data + at, n * 4);
+    return zero_fetch(&st->zero, part == STATE_MOMENT1 ? ZERO_MOMENT1 : ZERO_MOMENT2, at, n, out);
 }
 
+/* What this rank holds of it. */
 static int put_state(void *payload, enum state_part part, int64_t at, int64_t n, const float *in)
 {
     struct stage *st = payload;
-    const struct backend *be = &st->su->be;
     if (part == STATE_MASTER) return model_put(&st->model, at, n, in);
-    return be->mem->to_device(be->cx, (float *)moment(st, part)->data + at, in, n * 4);
+    return zero_store(&st->zero, part == STATE_MOMENT1 ? ZERO_MOMENT1 : ZERO_MOMENT2, at, n, in);
 }
 
 int64_t checkpoint_bytes(int64_t elements, int64_t pairs)
@@ -132,7 +127,7 @@ out:
     return rc;
 }
 
-int checkpoint_save(const char *output, const struct stage *st, int64_t metrics_bytes,
+int checkpoint_save(const char *output, struct stage *st, int64_t metrics_bytes,
                     const char *fingerprint, int64_t keep, struct checkpoint_info *info)
 {
     struct paths p = { 0 };
@@ -146,7 +141,7 @@ int checkpoint_save(const char *output, const struct stage *st, int64_t metrics_
     TRY_OUT(paths_make(&p, output, info->name));
     TRY_OUT(dir_remove(p.tmp));
     TRY_OUT(dir_make(p.tmp));
-    TRY_OUT(shard_write(&own, p.tmp, st->model.n_flat, get_state, (void *)(uintptr_t)st));
+    TRY_OUT(shard_write(&own, p.tmp, st->model.n_flat, get_state, st));
     TRY_OUT(write_rest(p.tmp, st, &own, 1, metrics_bytes, fingerprint));
     TRY_OUT(dir_replace(p.final, p.tmp, p.old));
     TRY_OUT(checkpoint_rotate(output, info, keep));

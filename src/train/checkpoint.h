@@ -13,11 +13,11 @@ struct checkpoint_info {
     int64_t step;
     int64_t metrics_bytes;  /* length of metrics.jsonl when it was written */
 };
-/* Write the stage's state; *info is filled. Then delete all but it and the newest before it, `keep` in all. ERR_IO; then the checkpoints that were
- * there are as before. */
-int checkpoint_save(const char *output, const struct stage *st, int64_t metrics_bytes, const char *fingerprint, int64_t keep,
+/* On rank 0, while the others are in zero_serve: write the stage's state; *info is filled. Then delete all but it and the newest before it, `keep` in all.
+ * ERR_IO; then the checkpoints that were there are as before. */
+int checkpoint_save(const char *output, struct stage *st, int64_t metrics_bytes, const char *fingerprint, int64_t keep,
                     struct checkpoint_info *info);
-/* Restore an opened stage from DIR (OUTPUT/checkpoints/NAME or a path), however many ranks wrote it. ERR_CHECKPOINT where the state does not fit, or
+/* Each rank for itself: restore an opened stage from DIR (OUTPUT/checkpoints/NAME or a path), however many ranks wrote it. ERR_CHECKPOINT where the state does not fit, or
  * where the fingerprint differs (named with both values) unless allow_change. */
 int checkpoint_load(const char *dir, struct stage *st, const char *fingerprint, bool allow_change);
 /* Bytes of a checkpoint of `elements` of flat state and of `pairs` scored pairs, near enough. */
