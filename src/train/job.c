@@ -49,16 +49,7 @@ static void job_close(struct job *j)
 
 static int stage_weights(const struct job *j, struct stage *st)
 {
-    const struct config *c = j->cfg;
-    char *sft = NULL;
-    if (st->kind == STAGE_PREFERENCE && c->sft.present) {
-        TRY(output_path(&j->out, "sft", &sft));
-        const int rc = model_load(&st->model, sft);
-        free(sft);
-        return rc;
-    }
-    return c->model.init == MODEL_RANDOM ? model_random(&st->model, c->seed)
-                                         : model_load(&st->model, c->model.path);
+    return stage_load_start(&st->model, j->cfg, st->kind);
 }
 
 static int open_foreign(struct job *j, struct stage *st, struct setup *su)
@@ -87,6 +78,7 @@ static int foreign_reference(struct job *j)
     struct buf said = { 0 };
     int rc;
     if (!path || !loss || !(loss->flags & LOSS_REF) || restored) return 0;
+    su.kl_samples = 0; /* it is the policy that is measured */
     TRY_OUT(dist_agree(su.dist, open_foreign(j, &st, &su)));
     status_say(&j->status, "reference: scoring with %s", path);
     TRY_OUT(stage_reference(&st, &said));
@@ -171,15 +163,32 @@ static int save_checkpoint(struct job *j, struct stage *st)
     return rc;
 }
 
-/* A signal cuts it short: the checkpoint says whether it is `due` again before the next step; that of the stage's end comes by itself. */
+/* The row of an evaluation, and samples.jsonl where answers were sampled. */
+static int write_evaluation(struct job *j, const struct stage *st, const struct metrics *m,
+                            const struct buf *answers)
+{
+    char *path = NULL;
+    TRY(write_row(j, st, "eval/", m, 0, 0));
+    if (!answers->len) return 0;
+    TRY(output_path(&j->out, "samples.jsonl", &path));
+    const int rc = file_write_all(path, answers->data, answers->len);
+    free(path);
+    return rc;
+}
+
+/* A signal cuts it short: the checkpoint says whether it is `due` again before the next step; that of the stage's end, which keeps the sampled
+ * answers, comes by itself. */
 static int evaluate(struct job *j, struct stage *st, bool due)
 {
     struct metrics m;
-    const int rc = stage_evaluate(st, &m);
+    struct buf answers = { 0 };
+    int rc = stage_evaluate(st, &m);
+    if (rc == 0) rc = dist_agree(j->su.dist, stage_measure_kl(st, &m, due ? NULL : &answers));
     st->eval_due = rc == ERR_STOPPED && due;
-    if (rc < 0 && rc != ERR_STOPPED) return rc;
     if (rc == 0)
-        return dist_agree(j->su.dist, first_rank(j) ? write_row(j, st, "eval/", &m, 0, 0) : 0);
+        rc = dist_agree(j->su.dist, first_rank(j) ? write_evaluation(j, st, &m, &answers) : 0);
+    buf_release(&answers);
+    if (rc != ERR_STOPPED) return rc;
     TRY(save_checkpoint(j, st));
     int64_t number = signals_pending();
     TRY(dist_vote(j->su.dist, 0, &number, 1));
@@ -603,6 +612,8 @@ int job_run(const struct config *c, struct dist *dist, const struct job_opts *o)
     TRY_OUT(dist_watch(dist, c->faults.hang_timeout, status_hang, &j.status));
     TRY_OUT(choose_sizes(&j));
     rc = conclude(&j, run_stages(&j, o->allow_change));
+    if (rc == 0 && first_rank(&j) && output_report(&j.out) < 0)
+        status_say(&j.status, "warning: no report: %s", err_msg());
     if (rc == 0) status_say(&j.status, "done: %s/model", c->output);
 out:
     watch_stop();

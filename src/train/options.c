@@ -274,7 +274,7 @@ const struct option option_table[] = {
       .help = "steps between evaluations; 0: none" },
     { AT(eval.at_end), .type = OPTION_BOOL, .use = USE_EVAL, .dflt = "true", .help = "evaluate once training is done" },
     { AT(eval.kl_samples), .type = OPTION_INT, .use = USE_EVAL, RANGE(0, 1e6), .dflt = "0",
-      .help = "sampled responses for eval/kl; 0: none (this version has none)" },
+      .help = "sampled responses for eval/kl; 0: none" },
 
     { AT(output), .type = OPTION_TEXT, .flags = OPTION_NEEDED | OPTION_FREE, .help = "directory of the run" },
     { AT(cache_dir), .type = OPTION_TEXT, .flags = OPTION_NULL | OPTION_FREE, .dflt = "null",

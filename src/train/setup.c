@@ -20,6 +20,8 @@ int setup_open(struct setup *s, const struct config *c, struct dist *d)
 {
     memset(s, 0, sizeof *s);
     s->cfg = c;
+    s->kl_samples = c->eval.kl_samples;
+    s->kl_reference = c->reference.path;
     s->dist = d;
     TRY(arch_load(&s->arch, c->model.path));
     if (c->data.max_length > s->arch.max_positions)
