@@ -13,11 +13,18 @@ struct data_opts { /* from the config's "data" section */
     enum data_specials specials;
     bool skip_bad_rows;
     int64_t max_bad_rows;
+    int64_t max_line_bytes; /* 0: 64 MiB */
     double max_dropped, subsample;
     uint64_t seed;
     int32_t vocab_size; /* the model's: an id at or above it is an error */
     int32_t threads;
 };
+
+enum form_kind { /* what a row looked like */
+    FORM_STRINGS, FORM_MESSAGES, FORM_PARTS, FORM_STRING_AND_PARTS, FORM_HH, FORM_SHAREGPT, FORM_TRAJECTORY, FORM_INSTRUCTION,
+    FORM_QUESTION, FORM_COMPLETION, FORM_CHAT, FORM_KINDS
+};
+const char *form_name(enum form_kind kind);
 
 struct example {
     int64_t at;         /* of the prompt in dataset.ids; chosen and rejected follow it directly */
@@ -46,6 +53,7 @@ struct dataset { /* valid when zeroed; immutable after load */
     int64_t n;
     char **files; /* owned copies of the paths */
     int32_t n_files;
+    int64_t (*forms)[FORM_KINDS]; /* [n_files]: rows of each form; owned */
     int64_t longest;  /* max over examples of np + nw + nl */
     struct data_stats stats;
     struct data_drop drops[DATA_DROPS_MAX];
@@ -59,7 +67,8 @@ struct dataset { /* valid when zeroed; immutable after load */
 int dataset_load(struct dataset *d, char *const *paths, int32_t n_paths, enum data_kind kind, const struct data_opts *o,
                  const struct tokenizer *tok, const struct chat_template *tmpl);
 void dataset_release(struct dataset *d);
-/* "train.jsonl: 1500 rows, 1498 kept (dropped: 1 empty, 1 equal), 12 prompts and 3 responses cut", then a line
+/* "train.jsonl: 1500 rows, 1498 kept (dropped: 1 empty, 1 equal), 12 prompts and 3 responses cut", a line
+ * "train.jsonl: form: dialogues in one string (hh-rlhf)" for each file (with counts where it mixes forms), then a line
  * "train.jsonl:17: dropped: rejected is empty" for each of the first dropped rows; no newline at the end. Adds to b. */
 int dataset_describe(const struct dataset *d, struct buf *b);
 

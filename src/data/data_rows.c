@@ -248,7 +248,7 @@ static int row_judge(struct row *r, const struct row_rules *q, const struct plac
 }
 
 void row_make(struct row *r, const struct row_rules *q, const char *file, int64_t line,
-              const char *text, size_t len)
+              int64_t column, const char *text, size_t len)
 {
     struct json_doc doc = { 0 };
     struct place p = { &doc, file, line };
@@ -260,7 +260,7 @@ void row_make(struct row *r, const struct row_rules *q, const char *file, int64_
     r->state = ROW_OK;
     r->special = r->cut_prompt = false;
     r->cut_responses = 0;
-    int rc = json_doc_parse(&doc, file, line, text, len);
+    int rc = json_doc_parse_at(&doc, file, line, column, text, len);
     if (rc >= 0) rc = form_read(&r->form, doc.root, q->kind, q->opts->string_prompts_user, &p);
     if (rc < 0) {
         row_fail(r, ROW_BAD, rc);

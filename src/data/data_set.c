@@ -11,7 +11,7 @@ enum { CHUNK_ROWS = 512, CHUNK_BYTES = 4 << 20, KEEP_IDS = 1 << 20 };
 
 struct line { /* a line of the chunk: bytes [at, at + len) of its text */
     size_t at, len;
-    int64_t number;
+    int64_t number, column;
 };
 struct loader {
     struct dataset *d;
@@ -41,6 +41,7 @@ void dataset_release(struct dataset *d)
     for (int32_t i = 0; i < d->n_files; i++)
         free(d->files[i]);
     free(d->files);
+    free(d->forms);
     free(d->ids);
     free(d->ex);
     memset(d, 0, sizeof *d);
@@ -102,6 +103,7 @@ static int take_row(struct loader *l, struct row *r, int32_t file)
     struct data_stats *s = &l->d->stats;
     s->rows++;
     s->special_text += r->special;
+    if (r->state != ROW_BAD) l->d->forms[file][r->form.kind]++;
     switch (r->state) {
     case ROW_OK:
         return take_example(l, r, file);
@@ -135,8 +137,8 @@ static int chunk_end(struct loader *l, int32_t file)
     const char *name = l->d->files[file];
 #pragma omp parallel for schedule(dynamic, 4) num_threads(threads)
     for (int64_t i = 0; i < l->n_lines; i++)
-        row_make(&l->rows[i], &l->rules, name, l->lines[i].number, l->text.data + l->lines[i].at,
-                 l->lines[i].len);
+        row_make(&l->rows[i], &l->rules, name, l->lines[i].number, l->lines[i].column,
+                 l->text.data + l->lines[i].at, l->lines[i].len);
     for (int64_t i = 0; i < l->n_lines; i++) {
         struct row *r = &l->rows[i];
         TRY(take_row(l, r, file));
@@ -163,7 +165,8 @@ static int read_lines(struct loader *l, struct line_reader *r, int32_t file)
     int rc;
     while ((rc = lines_next(r, &s, &len)) > 0) {
         if (is_blank_line(s, len)) continue;
-        l->lines[l->n_lines++] = (struct line){ l->text.len, len, lines_number(r) };
+        l->lines[l->n_lines++] =
+            (struct line){ l->text.len, len, lines_number(r), lines_column(r) };
         TRY(buf_add(&l->text, s, len));
         TRY(buf_add(&l->text, "", 1));
         if (l->n_lines == CHUNK_ROWS || l->text.len >= CHUNK_BYTES) TRY(chunk_end(l, file));
@@ -187,6 +190,7 @@ static int read_file(struct loader *l, const char *path, int32_t file, struct sh
     uint8_t digest[32];
     int rc = 0;
     TRY_OUT(lines_open(&r, path));
+    if (l->rules.opts->max_line_bytes > 0) lines_limit(r, l->rules.opts->max_line_bytes);
     TRY_OUT(read_lines(l, r, file));
     lines_digest(r, digest);
     sha256_add(sum, digest, sizeof digest);
@@ -299,6 +303,7 @@ static int read_all(struct loader *l, char *const *paths, int32_t n_paths)
     struct sha256 sum;
     sha256_init(&sum);
     TRY(MEM_NEW(&d->files, n_paths));
+    TRY(MEM_NEW(&d->forms, n_paths));
     for (int32_t i = 0; i < n_paths; i++) {
         TRY(mem_strdup(&d->files[i], paths[i]));
         d->n_files = i + 1;
@@ -356,6 +361,23 @@ static int describe_dropped(const struct data_stats *s, struct buf *b)
     return sep[0] == ',' ? buf_adds(b, ")") : 0;
 }
 
+static int describe_forms(const struct dataset *d, int32_t file, struct buf *b)
+{
+    const char *sep = ": form: ";
+    int kinds = 0;
+    for (int k = 0; k < FORM_KINDS; k++)
+        kinds += d->forms[file][k] > 0;
+    if (kinds == 0) return 0;
+    TRY(buf_addf(b, "\n%s", d->files[file]));
+    for (int k = 0; k < FORM_KINDS; k++) {
+        if (d->forms[file][k] == 0) continue;
+        TRY(buf_addf(b, "%s%s", sep, form_name((enum form_kind)k)));
+        if (kinds > 1) TRY(buf_addf(b, " (%lld rows)", (long long)d->forms[file][k]));
+        sep = "; ";
+    }
+    return 0;
+}
+
 int dataset_describe(const struct dataset *d, struct buf *b)
 {
     const struct data_stats *s = &d->stats;
@@ -369,6 +391,8 @@ int dataset_describe(const struct dataset *d, struct buf *b)
     if (s->special_text)
         TRY(buf_addf(b, ", %lld rows spell a special token", (long long)s->special_text));
     if (d->n < s->kept) TRY(buf_addf(b, ", %lld of them used (subsample)", (long long)d->n));
+    for (int32_t i = 0; i < d->n_files; i++)
+        TRY(describe_forms(d, i, b));
     for (int32_t i = 0; i < d->n_drops; i++)
         TRY(buf_addf(b, "\n%s:%lld: dropped: %s", d->files[d->drops[i].file],
                      (long long)d->drops[i].line, d->drops[i].why));

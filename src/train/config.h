@@ -59,7 +59,7 @@ struct config {
         char *system_prompt; /* NULL: none */
         int64_t max_length, max_prompt_length; /* resolved: never 0 after load */
         int32_t special_tokens, on_bad_row;
-        int64_t max_bad_rows;
+        int64_t max_bad_rows, max_line_bytes;
         double max_dropped, subsample;
     } data;
     struct stage_config sft, preference;

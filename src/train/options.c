@@ -214,6 +214,8 @@ const struct option option_table[] = {
       .help = "malformed rows end the run, or are left out" },
     { AT(data.max_bad_rows), .type = OPTION_INT, .use = USE_SKIP, RANGE(0, 1e12), .dflt = "0",
       .help = "malformed rows that may be left out" },
+    { AT(data.max_line_bytes), .type = OPTION_INT, RANGE(1, 64 << 20), .dflt = "67108864",
+      .help = "a longer line ends the run: nobody meant it as one row" },
     { AT(data.max_dropped), .type = OPTION_REAL, RANGE(0, 1), .dflt = "0.05",
       .help = "share of degenerate pairs (empty, equal, nothing left) that may be dropped" },
     { AT(data.subsample), .type = OPTION_REAL, .flags = OPTION_ABOVE, RANGE(0, 1), .dflt = "1.0",

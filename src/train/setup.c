@@ -63,6 +63,7 @@ struct data_opts setup_data_opts(const struct setup *s)
         .specials = specials[c->data.special_tokens],
         .skip_bad_rows = c->data.on_bad_row == BAD_ROW_SKIP,
         .max_bad_rows = c->data.max_bad_rows,
+        .max_line_bytes = c->data.max_line_bytes,
         .max_dropped = c->data.max_dropped,
         .subsample = c->data.subsample,
         .seed = c->seed,
