@@ -25,7 +25,7 @@ const char *form_name(enum form_kind kind)
         [FORM_SHAREGPT] = "conversations (ShareGPT)",
         [FORM_TRAJECTORY] = "trajectory (UltraInteract)",
         [FORM_INSTRUCTION] = "instruction, input (Alpaca)",
-        [FORM_QUESTION] = "question, system (Orca)",
+        [FORM_QUESTION] = "system and question (Orca)",
         [FORM_COMPLETION] = "prompt, completion",
         [FORM_CHAT] = "messages",
     };
