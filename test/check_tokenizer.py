@@ -38,6 +38,23 @@ LLAMA3 = ("{% set loop_messages = messages %}{% for message in loop_messages %}{
 CHATML = ("{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a helpful"
           " assistant.<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
           "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+LLAMA2 = ("{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}{% set system_message = messages[0]['content']"
+          " %}{% else %}{% set loop_messages = messages %}{% set system_message = false %}{% endif %}{% for message in loop_messages %}"
+          "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Conversation roles must alternate"
+          " user/assistant/user/assistant/...') }}{% endif %}{% if loop.index0 == 0 and system_message != false %}{% set content ="
+          " '<<SYS>>\\n' + system_message + '\\n<</SYS>>\\n\\n' + message['content'] %}{% else %}{% set content = message['content'] %}"
+          "{% endif %}{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}"
+          "{% elif message['role'] == 'assistant' %}{{ ' '  + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}")
+ZEPHYR = ("{% for message in messages %}\n{% if message['role'] == 'user' %}\n{{ '<|user|>\n' + message['content'] + eos_token }}\n"
+          "{% elif message['role'] == 'system' %}\n{{ '<|system|>\n' + message['content'] + eos_token }}\n"
+          "{% elif message['role'] == 'assistant' %}\n{{ '<|assistant|>\n'  + message['content'] + eos_token }}\n{% endif %}\n"
+          "{% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n{% endfor %}")
+ALPACA = ("{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] + '\\n\\n' }}{% else %}{{ 'Below is an instruction that"
+          " describes a task. Write a response that appropriately completes the request.\\n\\n' }}{% endif %}{% for message in messages %}"
+          "{% if message['role'] == 'user' %}{{ '### Instruction:\\n' + message['content'] + '\\n\\n' }}"
+          "{% elif message['role'] == 'assistant' %}{{ '### Response:\\n' + message['content'] + eos_token + '\\n\\n' }}{% endif %}"
+          "{% endfor %}{% if add_generation_prompt %}{{ '### Response:\\n' }}{% endif %}")
+CHATML_PIECES = {r: [f"<|im_start|>{r}\n", "<|im_end|>\n"] for r in ("system", "user", "assistant")}
 THINK = ["", "<think>\nHm.\n</think>\n\nYes.", "<think>\n\n</think>\n\nNo.", "a</think>b</think>\n\nc"]
 
 
@@ -86,11 +103,11 @@ def random_texts(n):
     return ["".join(random_char(rng) for _ in range(rng.randrange(1, 60))) for _ in range(n)]
 
 
-def ours(args, model, lines):
+def ours(args, model, lines, *more):
     with tempfile.NamedTemporaryFile("w", suffix=".jsonl", encoding="utf-8") as f:
         f.writelines(json.dumps(line) + "\n" for line in lines)
         f.flush()
-        done = subprocess.run([args.bin, "tokenize", "--model", model, f.name], capture_output=True, check=False)
+        done = subprocess.run([args.bin, "tokenize", "--model", model, *more, f.name], capture_output=True, check=False)
     if done.returncode != 0:
         sys.exit(f"FAILED: {args.bin} tokenize --model {model}: {done.stderr.decode()}")
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -150,7 +167,7 @@ def conversations(data, specials):
     return [m for m in out if not any(s in c["content"] for c in m for s in specials)]
 
 
-def check_template(args, name, model, text, data, bos):
+def check_template(args, name, model, text, data, bos, eos="", pieces=None):
     with tempfile.TemporaryDirectory() as d:
         shutil.copy(os.path.join(model, "tokenizer.json"), d)
         with open(os.path.join(model, "tokenizer_config.json"), encoding="utf-8") as f:
@@ -165,9 +182,9 @@ def check_template(args, name, model, text, data, bos):
         for msg in conversations(data, specials):
             for generation in (False, True):
                 lines.append({"messages": msg, "add_generation_prompt": generation})
-                rendered.append(template.render(messages=msg, add_generation_prompt=generation, bos_token=bos))
+                rendered.append(template.render(messages=msg, add_generation_prompt=generation, bos_token=bos, eos_token=eos))
         want = [e.ids for e in tok.encode_batch(rendered, add_special_tokens=False)]
-        got = ours(args, d, lines)
+        got = ours(args, d, lines, *(["--chat-template", json.dumps(pieces)] if pieces else []))
 
     def excused(i):
         return tok.normalizer is not None and tok.normalizer.normalize_str(rendered[i]) != unicodedata.normalize("NFC", rendered[i])
@@ -211,6 +228,11 @@ def main():
             ok &= check_template(args, name, model, f.read(), args.data, "<|begin_of_text|>")
     ok &= check_template(args, "LLaMA 3", llama, LLAMA3, args.data, "<|begin_of_text|>")
     ok &= check_template(args, "Qwen1.5", qwen, CHATML, args.data, "")
+    ok &= check_template(args, "ChatML as pieces", qwen, CHATML, args.data, "",
+                         pieces=CHATML_PIECES | {"default_system": "You are a helpful assistant."})
+    stories = os.path.join(args.data, "models", "stories260K")
+    for name, text in (("Llama 2", LLAMA2), ("Zephyr", ZEPHYR), ("Alpaca", ALPACA)):
+        ok &= check_template(args, name, stories, text, args.data, "<s>", "</s>")
     ok &= check_golden(args, "Qwen2.5", qwen, os.path.join(chat, "golden_qwen2.5.json"))
     ok &= check_golden(args, "LLaMA 3.2", llama, os.path.join(chat, "golden_llama3.2.json"))
     return 0 if ok else 1

@@ -170,7 +170,7 @@ static int encode_response(struct row *r, const struct row_rules *q, const struc
     r->state = ROW_BAD;
     TRY(special_check(r, q, p, t->s, t->len, t->at));
     out->n = 0;
-    TRY(tokenizer_encode(q->tok, t->s, t->len, mode_of(q), out));
+    TRY(template_encode_response(q->tmpl, r->form.conversation, t->s, t->len, mode_of(q), out));
     *empty = *empty || out->n == 0;
     /* only where special_tokens is "allow" can the text bring its own end token */
     if (out->n == 0 || out->id[out->n - 1] != r->end || mode_of(q) == SPECIALS_AS_TEXT)

@@ -210,6 +210,22 @@ int32_t tokenizer_id(const struct tokenizer *t, const char *token)
     return vocab_find(t, token, strlen(token));
 }
 
+const char *tokenizer_text(const struct tokenizer *t, int32_t id)
+{
+    return id >= 0 && id < t->size && t->tok[id].len ? t->text + t->tok[id].at : NULL;
+}
+
+bool tokenizer_adds_space(const struct tokenizer *t)
+{
+    bool adds = false;
+    for (int32_t i = 0; i < t->n_norms; i++)
+        adds = adds || t->norms[i].kind == NORM_PREPEND;
+    for (int32_t i = 0; i < t->n_pretoks; i++)
+        adds = adds || t->pretoks[i].add_prefix_space ||
+               (t->pretoks[i].kind == PRETOK_METASPACE && t->pretoks[i].scheme != METASPACE_NEVER);
+    return adds;
+}
+
 int32_t tokenizer_bos(const struct tokenizer *t)
 {
     return t->bos;

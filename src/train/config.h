@@ -54,7 +54,8 @@ struct config {
     } reference;
     struct {
         struct strlist train, eval; /* eval.n = 0: none */
-        char *chat_template;
+        char *chat_template; /* a name, or a JSON object's text */
+        char *template_date; /* NULL: the template's own */
         int32_t string_prompts;
         char *system_prompt; /* NULL: none */
         int64_t max_length, max_prompt_length; /* resolved: never 0 after load */

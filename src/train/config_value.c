@@ -70,6 +70,7 @@ int option_expects(struct buf *b, const struct option *o, const struct loss_def 
     case OPTION_LOSS:
         TRY(buf_adds(b, o->choices || o->type == OPTION_LOSS ? "one of " : "a string"));
         TRY(add_choices(b, o));
+        if (o->flags & OPTION_TREE) TRY(buf_adds(b, ", or an object"));
         break;
     }
     if (o->flags & OPTION_AUTO) TRY(buf_adds(b, ", or \"auto\""));
@@ -220,6 +221,19 @@ static int read_text(struct config *c, const struct option *o, const json_t *v)
     return mem_strndup(dst, text, len);
 }
 
+static int read_tree(struct config *c, const struct option *o, const json_t *v)
+{
+    struct buf b = { 0 };
+    char **dst = field(c, o);
+    int rc = json_dump(&b, v, 0);
+    if (rc == 0) {
+        free(*dst);
+        rc = mem_strdup(dst, b.data);
+    }
+    buf_release(&b);
+    return rc;
+}
+
 static int read_paths(struct config *c, const struct option *o, const json_t *v, bool from_set,
                       int64_t *element)
 {
@@ -292,6 +306,7 @@ int option_read(struct config *c, const struct option *o, const json_t *value,
     case OPTION_TEXT:
     case OPTION_LOSS:
         if (json_is_string(value)) return read_text(c, o, value);
+        if ((o->flags & OPTION_TREE) && json_object_size(value) > 0) return read_tree(c, o, value);
         break;
     case OPTION_PATHS:
         return read_paths(c, o, value, from_set, element);
@@ -355,6 +370,8 @@ json_t *option_value(const struct config *c, const struct option *o)
         return NULL;
     case OPTION_TEXT:
     case OPTION_LOSS:
+        if ((o->flags & OPTION_TREE) && **(char *const *)f == '{')
+            return json_loads(*(char *const *)f, 0, NULL);
         return *(char *const *)f ? json_string(*(char *const *)f) : json_null();
     case OPTION_PATHS:
         return paths_value(f);

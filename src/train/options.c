@@ -36,8 +36,8 @@ static const struct choice prompt_choices[] = {
     { NULL, 0, NULL },
 };
 static const struct choice template_choices[] = {
-    { "auto", 0, NULL }, { "chatml", 0, NULL }, { "llama3", 0, NULL },
-    { "raw", 0, NULL },  { NULL, 0, NULL },
+    { "auto", 0, NULL },   { "chatml", 0, NULL }, { "llama3", 0, NULL }, { "llama2", 0, NULL },
+    { "zephyr", 0, NULL }, { "alpaca", 0, NULL }, { "raw", 0, NULL },    { NULL, 0, NULL },
 };
 static const struct choice special_choices[] = {
     { "text", SPECIAL_TEXT, NULL },
@@ -198,8 +198,11 @@ const struct option option_table[] = {
       .help = ".jsonl or .jsonl.gz; needed unless each stage has its own" },
     { AT(data.eval), .type = OPTION_PATHS, .flags = OPTION_NULL, .dflt = "null",
       .help = "held-out pairs" },
-    { AT(data.chat_template), .type = OPTION_TEXT, .choices = template_choices, .dflt = "\"auto\"",
-      .help = "form of conversations; auto: recognised by the markers in the model's own template" },
+    { AT(data.chat_template), .type = OPTION_TEXT, .flags = OPTION_TREE, .choices = template_choices, .dflt = "\"auto\"",
+      .help = "form of conversations; auto: recognised by the markers in the model's own template; an object: the pieces themselves "
+              "(docs/data.md)" },
+    { AT(data.template_date), .type = OPTION_TEXT, .flags = OPTION_NULL, .dflt = "null",
+      .help = "date in Llama 3.1's system block, such as \"26 Jul 2024\"; null: the constant of the template, so that runs repeat" },
     { AT(data.string_prompts), .type = OPTION_CHOICE, .choices = prompt_choices, .dflt = "\"raw\"",
       .help = "a string prompt is text as it is, or one user turn through the template" },
     { AT(data.system_prompt), .type = OPTION_TEXT, .flags = OPTION_NULL | OPTION_EMPTY, .dflt = "null",

@@ -24,7 +24,7 @@ int setup_open(struct setup *s, const struct config *c)
                 "needs one is refused\n",
                 c->model.path, tokenizer_size(s->tok) - 1, (long long)s->arch.V);
     return template_open(&s->tmpl, s->tok, c->model.path, c->data.chat_template,
-                         c->data.system_prompt);
+                         c->data.system_prompt, c->data.template_date);
 }
 
 int setup_backend(struct setup *s)
