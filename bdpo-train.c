@@ -3,6 +3,7 @@
 #include "src/train/evaluate.h"
 #include "src/train/generate.h"
 #include "src/train/job.h"
+#include "src/train/lint.h"
 #include "src/train/tokenize.h"
 #include "src/io/json.h"
 #include <math.h>
@@ -24,6 +25,9 @@ static const char USAGE[] =
     "float32|bfloat16]\n"
     "  bdpo-train evaluate --config run.json [--set ...] [--model DIR] [--per-pair FILE] metrics "
     "on data.eval, no training\n"
+    "  bdpo-train lint --config run.json [--set key=value ...] [--out FILE.json]         what is "
+    "odd "
+    "about the data, no training\n"
     "  bdpo-train tokenize --model DIR [--chat-template auto] FILE.jsonl                 one JSON "
     "array of ids a line\n"
     "  bdpo-train losses                                                                 the table "
@@ -180,6 +184,18 @@ static int command_evaluate(int argc, char **argv)
     return rc;
 }
 
+static int command_lint(int argc, char **argv)
+{
+    struct args a;
+    struct config *c = NULL;
+    TRY(parse_args(&a, "--config --set --out", argv, argc, 2));
+    if (!a.config) return err_set(ERR_INPUT, "lint: --config run.json is needed");
+    TRY(config_load(&c, a.config, a.sets, a.n_sets));
+    const int rc = lint_run(c, a.out);
+    config_free(c);
+    return rc;
+}
+
 static int command_generate(int argc, char **argv)
 {
     struct args a;
@@ -274,8 +290,9 @@ static int run(int argc, char **argv)
     } commands[] = { { "evaluate", command_evaluate },
                      { "generate", command_generate },
                      { "tokenize", command_tokenize },
+                     { "lint", command_lint },
                      { "losses", command_losses } };
-    static const char *const later[] = { "lint", "plan", "report", "merge", "toy", "contour" };
+    static const char *const later[] = { "plan", "report", "merge", "toy", "contour" };
     const char *names[COUNT_OF(commands) + COUNT_OF(later)];
     size_t n = 0;
     if (argc < 2) return err_set(ERR_INPUT, "no command\n%s", USAGE);

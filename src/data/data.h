@@ -18,6 +18,8 @@ struct data_opts { /* from the config's "data" section */
     uint64_t seed;
     int32_t vocab_size; /* the model's: an id at or above it is an error */
     int32_t threads;
+    bool notes; /* fill dataset.notes; leave subsample at 1 */
+    bool quiet; /* nothing on stderr */
 };
 
 enum form_kind { /* what a row looked like */
@@ -31,6 +33,13 @@ struct example {
     int32_t np, nw, nl; /* tokens: prompt >= 1, chosen >= 1, rejected >= 1 (SFT: 0) */
     int32_t file;       /* index into dataset.files */
     int64_t line;       /* from 1, in the decompressed file */
+};
+struct example_note { /* what lint wants to know of a kept row; lengths and hashes are of the ids before cutting */
+    uint64_t prompt_hash, chosen_hash, rejected_hash;
+    int32_t np, nw, nl;
+    int32_t special; /* the first added token that the row's text spells, -1: none */
+    bool joint_differs; /* prompt and response encoded as one text are other tokens than apart */
+    bool bos_missing, bos_doubled, end_doubled;
 };
 struct data_stats {
     int64_t rows; /* lines that are not blank; all else counts among these */
@@ -51,6 +60,7 @@ struct dataset { /* valid when zeroed; immutable after load */
     int64_t n_ids;
     struct example *ex;
     int64_t n;
+    struct example_note *notes; /* [n] where opts.notes, owned */
     char **files; /* owned copies of the paths */
     int32_t n_files;
     int64_t (*forms)[FORM_KINDS]; /* [n_files]: rows of each form; owned */

@@ -75,6 +75,7 @@ static int special_check(struct row *r, const struct row_rules *q, const struct 
     const char *name = "";
     size_t at = 0;
     if (!tokenizer_find_special(q->tok, s, len, &at, &name)) return 0;
+    if (!r->special) r->note.special = tokenizer_id(q->tok, name);
     r->special = true;
     if (q->opts->specials != DATA_SPECIALS_ERROR) return 0;
     return place_err(p, pointer,
@@ -228,6 +229,11 @@ static int row_tokens(struct row *r, const struct row_rules *q, const struct pla
     else if (f->has_rejected && ids_equal(&r->chosen, &r->rejected))
         row_drop(r, ROW_EQUAL, "chosen and rejected are the same tokens");
     if (r->state != ROW_OK) return 0;
+    if (q->opts->notes) {
+        r->state = ROW_BAD;
+        TRY(row_note_make(r, q, mode_of(q)));
+        r->state = ROW_OK;
+    }
     cut(r, q);
     if (f->has_rejected && ids_equal(&r->chosen, &r->rejected))
         row_drop(r, ROW_CUT, "chosen and rejected are equal once cut to max_length");
@@ -259,6 +265,7 @@ void row_make(struct row *r, const struct row_rules *q, const char *file, int64_
     r->rc = 0;
     r->state = ROW_OK;
     r->special = r->cut_prompt = false;
+    r->note.special = -1;
     r->cut_responses = 0;
     int rc = json_doc_parse_at(&doc, file, line, column, text, len);
     if (rc >= 0) rc = form_read(&r->form, doc.root, q->kind, q->opts->string_prompts_user, &p);

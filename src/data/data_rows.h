@@ -69,6 +69,7 @@ struct row { /* one row's result; valid when zeroed, reused from row to row */
     bool cut_prompt;
     int32_t cut_responses;
     int32_t end; /* the token that ends a response */
+    struct example_note note; /* where opts.notes */
     struct form form;
     struct ids prompt, chosen, rejected;
 };
@@ -84,6 +85,8 @@ struct row_rules { /* what is the same for all rows */
 int row_encode_prompt(struct row *r, const struct row_rules *rules, const struct place *p);
 /* Keep the last `max` ids (>= 1) of a prompt, a BOS at its start being one of them. true: something was cut. */
 bool prompt_keep_last(struct ids *prompt, int64_t max, int32_t bos);
+/* data_note.c: r->note of a row whose prompt and responses are encoded and not yet cut. ERR_INPUT, ERR_OOM. */
+int row_note_make(struct row *r, const struct row_rules *rules, enum special_mode mode);
 /* Parse, tokenise, cut and judge one line (or element, after `column` bytes of its line); the result and any error are in *r. Thread-safe over different r. */
 void row_make(struct row *r, const struct row_rules *rules, const char *file, int64_t line, int64_t column, const char *text,
               size_t len);

@@ -16,7 +16,7 @@ struct line { /* a line of the chunk: bytes [at, at + len) of its text */
 struct loader {
     struct dataset *d;
     struct row_rules rules;
-    int64_t cap_ids, cap_ex;
+    int64_t cap_ids, cap_ex, cap_notes;
     struct buf text; /* of the chunk */
     struct line lines[CHUNK_ROWS];
     int64_t n_lines;
@@ -42,6 +42,7 @@ void dataset_release(struct dataset *d)
         free(d->files[i]);
     free(d->files);
     free(d->forms);
+    free(d->notes);
     free(d->ids);
     free(d->ex);
     memset(d, 0, sizeof *d);
@@ -62,6 +63,10 @@ static int take_example(struct loader *l, const struct row *r, int32_t file)
 {
     struct dataset *d = l->d;
     const bool pair = r->form.has_rejected;
+    if (l->rules.opts->notes) {
+        TRY(MEM_GROW(&d->notes, &l->cap_notes, d->n + 1));
+        d->notes[d->n] = r->note;
+    }
     TRY(MEM_GROW(&d->ex, &l->cap_ex, d->n + 1));
     d->ex[d->n++] = (struct example){ .at = d->n_ids,
                                       .np = (int32_t)r->prompt.n,
@@ -335,7 +340,7 @@ int dataset_load(struct dataset *d, char *const *paths, int32_t n_paths, enum da
     l->rules = (struct row_rules){ kind, o, tok, tmpl };
     TRY_OUT(read_all(l, paths, n_paths));
     TRY_OUT(verdict_bad(l));
-    if (l->warnings.len) fputs(l->warnings.data, stderr);
+    if (l->warnings.len && !o->quiet) fputs(l->warnings.data, stderr);
     d->stats.kept = d->n;
     TRY_OUT(verdict_dropped(d, o));
     if (o->subsample != 1) TRY_OUT(subsample(d, o));
