@@ -121,11 +121,29 @@ def refused(r, root):
     r.check(res.code == 2 and "--config run.json is needed" in res.err, "without a config", res)
 
 
+def weights(r, root):
+    """data.train with weights: the resolved config holds them, a run says how many rows an epoch uses, wrong ones are refused."""
+    lint(root, [pair(a + b, a, b) for a in "abcd" for b in "efgh"])
+    other = t.write_lines(os.path.join(root, "other.jsonl"), [pair(a + b, b, a) for a in "abcd" for b in "efghij"])
+    train = [os.path.join(root, "train.jsonl"), {"path": other, "weight": 0.5}]
+    run = os.path.join(root, "run.json")
+    t.write_json(run, t.make_config(root, sft=None, data={"train": train}))
+    res = t.bdpo("--config", run, "--dry-run")
+    r.check(res.code == 0 and json.loads(res.out)["data"]["train"] == train, "weights are in the resolved config", res)
+    r.check("40 rows, 40 kept, 0 prompts and 0 responses cut, 28 used in an epoch (weights)" in res.err, "a run says what they do", res)
+    for bad, part in (({"path": other, "weight": 0}, "the weight is not a number in (0, 1000]"), ({"path": other, "weight": "2"}, "the weight"),
+                      ({"weight": 1}, "expected a path or {"), ({"path": other, "wight": 1}, "expected a path or {"),
+                      ({"path": 5, "weight": 1}, "expected a path, found 5")):
+        t.write_json(run, t.make_config(root, data={"train": [train[0], bad]}))
+        res = t.bdpo("--config", run, "--dry-run")
+        r.check(res.code == 2 and "data.train.1: " + part in res.err, f"refused: {bad}", res)
+
+
 def main():
     r = Report()
     with tempfile.TemporaryDirectory() as root:
         t.make_model(os.path.join(root, "model"), template=True)
-        for part in (clean, repeated, cut_and_special, joint, refused):
+        for part in (clean, repeated, cut_and_special, joint, refused, weights):
             part(r, root)
     return r.last()
 

@@ -205,13 +205,69 @@ static void test_forms__line_limit(void **state)
     }
 }
 
+/* How often each of n rows is used: 'a' + row is its prompt. */
+static void count_uses(const struct dataset *d, int *uses, int n)
+{
+    memset(uses, 0, (size_t)n * sizeof *uses);
+    for (int64_t i = 0; i < d->n; i++) {
+        const int row = d->ids[d->ex[i].at + d->ex[i].np - 1] - 'a';
+        assert_in_range(row, 0, n - 1);
+        uses[row]++;
+    }
+}
+
+static void test_forms__weights(void **state)
+{
+    (void)state;
+    enum { EACH = 8 };
+    char text[2][1024] = { "", "" }, path[2][128], *paths[] = { path[0], path[1] };
+    int first[2 * EACH], uses[2 * EACH];
+    for (int i = 0; i < 2 * EACH; i++) {
+        char *at = text[i / EACH] + strlen(text[i / EACH]);
+        snprintf(at, 100, "{\"prompt\": \"%c\", \"chosen\": \"y\", \"rejected\": \"n\"}\n",
+                 'a' + i);
+    }
+    for (int f = 0; f < 2; f++)
+        snprintf(path[f], sizeof path[f], "%s",
+                 data_fixture_put(&fx, f ? "w1.jsonl" : "w0.jsonl", text[f], strlen(text[f])));
+    const double weights[] = { 0.5, 2.25 };
+    for (int pass = 0; pass < 3; pass++) {
+        struct data_opts o = data_fixture_opts();
+        struct dataset d;
+        o.weights = weights;
+        o.threads = 1 + pass; /* nor do these change the choice */
+        o.seed += pass == 2;
+        assert_int_equal(dataset_load(&d, paths, 2, DATA_PAIRS, &o, fx.tok, fx.raw), 0);
+        assert_int_equal(d.n, EACH / 2 + 2 * EACH + EACH / 4);
+        assert_int_equal(d.stats.kept, 2 * EACH);
+        count_uses(&d, uses, 2 * EACH);
+        int half = 0, more = 0;
+        for (int i = 0; i < EACH; i++) {
+            assert_in_range(uses[i], 0, 1);
+            assert_in_range(uses[EACH + i], 2, 3);
+            half += uses[i];
+            more += uses[EACH + i] - 2;
+        }
+        assert_int_equal(half, EACH / 2);
+        assert_int_equal(more, EACH / 4);
+        if (pass == 0) memcpy(first, uses, sizeof first);
+        assert_int_equal(memcmp(first, uses, sizeof first) == 0, pass < 2);
+        dataset_release(&d);
+    }
+    const double none[] = { 0.01, 0.01 };
+    struct data_opts o = data_fixture_opts();
+    struct dataset d;
+    o.weights = none;
+    assert_int_equal(dataset_load(&d, paths, 2, DATA_PAIRS, &o, fx.tok, fx.raw), ERR_INPUT);
+    data_fixture_message("the weights leave no row");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_forms__public_sets),
-        cmocka_unit_test(test_forms__reported_by_file),
-        cmocka_unit_test(test_forms__json_array),
-        cmocka_unit_test(test_forms__line_limit),
+        cmocka_unit_test(test_forms__public_sets), cmocka_unit_test(test_forms__reported_by_file),
+        cmocka_unit_test(test_forms__json_array),  cmocka_unit_test(test_forms__line_limit),
+        cmocka_unit_test(test_forms__weights),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

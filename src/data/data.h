@@ -16,6 +16,7 @@ struct data_opts { /* from the config's "data" section */
     int64_t max_line_bytes; /* 0: 64 MiB */
     double max_dropped, subsample;
     uint64_t seed;
+    const double *weights; /* [n_paths] how often an epoch uses a file's rows; NULL: once each */
     int32_t vocab_size; /* the model's: an id at or above it is an error */
     int32_t threads;
     bool notes; /* fill dataset.notes; leave subsample at 1 */
@@ -64,6 +65,7 @@ struct dataset { /* valid when zeroed; immutable after load */
     char **files; /* owned copies of the paths */
     int32_t n_files;
     int64_t (*forms)[FORM_KINDS]; /* [n_files]: rows of each form; owned */
+    bool weighed; /* n counts rows as often as their weight has them used */
     int64_t longest;  /* max over examples of np + nw + nl */
     struct data_stats stats;
     struct data_drop drops[DATA_DROPS_MAX];
@@ -71,7 +73,9 @@ struct dataset { /* valid when zeroed; immutable after load */
     char digest[65];  /* fingerprint: SHA-256 over the SHA-256 of each file's decompressed bytes, in order */
 };
 
-/* Read every row of the files, in order, in all forms of docs/data.md; tokenise; cut; drop degenerate pairs; subsample.
+/* Read every row of the files, in order, in all forms of docs/data.md; tokenise; cut; drop degenerate pairs; subsample; then each file's rows
+ * weight times: all of them floor(weight) times, and the rest of the weight as a share of them, chosen by seed. Rows that are used several
+ * times are several examples of the same ids.
  * Two passes are not needed, but nothing is used before all rows were checked. Bad rows: ERR_INPUT listing the first 20 with
  * file:line[:col], unless skip_bad_rows (then up to max_bad_rows, listed on stderr). Too many dropped, or nothing left: ERR_INPUT. */
 int dataset_load(struct dataset *d, char *const *paths, int32_t n_paths, enum data_kind kind, const struct data_opts *o,

@@ -286,6 +286,57 @@ out:
     return rc;
 }
 
+/* --- weights ----------------------------------------------------------------------------------------------------- */
+
+/* The examples from[0..n) of one file, `weight` times, to out; returns how many. pick holds n. */
+static int64_t weigh_file(struct example *out, const struct example *from, int64_t n, double weight,
+                          int32_t file, uint64_t seed, int64_t *pick)
+{
+    const int64_t whole = (int64_t)weight,
+                  part = (int64_t)((weight - (double)whole) * (double)n + 0.5);
+    int64_t k = 0;
+    for (int64_t c = 0; c < whole; c++)
+        for (int64_t i = 0; i < n; i++)
+            out[k++] = from[i];
+    if (part == 0) return k;
+    rng_permutation(pick, n, seed, rng_stream_of(RNG_SUBSAMPLE, (uint64_t)file + 1));
+    qsort(pick, (size_t)part, sizeof *pick, compare_index);
+    for (int64_t i = 0; i < part; i++)
+        out[k++] = from[pick[i]];
+    return k;
+}
+
+static int weigh(struct dataset *d, const struct data_opts *o)
+{
+    struct example *ex = NULL;
+    int64_t *pick = NULL, n = 0, from = 0;
+    double room = 0;
+    int rc = 0;
+    for (int64_t i = 0; i < d->n; i++)
+        room += o->weights[d->ex[i].file];
+    if (room > INT32_MAX)
+        return err_set(ERR_INPUT, "data.train: the weights make more than %d rows", INT32_MAX);
+    TRY_OUT(MEM_NEW(&ex, (int64_t)room + d->n_files + 1));
+    TRY_OUT(MEM_NEW(&pick, d->n));
+    for (int32_t file = 0; file < d->n_files; file++) {
+        int64_t k = from;
+        while (k < d->n && d->ex[k].file == file)
+            k++;
+        n += weigh_file(ex + n, d->ex + from, k - from, o->weights[file], file, o->seed, pick);
+        from = k;
+    }
+    if (n == 0) TRY_OUT(err_set(ERR_INPUT, "data.train: the weights leave no row"));
+    free(d->ex);
+    d->ex = ex;
+    d->n = n;
+    d->weighed = true;
+    ex = NULL;
+out:
+    free(ex);
+    free(pick);
+    return rc;
+}
+
 /* --- the whole --------------------------------------------------------------------------------------------------- */
 
 static int opts_check(const struct data_opts *o, int32_t n_paths)
@@ -344,6 +395,7 @@ int dataset_load(struct dataset *d, char *const *paths, int32_t n_paths, enum da
     d->stats.kept = d->n;
     TRY_OUT(verdict_dropped(d, o));
     if (o->subsample != 1) TRY_OUT(subsample(d, o));
+    if (o->weights) TRY_OUT(weigh(d, o));
     shrink(d);
     for (int64_t i = 0; i < d->n; i++)
         d->longest = MAX(d->longest, (int64_t)d->ex[i].np + d->ex[i].nw + d->ex[i].nl);
@@ -395,7 +447,10 @@ int dataset_describe(const struct dataset *d, struct buf *b)
                  (long long)s->truncated_responses));
     if (s->special_text)
         TRY(buf_addf(b, ", %lld rows spell a special token", (long long)s->special_text));
-    if (d->n < s->kept) TRY(buf_addf(b, ", %lld of them used (subsample)", (long long)d->n));
+    if (d->weighed)
+        TRY(buf_addf(b, ", %lld used in an epoch (weights)", (long long)d->n));
+    else if (d->n < s->kept)
+        TRY(buf_addf(b, ", %lld of them used (subsample)", (long long)d->n));
     for (int32_t i = 0; i < d->n_files; i++)
         TRY(describe_forms(d, i, b));
     for (int32_t i = 0; i < d->n_drops; i++)

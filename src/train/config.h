@@ -9,6 +9,7 @@ enum { CONFIG_AUTO = -1 }; /* an integer option that was left to "auto" */
 
 struct strlist {
     char **item; /* owned */
+    double *weight; /* [n] of data files, owned; NULL: 1 each */
     int32_t n;
 };
 

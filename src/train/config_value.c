@@ -63,7 +63,7 @@ int option_expects(struct buf *b, const struct option *o, const struct loss_def 
         TRY(buf_addf(b, "a number in %s", range));
         break;
     case OPTION_PATHS:
-        TRY(buf_adds(b, "a path or a list of paths"));
+        TRY(buf_adds(b, "a path or a list of paths, or of {\"path\", \"weight\"}"));
         break;
     case OPTION_TEXT:
     case OPTION_CHOICE:
@@ -234,6 +234,29 @@ static int read_tree(struct config *c, const struct option *o, const json_t *v)
     return rc;
 }
 
+static const double WEIGHT_MAX = 1000;
+
+/* {"path": "...", "weight": 0.5}; *path: the string in it. */
+static int read_weighted(struct strlist *dst, int64_t n, size_t i, const json_t *e,
+                         const json_t **path)
+{
+    static const char form[] = "expected a path or {\"path\": \"...\", \"weight\": 0.5}";
+    const json_t *w = json_object_get(e, "weight");
+    *path = json_object_get(e, "path");
+    if (!*path || json_object_size(e) != (w ? 2 : 1)) return err_set(ERR_INPUT, "%s", form);
+    if (!w) return 0;
+    const double x = json_number_value(w);
+    if (!json_is_number(w) || !(x > 0 && x <= WEIGHT_MAX))
+        return err_set(ERR_INPUT, "the weight is not a number in (0, %g]; %s", WEIGHT_MAX, form);
+    if (!dst->weight) {
+        TRY(MEM_NEW(&dst->weight, n));
+        for (int64_t k = 0; k < n; k++)
+            dst->weight[k] = 1;
+    }
+    dst->weight[i] = x;
+    return 0;
+}
+
 static int read_paths(struct config *c, const struct option *o, const json_t *v, bool from_set,
                       int64_t *element)
 {
@@ -248,6 +271,7 @@ static int read_paths(struct config *c, const struct option *o, const json_t *v,
         const json_t *e = json_is_array(v) ? json_array_get(v, i) : v;
         char found[360];
         if (json_is_array(v)) *element = (int64_t)i;
+        if (json_is_object(e)) TRY(read_weighted(dst, (int64_t)n, i, e, &e));
         if (!json_is_string(e)) {
             shown(found, sizeof found, e);
             return err_set(ERR_INPUT, "expected a path, found %s", found);
@@ -325,6 +349,7 @@ void option_clear(struct config *c, const struct option *o)
         for (int32_t i = 0; list->item && i < list->n; i++)
             free(list->item[i]);
         free(list->item);
+        free(list->weight);
         memset(list, 0, sizeof *list);
     } else if (o->type == OPTION_INT || o->type == OPTION_REAL) {
         memset(field(c, o), 0, sizeof(int64_t));
@@ -334,10 +359,13 @@ void option_clear(struct config *c, const struct option *o)
 static json_t *paths_value(const struct strlist *list)
 {
     if (list->n == 0) return json_null();
-    if (list->n == 1) return json_string(list->item[0]);
+    if (list->n == 1 && !list->weight) return json_string(list->item[0]);
     json_t *a = json_array();
     for (int32_t i = 0; a && i < list->n; i++) {
-        if (json_array_append_new(a, json_string(list->item[i])) == 0) continue;
+        json_t *e = list->weight && list->weight[i] != 1
+                        ? json_pack("{s:s, s:f}", "path", list->item[i], "weight", list->weight[i])
+                        : json_string(list->item[i]);
+        if (json_array_append_new(a, e) == 0) continue;
         json_decref(a);
         return NULL;
     }

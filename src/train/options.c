@@ -195,7 +195,7 @@ const struct option option_table[] = {
               "whatever the loss" },
 
     { AT(data.train), .type = OPTION_PATHS, .flags = OPTION_NULL, .use = USE_SHARED_TRAIN, .dflt = "null",
-      .help = ".jsonl or .jsonl.gz; needed unless each stage has its own" },
+      .help = ".jsonl, .jsonl.gz or .json; needed unless each stage has its own; weight: how often an epoch uses the file's rows" },
     { AT(data.eval), .type = OPTION_PATHS, .flags = OPTION_NULL, .dflt = "null",
       .help = "held-out pairs" },
     { AT(data.chat_template), .type = OPTION_TEXT, .flags = OPTION_TREE, .choices = template_choices, .dflt = "\"auto\"",

@@ -75,7 +75,8 @@ struct data_opts setup_data_opts(const struct setup *s)
 int setup_data(const struct setup *s, struct dataset *d, const struct strlist *files,
                enum data_kind kind)
 {
-    const struct data_opts o = setup_data_opts(s);
+    struct data_opts o = setup_data_opts(s);
+    o.weights = files->weight;
     struct buf b = { 0 };
     TRY(dataset_load(d, files->item, files->n, kind, &o, s->tok, s->tmpl));
     const int rc = dataset_describe(d, &b);
