@@ -136,11 +136,73 @@ def check_texts(args, name, model, texts):
     spec["added_tokens"] = []
     tok = Tokenizer.from_str(json.dumps(spec))
     want = [e.ids for e in tok.encode_batch(texts, add_special_tokens=False)]
-    nfc = (spec["normalizer"] or {}).get("type") == "NFC"
+    nfc = '"NFC"' in json.dumps(spec["normalizer"])
 
     def excused(i):
         return nfc and tok.normalizer.normalize_str(texts[i]) != unicodedata.normalize("NFC", texts[i])
     return report(name, "texts", texts, ours(args, model, texts), want, excused)
+
+
+def split(pattern, behavior="Isolated", invert=False):
+    kind = "String" if len(pattern) == 1 else "Regex"
+    return {"type": "Split", "pattern": {kind: pattern}, "behavior": behavior, "invert": invert}
+
+
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+PRE_TOKENIZERS = {  # in front of a byte-level vocabulary
+    "DeepSeek": [split("[\r\n]"), split("\\s?[A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba]+"),
+                 split("\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+"), split("\\s+$"),
+                 split("[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"), {"type": "Digits", "individual_digits": True}],
+    "DeepSeek-V3": [split("\\p{N}{1,3}"), split("[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"),
+                    split("[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+"
+                          "[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+")],
+    "o200k": [split("[^\r\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]*[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+                    "[^\r\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]+[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+                    "\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\r\n/]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+")],
+    "SmolLM": [{"type": "Digits", "individual_digits": True}],
+    "lines": [split("^.+$")],
+    **{f"{b} {'inverted ' if inv else ''}{p!r}": [split(p, b, inv)] for b in ("Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous")
+       for inv in (False, True) for p in (" ", "[a-m]")},
+}
+SENTENCE_PIECE = {  # in place of what stories260K has
+    "Gemma": ({"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}, split(" ", "MergedWithPrevious")),
+    "Mistral v3": (None, {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first", "split": False}),
+    "Metaspace": (None, {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True}),
+    "never": (None, {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "never", "split": True}),
+    "NFC and Replace": ({"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Replace", "pattern": {"String": " "},
+                                                                            "content": "\u2581"}]}, None),
+}
+
+
+def check_variant(args, name, model, edit, texts):
+    """The tokenizer with another pipeline around its vocabulary."""
+    with open(os.path.join(model, "tokenizer.json"), encoding="utf-8") as f:
+        spec = json.load(f)
+    edit(spec)
+    with tempfile.TemporaryDirectory() as d:
+        with open(os.path.join(d, "tokenizer.json"), "w", encoding="utf-8") as f:
+            json.dump(spec, f)
+        return check_texts(args, name, d, texts)
+
+
+def check_variants(args, gpt2, stories, texts):
+    ok = True
+    for name, steps in PRE_TOKENIZERS.items():
+        ok &= check_variant(args, name, gpt2, lambda spec, s=steps: spec.update(
+            pre_tokenizer={"type": "Sequence", "pretokenizers": [*s, {**BYTES, "use_regex": name == "SmolLM"}]}), texts)
+    for name, (norm, pre) in SENTENCE_PIECE.items():
+        ok &= check_variant(args, name, stories, lambda spec, n=norm, p=pre: spec.update(normalizer=n, pre_tokenizer=p), texts)
+    return ok
+
+
+def cuts(texts, n):
+    """n pieces cut out of the texts at random places."""
+    rng, out = random.Random(3), []
+    for _ in range(n):
+        text = rng.choice(texts)
+        at = rng.randrange(len(text) + 1)
+        out.append(text[at:at + rng.randrange(1, 400)])
+    return [t for t in out if t]
 
 
 def jinja(text):
@@ -211,7 +273,9 @@ def main():
     if not os.path.isdir(os.path.join(args.data, "tokenizers")):
         print(f"skipped: check_tokenizer: no shared data at {args.data}")
         return 0
-    texts = shared_texts(args.data) + random_texts(args.random)
+    texts = shared_texts(args.data)
+    some = cuts(texts, args.random // 4) + random_texts(args.random // 4)
+    texts += cuts(texts, args.random) + random_texts(args.random)
     qwen = os.path.join(args.data, "tokenizers", "qwen2.5")
     llama = os.path.join(args.data, "tokenizers", "llama3.2")
     chat = os.path.join(args.data, "chat-templates")
@@ -222,6 +286,7 @@ def main():
         for name, model in (("Qwen2.5", qwen), ("LLaMA 3.2", llama), ("GPT-2", gpt2),
                             ("stories260K", os.path.join(args.data, "models", "stories260K"))):
             ok &= check_texts(args, name, model, texts)
+        ok &= check_variants(args, gpt2, os.path.join(args.data, "models", "stories260K"), some)
     for name, model, file in (("Qwen2.5", qwen, "Qwen-Qwen2.5-7B-Instruct.jinja"), ("Qwen3", qwen, "Qwen-Qwen3-0.6B.jinja"),
                               ("LLaMA 3.2", llama, "meta-llama-Llama-3.2-3B-Instruct.jinja")):
         with open(os.path.join(chat, file), encoding="utf-8") as f:

@@ -33,6 +33,7 @@ int tokenizer_open(struct tokenizer **out, const char *dir)
     int rc = 0;
     *out = NULL;
     TRY_OUT(MEM_NEW(&t, 1));
+    TRY_OUT(scratch_pool_open(&t->pool));
     TRY_OUT(path_join(&t->path, dir, "tokenizer.json"));
     TRY_OUT(json_doc_read(&d, t->path));
     if (!json_is_object(d.root)) TRY_OUT(json_err(ERR_INPUT, &d, "", "is not a JSON object"));
@@ -59,6 +60,7 @@ void tokenizer_close(struct tokenizer *t)
         free(t->decodes[i].from);
         free(t->decodes[i].to);
     }
+    scratch_pool_close(t->pool);
     free(t->raw.node);
     free(t->norm.node);
     free(t->all.node);
@@ -166,8 +168,7 @@ static int encode_matching(const struct stretch *e, const char *s, size_t len, b
 int tokenizer_encode_part(const struct tokenizer *t, const char *text, size_t len, bool first,
                           enum special_mode mode, struct ids *out)
 {
-    struct scratch k = { 0 };
-    const struct stretch e = { t, &k, out };
+    struct stretch e = { t, NULL, out };
     const int64_t before = out->n;
     const size_t bad = utf8_check(text, len);
     int rc;
@@ -176,11 +177,12 @@ int tokenizer_encode_part(const struct tokenizer *t, const char *text, size_t le
                        (uint8_t)text[bad]);
     if (len > INT32_MAX / 2) return err_set(ERR_INPUT, "a text of over 1 GiB");
     if (len == 0) return 0;
+    TRY(scratch_take(t->pool, &e.k));
     if (mode == SPECIALS_MATCH)
         rc = encode_around(&e, &t->raw, text, len, first, encode_matching);
     else
         rc = encode_plain(&e, text, len, first);
-    scratch_release(&k);
+    scratch_give(t->pool, e.k);
     if (rc < 0) out->n = before;
     return rc;
 }
