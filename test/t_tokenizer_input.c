@@ -263,7 +263,7 @@ static const struct fault faults[] = {
     { SPLIT("(a"), false, "missing closing parenthesis" },
     { SPLIT("[a"), false, "a class without its ]" },
     { SPLIT("\\\\w+"), false, "an escape with another meaning" },
-    { SPLIT("a$"), false, "an anchor" },
+    { SPLIT("a{"), false, "a { that is no count" },
     { SPLIT("(?R)"), false, "this kind of group" },
     { SPLIT("[a&&b]"), false, "&&" },
     { SPLIT("\\\\p{Klingon}"), false, "unknown property" },
