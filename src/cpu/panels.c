@@ -90,16 +90,34 @@ static void team_block(const struct rows *r, const struct product *p, const stru
     }
 }
 
+struct layout { /* of the scratch: panels of a [a floats], of b [b], a block of y [c] */
+    int64_t depth, a, b, c;
+};
+
+static struct layout layout_of(const struct rows *r, const struct product *p)
+{
+    struct layout l = { .depth = round_up(div_up(p->K, div_up(p->K, DEPTH)), 8) };
+    const int64_t m = MIN(p->M, ROWS), n = MIN(p->N, COLS);
+    l.a = round_up(div_up(m, r->tile_rows) * r->panel_a * l.depth, 16);
+    l.b = round_up(round_up(n, r->panel_b) * l.depth, 16);
+    if (p->y_dtype == DT_BF16) l.c = m * n;
+    return l;
+}
+
+int64_t cpu_panels_shared(const struct ctx *cx, const struct product *p)
+{
+    const struct layout l = layout_of(cx->rows, p);
+    return (l.a + l.b + l.c) * (int64_t)sizeof(float);
+}
+
 int cpu_panels(struct ctx *cx, const struct product *p)
 {
     const struct rows *r = cx->rows;
     const bool half = p->y_dtype == DT_BF16;
-    const int64_t depth = round_up(div_up(p->K, div_up(p->K, DEPTH)), 8);
-    const int64_t m_max = MIN(p->M, ROWS), n_max = MIN(p->N, COLS);
-    const int64_t na = round_up(div_up(m_max, r->tile_rows) * r->panel_a * depth, 16);
-    const int64_t nb = round_up(round_up(n_max, r->panel_b) * depth, 16);
+    const struct layout l = layout_of(r, p);
+    const int64_t depth = l.depth, na = l.a, nb = l.b;
     float *mem;
-    TRY(cpu_shared(cx, (na + nb + (half ? m_max * n_max : 0)) * (int64_t)sizeof *mem));
+    TRY(cpu_shared(cx, cpu_panels_shared(cx, p)));
     mem = cx->shared;
     const int team = p->M * p->N <= SMALL / p->K ? 1 : cx->threads;
 #pragma omp parallel num_threads(team)

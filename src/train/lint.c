@@ -313,6 +313,14 @@ static int put_counts(json_t *set, const struct dataset *d)
     return 0;
 }
 
+/* What "auto" becomes depends on the machine (`plan` says it); here it is a size for comparing files. */
+static int64_t micro_tokens(const struct config *c, const struct dataset *d)
+{
+    enum { NOMINAL = 2048 };
+    if (c->memory.micro_batch_tokens != CONFIG_AUTO) return c->memory.micro_batch_tokens;
+    return MAX(d->longest, (int64_t)NOMINAL);
+}
+
 static int report_set(struct lint *l, struct lint_set *s)
 {
     json_t *set = json_object();
@@ -327,7 +335,7 @@ static int report_set(struct lint *l, struct lint_set *s)
     TRY(buf_adds(&l->text, "\n"));
     l->n_warnings += t->dropped_empty + t->dropped_equal + t->dropped_cut > 0;
     TRY(lint_lengths(set, &l->text, &s->data));
-    const int64_t micro = setup_micro_tokens(l->cfg, &s->data);
+    const int64_t micro = micro_tokens(l->cfg, &s->data);
     if (s->stage) TRY(lint_packing(set, &l->text, &s->data, s->stage, l->cfg->seed, micro));
     TRY(find_repeats(l, s, set));
     TRY(find_cuts(l, s, set));

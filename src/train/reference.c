@@ -115,7 +115,7 @@ static double share(double a, double b)
     return fabs(a - b) / fmax(1, fabs(a));
 }
 
-/* Compute a few of the found rows again: a file of right checksums and wrong values is dropped as a whole. */
+/* Compute a few of the found rows again, each by itself: a file of right checksums and wrong values is dropped as a whole. */
 static int verify_rows(struct pass *p, const struct rows *r)
 {
     const double allowed = stage_tolerance(p->st->cfg);
@@ -137,7 +137,7 @@ static int verify_rows(struct pass *p, const struct rows *r)
         idx[i] = r->idx[t];
     }
     TRY_OUT(scores_init(&fresh, r->d->n));
-    TRY_OUT(score_rows(&fresh, &st->model, &st->batch, r->d, idx, p->verified, st->micro_tokens));
+    TRY_OUT(score_rows(&fresh, &st->model, &st->batch, r->d, idx, p->verified, 1));
     for (int64_t i = 0; i < p->verified; i++) {
         const struct refcache_value *v = refcache_find(p->cache, &r->key[at[i]]);
         const double w = fresh.w[idx[i]], l = fresh.l[idx[i]];
