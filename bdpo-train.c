@@ -306,12 +306,9 @@ static int run(int argc, char **argv)
     static const struct {
         const char *name;
         int (*run)(int argc, char **argv);
-    } commands[] = { { "evaluate", command_evaluate },
-                     { "plan", command_plan },
-                     { "generate", command_generate },
-                     { "tokenize", command_tokenize },
-                     { "lint", command_lint },
-                     { "losses", command_losses } };
+    } commands[] = { { "evaluate", command_evaluate }, { "plan", command_plan },
+                     { "generate", command_generate }, { "tokenize", command_tokenize },
+                     { "lint", command_lint },         { "losses", command_losses } };
     static const char *const later[] = { "report", "merge", "toy", "contour" };
     const char *names[COUNT_OF(commands) + COUNT_OF(later)];
     size_t n = 0;
