@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * bench [filter] [threads]: one row per op at the shapes of Qwen2.5-0.5B; time, rate, and the share
+ * bench [filter] [threads] [tokenizer's directory] [texts]: one row per op at the shapes of Qwen2.5-0.5B; time, rate, and the share
  * of what this machine reaches in the same process on fused multiply-adds in registers (GFLOP/s) or
  * on a copy in memory (GB/s). */
 #include <immintrin.h>
@@ -11,6 +11,7 @@
 #include <time.h>
 #include "../src/base/rng.h"
 #include "../src/cpu/cpu.h"
+#include "bench_tokenizer.h"
 
 enum {
     T = 1024,
@@ -323,6 +324,10 @@ int main(int argc, char **argv)
     int32_t threads = 0;
     for (; *digits >= '0' && *digits <= '9' && threads < 10000; digits++)
         threads = threads * 10 + (*digits - '0');
+    if (wanted(&b, "tokenize"))
+        bench_tokenizer(argc > 3 ? argv[3] : NULL, argc > 4 ? argv[4] : NULL, threads);
+    if (b.filter && !strcmp(b.filter, "tokenize"))
+        return 0; /* the machine's peaks say nothing of it */
     check(cpu_open(&b.be, threads));
     measure_peaks(&b);
     gemm_rows(&b);
