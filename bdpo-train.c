@@ -7,6 +7,7 @@
 #include "src/train/evaluate.h"
 #include "src/train/generate.h"
 #include "src/train/job.h"
+#include "src/train/lint.h"
 #include "src/train/machine.h"
 #include "src/train/planning.h"
 #include "src/train/tokenize.h"
@@ -33,6 +34,9 @@ static const char USAGE[] =
     "  bdpo-train evaluate --config run.json [--set ...] [--model DIR] [--compare DIR]   metrics "
     "on data.eval, no training\n"
     "             [--per-pair FILE]\n"
+    "  bdpo-train lint --config run.json [--set key=value ...] [--out FILE.json]         what is "
+    "odd "
+    "about the data, no training\n"
     "  bdpo-train plan --config run.json [--set ...] [--device NAME] [--json]             memory, "
     "arithmetic, hours, disk; loads no weights\n"
     "  bdpo-train tokenize --model DIR [--chat-template auto] FILE.jsonl                 one JSON "
@@ -257,6 +261,18 @@ out:
     return rc;
 }
 
+static int command_lint(int argc, char **argv)
+{
+    struct args a;
+    struct config *c = NULL;
+    TRY(parse_args(&a, "--config --set --out", argv, argc, 2));
+    if (!a.config) return err_set(ERR_INPUT, "lint: --config run.json is needed");
+    TRY(config_load(&c, a.config, a.sets, a.n_sets));
+    const int rc = lint_run(c, a.out);
+    config_free(c);
+    return rc;
+}
+
 static int command_generate(int argc, char **argv)
 {
     struct args a;
@@ -456,9 +472,10 @@ static int run(int argc, char **argv)
         int (*run)(int argc, char **argv);
     } commands[] = { { "evaluate", command_evaluate }, { "plan", command_plan },
                      { "generate", command_generate }, { "tokenize", command_tokenize },
-                     { "losses", command_losses },     { "contour", command_contour },
-                     { "toy", command_toy },           { "report", command_report } };
-    static const char *const later[] = { "lint", "merge" };
+                     { "lint", command_lint },         { "losses", command_losses },
+                     { "contour", command_contour },   { "toy", command_toy },
+                     { "report", command_report } };
+    static const char *const later[] = { "merge" };
     const char *names[COUNT_OF(commands) + COUNT_OF(later)];
     size_t n = 0;
     if (argc < 2) return err_set(ERR_INPUT, "no command\n%s", USAGE);

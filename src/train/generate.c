@@ -156,7 +156,7 @@ int generate_run(const struct generate_opts *o)
     TRY_OUT(arch_load(&g.arch, o->model));
     TRY_OUT(tokenizer_open(&g.tok, o->model));
     TRY_OUT(template_open(&g.tmpl, g.tok, o->model, o->chat_template ? o->chat_template : "auto",
-                          o->system));
+                          o->system, NULL));
     TRY_OUT(read_prompts(&g));
     if (o->out && file_create_named(&g.file, o->out) < 0) TRY_OUT(ERR_INPUT); /* before the work */
     TRY_OUT(open_model(&g));

@@ -320,15 +320,6 @@ out:
     return rc;
 }
 
-int output_answers(const struct output *o, const struct buf *lines)
-{
-    char *path = NULL;
-    int rc = output_path(o, "samples.jsonl", &path);
-    if (rc == 0) rc = file_write_all(path, lines->data, lines->len);
-    free(path);
-    return rc;
-}
-
 int output_report(const struct output *o)
 {
     const char *dir = o->dir;
