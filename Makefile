@@ -55,7 +55,7 @@ RUN_TESTS = BDPO_TRAIN=$(CURDIR)/$(BIN) TORCH_PYTHON=$(TORCH_PYTHON) LOG=$(O)/te
 SCRIPT_TESTS = $(sort $(wildcard test/*_test.sh test/*_test.py test/check_*.py)) $(wildcard scripts/compare_torch.py)
 DEPS_FOR := $(if $(findstring clang,$(CC)),clang)
 
-.PHONY: all deps demo test bench lint format asan tsan ci ci-full clean install help torch
+.PHONY: all deps demo test bench bench-rival lint format asan tsan ci ci-full clean install help torch
 MAKEFLAGS += --no-builtin-rules
 V ?= 0
 SAY := $(if $(filter 0,$(V)),@printf '  %-5s %s\n',@:)
@@ -74,7 +74,7 @@ build/bdpo-train: $(BIN)
 # Stamps that change only when their text does: the compiler and its flags (everything is rebuilt), and which objects go
 # into the library (a deleted source leaves it).
 stamp = $(shell mkdir -p $(O) && printf '%s\n' '$(subst ','\'',$(2))' | cmp -s - $(O)/$(1) || printf '%s\n' '$(subst ','\'',$(2))' >$(O)/$(1))
-ifneq ($(filter-out deps demo lint format asan tsan ci ci-full clean help torch,$(or $(MAKECMDGOALS),all)),)
+ifneq ($(filter-out deps demo lint format asan tsan ci ci-full clean help torch bench-rival,$(or $(MAKECMDGOALS),all)),)
 $(call stamp,flags,$(shell $(CC) --version 2>&1 | head -n 1) $(CFLAGS_ALL) $(LDFLAGS_ALL) $(LIBS) $(ROWS_FLAGS) $(foreach i,$(ROWS_ISAS),$(ROWS_$i)))
 $(call stamp,objects,$(OBJ))
 $(call stamp,test-objects,$(TESTLIB))
@@ -125,6 +125,17 @@ bench: deps
 	@$(MAKE) --no-print-directory $(BENCH)
 	@$(BENCH)
 
+# Against TRL and a plain PyTorch loop, hours for all modes: RIVAL='--modes "trl amp pre1" --batch 2' takes some of them.
+# What build/bench-rival holds from earlier calls is not measured again.
+bench-rival: deps
+	@$(MAKE) --no-print-directory BUILD=release all
+	@$(if $(shell $(TORCH_PYTHON) -c 'import torch, trl, datasets' 2>/dev/null && echo yes),,$(MAKE) --no-print-directory build/venv/.rival)
+	@export TORCH_PYTHON=$$($(TORCH_PYTHON) -c 'import torch, trl, datasets' 2>/dev/null && echo $(TORCH_PYTHON) || echo build/venv/bin/python) && \
+	python3 scripts/bench_rival.py speed $(RIVAL) && python3 scripts/bench_rival.py small && \
+	for part in sweep start load loss; do python3 scripts/bench_sweep.py $$part || exit 1; done && \
+	python3 scripts/bench_rival.py table --write docs/performance.md && \
+	python3 scripts/bench_sweep.py table --write docs/performance.md --plot docs/time.svg
+
 lint:
 	@sh scripts/lint.sh
 
@@ -154,6 +165,10 @@ build/venv/.done:
 	build/venv/bin/pip install --quiet torch transformers tokenizers safetensors numpy
 	@touch $@
 
+build/venv/.rival: build/venv/.done
+	build/venv/bin/pip install --quiet trl datasets accelerate
+	@touch $@
+
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin
 	install -m 755 $(BIN) $(DESTDIR)$(PREFIX)/bin/bdpo-train
@@ -169,6 +184,7 @@ help:
 	'make            build build/bdpo-train' \
 	'make deps       install the libraries that are missing (apt-get)' \
 	'make bench      speed of every operation and its share of the machine'"'"'s peak' \
+	'make bench-rival  speed and memory against TRL and a plain PyTorch loop, sweeps; the tables of docs/performance.md' \
 	'make lint       layers, formatting, shell scripts, words' \
 	'make format     format all C files in place' \
 	'make asan       the C tests under the address and undefined-behaviour sanitizers' \

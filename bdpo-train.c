@@ -3,6 +3,8 @@
 #include "src/train/evaluate.h"
 #include "src/train/generate.h"
 #include "src/train/job.h"
+#include "src/train/machine.h"
+#include "src/train/planning.h"
 #include "src/train/tokenize.h"
 #include "src/io/json.h"
 #include <math.h>
@@ -24,6 +26,8 @@ static const char USAGE[] =
     "float32|bfloat16]\n"
     "  bdpo-train evaluate --config run.json [--set ...] [--model DIR] [--per-pair FILE] metrics "
     "on data.eval, no training\n"
+    "  bdpo-train plan --config run.json [--set ...] [--device NAME] [--json]             memory, "
+    "arithmetic, hours, disk; loads no weights\n"
     "  bdpo-train tokenize --model DIR [--chat-template auto] FILE.jsonl                 one JSON "
     "array of ids a line\n"
     "  bdpo-train losses                                                                 the table "
@@ -36,11 +40,11 @@ static const char USAGE[] =
 enum { SETS_MAX = 256 };
 struct args { /* what a command line may hold; each command names the flags it takes */
     const char *config, *model, *prompt, *prompts, *out, *per_pair, *system, *chat_template,
-        *string_prompts, *dtype, *file;
+        *string_prompts, *dtype, *device, *file;
     const char *max_tokens, *temperature, *top_k, *top_p, *seed, *batch, *threads;
     const char *sets[SETS_MAX];
     int32_t n_sets;
-    bool dry_run, allow_change;
+    bool dry_run, allow_change, json;
 };
 struct flag {
     const char *name;
@@ -66,6 +70,7 @@ static const struct flag FLAGS[] = {
     FLAG("--chat-template", chat_template),
     FLAG("--string-prompts", string_prompts),
     FLAG("--dtype", dtype),
+    FLAG("--device", device),
     FLAG("--max-tokens", max_tokens),
     FLAG("--temperature", temperature),
     FLAG("--top-k", top_k),
@@ -74,6 +79,7 @@ static const struct flag FLAGS[] = {
     FLAG("--batch", batch),
     FLAG("--threads", threads),
     SWITCH("--dry-run", dry_run),
+    SWITCH("--json", json),
     SWITCH("--allow-change", allow_change),
 };
 
@@ -164,6 +170,19 @@ static int command_train(int argc, char **argv)
     TRY(config_load(&c, a.config, a.sets, a.n_sets));
     const struct job_opts o = { .allow_change = a.allow_change };
     const int rc = a.dry_run ? job_dry_run(c) : job_run(c, &o);
+    config_free(c);
+    return rc;
+}
+
+static int command_plan(int argc, char **argv)
+{
+    struct args a;
+    struct config *c = NULL;
+    TRY(parse_args(&a, "--config --set --device --json", argv, argc, 2));
+    if (!a.config) return err_set(ERR_INPUT, "plan: --config run.json is needed");
+    TRY(config_load(&c, a.config, a.sets, a.n_sets));
+    const struct planning_opts o = { .device = a.device, .json = a.json };
+    const int rc = planning_run(c, &o);
     config_free(c);
     return rc;
 }
@@ -272,10 +291,11 @@ static int run(int argc, char **argv)
         const char *name;
         int (*run)(int argc, char **argv);
     } commands[] = { { "evaluate", command_evaluate },
+                     { "plan", command_plan },
                      { "generate", command_generate },
                      { "tokenize", command_tokenize },
                      { "losses", command_losses } };
-    static const char *const later[] = { "lint", "plan", "report", "merge", "toy", "contour" };
+    static const char *const later[] = { "lint", "report", "merge", "toy", "contour" };
     const char *names[COUNT_OF(commands) + COUNT_OF(later)];
     size_t n = 0;
     if (argc < 2) return err_set(ERR_INPUT, "no command\n%s", USAGE);
@@ -312,6 +332,7 @@ static void spin_briefly(char **argv)
 int main(int argc, char **argv)
 {
     spin_briefly(argv);
+    machine_heap();
     prctl(PR_SET_NAME, "bdpo-train"); /* what ps and pkill see; the second start made it "exe" */
     int rc = run(argc, argv);
     if (rc >= 0 && (fflush(stdout) != 0 || ferror(stdout)))

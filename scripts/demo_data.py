@@ -115,12 +115,13 @@ def tokenizer():
     }
 
 
-def tensors():
-    """Names, shapes and kinds of the model's tensors, as transformers names them."""
-    c, f = CONFIG["hidden_size"], CONFIG["intermediate_size"]
-    kv = c // CONFIG["num_attention_heads"] * CONFIG["num_key_value_heads"]
-    yield "model.embed_tokens.weight", (CONFIG["vocab_size"], c), "random"
-    for i in range(CONFIG["num_hidden_layers"]):
+def tensors(config=None):
+    """Names, shapes and kinds of the tensors of a Qwen2 of CONFIG's form, as transformers names them."""
+    config = config or CONFIG
+    c, f = config["hidden_size"], config["intermediate_size"]
+    kv = c // config["num_attention_heads"] * config["num_key_value_heads"]
+    yield "model.embed_tokens.weight", (config["vocab_size"], c), "random"
+    for i in range(config["num_hidden_layers"]):
         layer = f"model.layers.{i}."
         yield layer + "input_layernorm.weight", (c,), "one"
         for name, rows in (("q", c), ("k", kv), ("v", kv)):

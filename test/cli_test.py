@@ -106,7 +106,7 @@ def test_usage(r, root):
         (["generate", "--model", "m", "--prompt", "a", "--dtype", "float16"], ["float32 or bfloat16"]),
         (["tokenize", "--model", "m"], ["FILE"]),
         (["losses", "dpo"], ["losses takes no"]),
-        *[([c], [c, "not in version"]) for c in ("lint", "plan", "report", "merge", "toy", "contour")],
+        *[([c], [c, "not in version"]) for c in ("lint", "report", "merge", "toy", "contour")],
     ]:
         p.refused(f"usage: {' '.join(os.path.basename(a) for a in args) or 'nothing'}", t.bdpo(*args), *parts)
 

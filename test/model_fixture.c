@@ -53,13 +53,13 @@ static float draw_weight(const struct param *p, int32_t i, int64_t j)
     return (float)(p->decay ? 0.25 * z : bias ? 0.2 * z : 1 + 0.2 * z);
 }
 
-void fix_open(struct fix *f, const char *dir, int shape, bool train, bool recompute)
+void fix_open(struct fix *f, const char *dir, int shape, bool train, int recompute)
 {
     fix_open_as(f, dir, shape, DT_F32, train, recompute);
 }
 
 void fix_open_as(struct fix *f, const char *dir, int shape, enum dtype dtype, bool train,
-                 bool recompute)
+                 int recompute)
 {
     const struct model_size size = { 64, 64, 64, train, recompute };
     struct arch a;

@@ -7,7 +7,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-enum { THREADS_MAX = 1024, HEADER = 64 };
+enum { THREADS_MAX = 1024, HEADER = 64, PAGE = 4096 };
 
 static const struct rows *const tables[] = { &rows_avx512_bf16, &rows_avx512, &rows_avx2,
                                              &rows_base };
@@ -57,6 +57,7 @@ int cpu_arena(struct ctx *cx, int64_t bytes)
     if (!p)
         return err_set(ERR_OOM, "out of memory: %lld bytes of scratch for the CPU backend",
                        (long long)all);
+    cx->allocations++;
     free(cx->arena);
     cx->arena = p;
     cx->arena_bytes = each;
@@ -70,6 +71,7 @@ int cpu_shared(struct ctx *cx, int64_t bytes)
     if (!p)
         return err_set(ERR_OOM, "out of memory: %lld bytes of scratch for the CPU backend",
                        (long long)bytes);
+    cx->allocations++;
     free(cx->shared);
     cx->shared = p;
     cx->shared_bytes = bytes;
@@ -132,11 +134,18 @@ struct head {
     int64_t mapped; /* bytes of the mapping, 0: from the heap */
 };
 
+/* Write to each page, so that what cannot be had is missed now and not in some later step. */
+static void touch(const struct ctx *cx, char *p, int64_t bytes)
+{
+#pragma omp parallel for schedule(static) num_threads(cx->threads)
+    for (int64_t at = 0; at < bytes; at += PAGE)
+        *(volatile char *)(p + at) = 0;
+}
+
 static int mem_alloc(struct ctx *cx, void **out, int64_t bytes)
 {
     const int64_t big = 4 << 20;
     int64_t all;
-    (void)cx;
     *out = NULL;
     if (bytes < 0 || !add_ok(bytes, HEADER + 63, &all))
         return err_set(ERR_OOM, "a size overflows 64 bits");
@@ -147,11 +156,13 @@ static int mem_alloc(struct ctx *cx, void **out, int64_t bytes)
         if (p == MAP_FAILED) p = NULL;
         /* only a hint: without huge pages all works, slower */
         if (p) (void)madvise(p, (size_t)all, MADV_HUGEPAGE);
+        if (p) touch(cx, p, all);
     } else {
         p = aligned_alloc(64, (size_t)all);
         if (p) memset(p, 0, (size_t)all);
     }
     if (!p) return err_set(ERR_OOM, "out of memory: %lld bytes", (long long)bytes);
+    cx->allocations++;
     struct head h = { .mapped = all >= big ? all : 0 };
     memcpy(p, &h, sizeof h);
     *out = p + HEADER;
@@ -179,10 +190,34 @@ static int mem_copy(struct ctx *cx, void *dst, const void *src, int64_t bytes)
     return 0;
 }
 
+static int64_t mem_scratch(const struct ctx *cx, const struct op_sizes *s)
+{
+    const struct cpu_need n = cpu_need_of(cx, s);
+    return cx->threads * round_up(n.arena, 64) + round_up(n.shared, 64);
+}
+
+static int mem_reserve(struct ctx *cx, const struct op_sizes *s)
+{
+    const struct cpu_need n = cpu_need_of(cx, s);
+    TRY(cpu_arena(cx, n.arena));
+    TRY(cpu_shared(cx, n.shared));
+    memset(cx->arena, 0, (size_t)(cx->threads * cx->arena_bytes));
+    memset(cx->shared, 0, (size_t)cx->shared_bytes);
+    return 0;
+}
+
+static int64_t mem_allocations(const struct ctx *cx)
+{
+    return cx->allocations;
+}
+
 const struct memops cpu_mem = {
     .alloc = mem_alloc,
     .release = mem_release,
     .to_device = mem_copy,
     .to_host = mem_copy,
     .copy = mem_copy,
+    .scratch = mem_scratch,
+    .reserve = mem_reserve,
+    .allocations = mem_allocations,
 };

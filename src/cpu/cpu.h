@@ -13,12 +13,23 @@ struct ctx {
     int64_t arena_bytes; /* a thread's share, a multiple of 64 */
     void *shared; /* one scratch for all threads; owned; grows likewise */
     int64_t shared_bytes;
+    int64_t allocations; /* made so far */
     double partial[SUMSQ_BLOCKS];
 };
 
 extern const struct ops cpu_ops;
 extern const struct memops cpu_mem;
 
+/* Bytes of each thread's arena, and of the shared scratch, that the kernels of a model need (scratch.c). */
+struct cpu_need {
+    int64_t arena, shared;
+};
+struct cpu_need cpu_need_of(const struct ctx *cx, const struct op_sizes *s);
+/* Of single kernels: a norm of n columns; products of few rows of K columns. */
+int64_t cpu_attention_fwd_arena(const struct op_sizes *s);
+int64_t cpu_attention_bwd_arena(const struct op_sizes *s);
+int64_t cpu_norm_arena(int64_t n);
+int64_t cpu_few_shared(int64_t K);
 /* Make every thread's arena at least `bytes` long. */
 int cpu_arena(struct ctx *cx, int64_t bytes);
 /* The arena of thread i: 64-byte aligned. */
@@ -46,6 +57,8 @@ struct product {
     int64_t ldy;
     enum dtype y_dtype;
 };
+int64_t cpu_product_shared(const struct ctx *cx, const struct product *p); /* bytes of cx->shared that it takes; pointers are not read */
+int64_t cpu_panels_shared(const struct ctx *cx, const struct product *p);
 int cpu_product(struct ctx *cx, const struct product *p); /* by panels, or by oneDNN where all is float */
 /* By own panels (panels.c). Bit-equal for all thread counts. Uses cx->shared. */
 int cpu_panels(struct ctx *cx, const struct product *p);

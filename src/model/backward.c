@@ -102,7 +102,7 @@ static int layer_recompute(struct model *m, int64_t l, struct acts *t, const str
 static int layer_backward(struct model *m, int64_t l, int64_t T, const struct segments *segs)
 {
     struct acts t = layer_acts(m, l, T);
-    if (m->recompute) TRY(layer_recompute(m, l, &t, segs));
+    if (l < m->first_kept) TRY(layer_recompute(m, l, &t, segs));
     TRY(mlp_backward(m, &m->layers[l], &t));
     return attention_backward(m, &m->layers[l], &t, segs);
 }

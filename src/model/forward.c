@@ -9,9 +9,10 @@ float layer_scale(const struct arch *a)
 
 struct acts layer_acts(const struct model *m, int64_t l, int64_t T)
 {
-    const struct acts *s = &m->acts[m->n_acts > 1 ? l : 0];
+    const bool shared = l < m->first_kept;
+    const struct acts *s = &m->acts[shared ? 0 : l - m->first_kept];
     struct acts t = {
-        .x = tensor_rows(m->recompute ? &m->block_in[l] : &s->x, 0, T),
+        .x = tensor_rows(shared && m->block_in ? &m->block_in[l] : &s->x, 0, T),
         .rstd1 = tensor_rows(&s->rstd1, 0, T),
         .h1 = tensor_rows(&s->h1, 0, T),
         .qkv = tensor_rows(&s->qkv, 0, T),

@@ -128,13 +128,12 @@ int model_plan_rope(struct model *m, struct plan *p, int64_t positions)
     return plan_book(p, PLAN_BATCH, &m->rope, DT_F32, positions, 2, m->arch.D / 2, 1);
 }
 
-static int plan_layer(struct acts *t, const struct model *m, struct plan *p, int64_t T,
-                      bool own_input)
+static int plan_layer(struct acts *t, const struct model *m, struct plan *p, int64_t T)
 {
     const struct arch *a = &m->arch;
     const enum dtype A = m->dtype;
     const enum plan_cat c = PLAN_ACTIVATIONS;
-    if (own_input) TRY(plan_book(p, c, &t->x, A, T, a->C, 1, 1));
+    TRY(plan_book(p, c, &t->x, A, T, a->C, 1, 1));
     TRY(plan_book(p, c, &t->rstd1, DT_F32, T, 1, 1, 1));
     TRY(plan_book(p, c, &t->h1, A, T, a->C, 1, 1));
     TRY(plan_book(p, c, &t->qkv, A, T, (a->H + 2 * a->K) * a->D, 1, 1));
@@ -189,16 +188,16 @@ int model_plan_buffers(struct model *m, struct plan *p, const struct model_size 
     BUG_IF(T < 1 || N < 1 || T > INT32_MAX || N > INT32_MAX || m->acts);
     m->T_max = T;
     m->N_max = N;
-    m->recompute = size->train && size->recompute;
-    m->n_acts = size->train && !m->recompute ? (int32_t)a->L : 1;
+    m->first_kept = (int32_t)(size->train ? MIN(size->recompute, a->L - 1) : a->L);
+    m->n_acts = size->train ? (int32_t)a->L - m->first_kept : 1;
     TRY(MEM_NEW(&m->acts, m->n_acts));
     TRY(MEM_NEW(&m->host, N));
     TRY(model_plan_rope(m, p, size->positions));
     for (int32_t i = 0; i < m->n_acts; i++)
-        TRY(plan_layer(&m->acts[i], m, p, T, !m->recompute));
-    if (m->recompute) {
-        TRY(MEM_NEW(&m->block_in, a->L));
-        for (int64_t l = 0; l < a->L; l++)
+        TRY(plan_layer(&m->acts[i], m, p, T));
+    if (size->train && m->first_kept > 0) {
+        TRY(MEM_NEW(&m->block_in, m->first_kept));
+        for (int64_t l = 0; l < m->first_kept; l++)
             TRY(plan_book(p, PLAN_ACTIVATIONS, &m->block_in[l], A, T, a->C, 1, 1));
     }
     TRY(plan_head(m, p, T, N, size->train));

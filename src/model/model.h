@@ -49,10 +49,9 @@ struct model { /* valid when zeroed */
     struct tensor grads;        /* flat f32 [n_flat]; data NULL where not training */
 
     struct tensor rope;         /* [positions, 2, D/2] */
-    struct acts *acts;          /* [n_acts]: L when every layer is kept, else 1 (recomputed, or inference) */
-    int32_t n_acts;
-    bool recompute;
-    struct tensor *block_in;    /* [L] layer inputs, when recomputing */
+    struct acts *acts;          /* [n_acts]: one set for each layer from first_kept on; 1 in inference */
+    int32_t n_acts, first_kept; /* layers before first_kept share the first set: recomputed, or (all of them) inference */
+    struct tensor *block_in;    /* [first_kept] their inputs, in training */
     struct tensor stream, xf, rstd_f, hf; /* a branch's output [T,C] before it is added; the final norm */
     struct tensor hsel, logp, lse;     /* response positions: hidden, log-probability, log-sum-exp */
     struct tensor dx, dh, dqkv, dact, datt, dhsel, coef, scratch; /* backward; dx f32, the residual stream's gradient */
@@ -66,7 +65,8 @@ struct model { /* valid when zeroed */
 struct model_size { /* what buffers must hold */
     int64_t T, N, positions; /* tokens and response positions of a micro-batch; positions of the rope table */
     bool train;              /* gradients and backward buffers */
-    bool recompute;          /* keep layer inputs only */
+    int64_t recompute;       /* of this many layers, the first ones, only the inputs are kept. At most L - 1 count: when the
+                              * backward begins, the last layer's values are still there */
 };
 
 /* Parameter table and layers from arch; no memory for tensors yet. dtype: DT_F32 or DT_BF16. */

@@ -94,6 +94,7 @@ static int write_manifest(const char *path, const struct stage *st, int64_t metr
         { "skipped_run", st->skipped_run },
         { "metrics_bytes", metrics_bytes },
         { "micro_batch_tokens", st->micro_tokens },
+        { "gradient_checkpointing", st->su->recompute },
         { "threads", st->su->be.threads },
         { "state_bytes", bytes },
         { "state_crc32", crc },

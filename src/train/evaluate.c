@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "evaluate.h"
-#include "stage.h"
+#include "sizing.h"
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -29,7 +29,7 @@ static int score_with(const struct setup *base, const char *dir, enum stage_kind
     if (su.arch.V < base->arch.V)
         return err_set(ERR_INPUT, "%s: has %lld token ids, %s has %lld: the tokenizers differ", dir,
                        (long long)su.arch.V, base->cfg->model.path, (long long)base->arch.V);
-    TRY_OUT(stage_open(&st, &su, kind, d, NULL, false));
+    TRY_OUT(stage_open(&st, &su, kind, d, d, false)); /* scored in the file's order */
     TRY_OUT(model_load(&st.model, dir));
     TRY_OUT(scores_init(s, d->n));
     TRY_OUT(score_all(s, &st.model, &st.batch, d, su.micro_tokens));
@@ -103,6 +103,18 @@ out:
     return rc;
 }
 
+/* Both models in turn are scored in micro-batches of the size that fits; nothing is trained. */
+static int choose_sizes(struct setup *su, enum stage_kind kind, const struct dataset *d)
+{
+    const struct run_stage stage = { kind, &su->arch, d, d, false };
+    const struct sizing_want want = { su->cfg->memory.micro_batch_tokens, 0 };
+    const struct sizing_run run = {
+        .stage = &stage, .n = 1, .base = forecast_base(&d, 1), .small_batch = SIZING_CPU_SMALL_BATCH
+    };
+    struct sizing s;
+    return sizing_choose(&s, su, &run, &want);
+}
+
 int evaluate_run(const struct config *c, const char *model, const char *per_pair)
 {
     const enum stage_kind kind = c->preference.present ? STAGE_PREFERENCE : STAGE_SFT;
@@ -125,14 +137,14 @@ int evaluate_run(const struct config *c, const char *model, const char *per_pair
     if (per_pair && file_create_named(&pairs, per_pair) < 0)
         TRY_OUT(ERR_INPUT); /* before the work */
     TRY_OUT(setup_backend(&su));
-    su.micro_tokens = setup_micro_tokens(c, &d);
+    TRY_OUT(choose_sizes(&su, kind, &d));
     if (loss && (loss->flags & LOSS_REF)) {
         fprintf(stderr, "policy: %s, reference: %s\n", policy, reference);
         TRY_OUT(score_with(&su, reference, kind, &d, &ref));
     }
     TRY_OUT(score_with(&su, policy, kind, &d, &pi));
     const struct stage st = { .su = &su, .cfg = c, .kind = kind, .loss = loss };
-    stage_measure(&st, &d, &pi, ref.n ? &ref : NULL, &m);
+    stage_metrics(&st, &d, &pi, ref.n ? &ref : NULL, &m);
     if (per_pair) TRY_OUT(write_pairs(&pairs, &d, &pi, &ref));
     TRY_OUT(print_metrics(&m, loss));
 out:

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "job.h"
 #include "fingerprint.h"
+#include "planning.h"
 #include "output.h"
 #include <math.h>
 #include <stdio.h>
@@ -13,35 +14,13 @@ static const int64_t SHARD_BYTES = 5000000000;
 struct job {
     const struct config *cfg;
     struct setup su;
-    struct dataset data[2], eval[2]; /* by enum stage_kind */
-    struct scores ref[2];            /* by reference.path: of the pairs and of the evaluation set */
-    bool has_eval;
+    struct inputs in;
+    struct config resolved; /* cfg with the memory settings that are in use; borrows */
+    struct scores ref[2];   /* by reference.path: of the pairs and of the evaluation set */
     struct output out;
     struct status status;
     double started, last_save; /* seconds */
 };
-
-static bool stage_present(const struct config *c, enum stage_kind k)
-{
-    return k == STAGE_SFT ? c->sft.present : c->preference.present;
-}
-
-static int load_data(struct job *j)
-{
-    const struct config *c = j->cfg;
-    j->has_eval = c->data.eval.n > 0 && (c->eval.every > 0 || c->eval.at_end);
-    for (int k = STAGE_SFT; k <= STAGE_PREFERENCE; k++) {
-        const struct strlist *own = k == STAGE_SFT ? &c->sft.train : &c->preference.train;
-        const enum data_kind kind = k == STAGE_SFT ? DATA_SFT : DATA_PAIRS;
-        if (!stage_present(c, (enum stage_kind)k)) continue;
-        TRY(setup_data(&j->su, &j->data[k], own->n ? own : &c->data.train, kind));
-        j->su.micro_tokens = MAX(j->su.micro_tokens, setup_micro_tokens(c, &j->data[k]));
-        if (!j->has_eval) continue;
-        TRY(setup_data(&j->su, &j->eval[k], &c->data.eval, kind));
-        j->su.micro_tokens = MAX(j->su.micro_tokens, setup_micro_tokens(c, &j->eval[k]));
-    }
-    return 0;
-}
 
 static int job_open(struct job *j, const struct config *c)
 {
@@ -49,18 +28,16 @@ static int job_open(struct job *j, const struct config *c)
     j->cfg = c;
     j->started = j->last_save = clock_seconds();
     TRY(setup_open(&j->su, c));
-    return load_data(j);
+    return inputs_load(&j->in, &j->su, false);
 }
 
 static void job_close(struct job *j)
 {
     status_release(&j->status);
     output_close(&j->out);
-    for (int k = 0; k < 2; k++) {
-        dataset_release(&j->data[k]);
-        dataset_release(&j->eval[k]);
-        scores_release(&j->ref[k]);
-    }
+    inputs_release(&j->in);
+    scores_release(&j->ref[0]);
+    scores_release(&j->ref[1]);
     setup_close(&j->su);
 }
 
@@ -96,8 +73,8 @@ static int foreign_reference(struct job *j)
             ERR_INPUT,
             "reference.path: %s has %lld token ids, model.path %lld: the tokenizers differ", path,
             (long long)su.arch.V, (long long)j->su.arch.V);
-    TRY_OUT(stage_open(&st, &su, STAGE_PREFERENCE, &j->data[STAGE_PREFERENCE],
-                       j->has_eval ? &j->eval[STAGE_PREFERENCE] : NULL, false));
+    TRY_OUT(stage_open(&st, &su, STAGE_PREFERENCE, &j->in.data[STAGE_PREFERENCE],
+                       j->in.has_eval ? &j->in.eval[STAGE_PREFERENCE] : NULL, false));
     TRY_OUT(model_load(&st.model, path));
     status_say(&j->status, "reference: scoring with %s", path);
     TRY_OUT(stage_reference(&st, &said));
@@ -172,22 +149,6 @@ static int save_checkpoint(struct job *j, struct stage *st)
     return 0;
 }
 
-static enum st_dtype save_dtype(const struct job *j)
-{
-    switch (j->cfg->model.save_dtype) {
-    case SAVE_FLOAT32:
-        return ST_F32;
-    case SAVE_BFLOAT16:
-        return ST_BF16;
-    case SAVE_FLOAT16:
-        return ST_F16;
-    default:
-        return j->cfg->model.init == MODEL_RANDOM
-                   ? ST_F32
-                   : model_dir_dtype(j->cfg->model.path, &j->su.arch);
-    }
-}
-
 static int save_model(struct job *j, struct stage *st, const char *name)
 {
     char *dir = NULL;
@@ -195,13 +156,14 @@ static int save_model(struct job *j, struct stage *st, const char *name)
     char *parent = NULL;
     int rc = path_parent(&parent, dir);
     if (rc == 0) rc = dir_make(parent);
-    if (rc == 0) rc = model_save(&st->model, dir, j->cfg->model.path, save_dtype(j), SHARD_BYTES);
+    if (rc == 0)
+        rc = model_save(&st->model, dir, j->cfg->model.path, setup_save_dtype(&j->su), SHARD_BYTES);
     free(parent);
     free(dir);
     return rc;
 }
 
-/* Log-probabilities of a few rows, spread over the data. */
+/* Log-probabilities of a few rows, spread over the data, each by itself. */
 static int probe(struct stage *st, double out[VERIFY_ROWS])
 {
     struct scores s = { 0 };
@@ -210,7 +172,7 @@ static int probe(struct stage *st, double out[VERIFY_ROWS])
     int rc = scores_init(&s, st->data->n);
     for (int64_t i = 0; i < n; i++)
         idx[i] = i * st->data->n / n;
-    if (rc == 0) rc = score_rows(&s, &st->model, &st->batch, st->data, idx, n, st->micro_tokens);
+    if (rc == 0) rc = score_rows(&s, &st->model, &st->batch, st->data, idx, n, 1);
     for (int64_t i = 0; i < VERIFY_ROWS; i++)
         out[i] = rc == 0 && i < n ? s.w[idx[i]] : 0;
     scores_release(&s);
@@ -234,7 +196,7 @@ static int save_and_verify(struct job *j, struct stage *st, const char *name)
                             "%s: read back, a row has log-probability %.9g, before saving %.9g",
                             dir, read[i], saved[i]));
     status_say(&j->status, "saved %s (%s), read back: log-probabilities equal", dir,
-               st_dtype_name(save_dtype(j)));
+               st_dtype_name(setup_save_dtype(&j->su)));
 out:
     free(dir);
     return rc;
@@ -243,7 +205,7 @@ out:
 /* The end of a stage: the weights become what the files can hold, are evaluated as such, and saved. */
 static int finish_stage(struct job *j, struct stage *st)
 {
-    const enum st_dtype dtype = save_dtype(j);
+    const enum st_dtype dtype = setup_save_dtype(&j->su);
     double exact[VERIFY_ROWS], rounded[VERIFY_ROWS], worst = 0;
     if (dtype != ST_F32) {
         TRY(probe(st, exact));
@@ -359,7 +321,6 @@ static int train_loop(struct job *j, struct stage *st)
 
 static void announce(struct job *j, const struct stage *st)
 {
-    struct buf plan = { 0 };
     char text[512];
     if (st->loss)
         status_say(&j->status, "preference loss: %s",
@@ -368,8 +329,33 @@ static void announce(struct job *j, const struct stage *st)
                "%s: %lld steps of %lld from %lld rows, %d threads, micro-batches of %lld tokens",
                st->name, (long long)st->steps, (long long)st->order.batch_size,
                (long long)st->data->n, j->su.be.threads, (long long)st->micro_tokens);
-    if (plan_print(&st->plan, &plan) == 0) status_say(&j->status, "%s", plan.data);
-    buf_release(&plan);
+}
+
+/* Sizes of micro-batches and what is recomputed: as stored by what this run goes on from, else as the config says. */
+static int choose_sizes(struct job *j)
+{
+    const struct config *c = j->cfg;
+    struct sizing_want want = { c->memory.micro_batch_tokens, c->memory.gradient_checkpointing };
+    const struct sizing_run run = inputs_run(&j->in);
+    struct sizing s;
+    struct buf said = { 0 };
+    int rc;
+    TRY_OUT(output_sizes(&j->out, &want));
+    rc = sizing_choose(&s, &j->su, &run, &want);
+    if (rc == ERR_INPUT && c->memory.gradient_checkpointing == CONFIG_AUTO) {
+        want.recompute =
+            CONFIG_AUTO; /* the run comes from a larger machine; the bits are the same */
+        rc = sizing_choose(&s, &j->su, &run, &want);
+    }
+    TRY_OUT(rc);
+    j->resolved = *c;
+    j->resolved.memory.micro_batch_tokens = s.micro_tokens;
+    j->resolved.memory.gradient_checkpointing = s.recompute;
+    TRY_OUT(planning_brief(&said, &j->su, &j->in, &s));
+    status_say(&j->status, "%s", said.data);
+out:
+    buf_release(&said);
+    return rc;
 }
 
 /* Weights and reference of a stage that starts at its first step. */
@@ -378,7 +364,7 @@ static int stage_begin(struct job *j, struct stage *st)
     const bool needs_ref = st->loss && (st->loss->flags & LOSS_REF);
     struct buf said = { 0 };
     TRY(stage_weights(j, st));
-    TRY(output_begin(&j->out, j->cfg));
+    TRY(output_begin(&j->out, &j->resolved));
     if (!needs_ref || j->cfg->reference.path) return 0;
     status_say(&j->status, "reference: scoring with the policy as it starts");
     const int rc = stage_reference(st, &said);
@@ -390,11 +376,10 @@ static int stage_begin(struct job *j, struct stage *st)
 
 static int run_stage(struct job *j, enum stage_kind kind, const char *resume, bool allow_change)
 {
-    const struct config *c = j->cfg;
     struct stage st = { 0 };
     int rc;
-    TRY_OUT(
-        stage_open(&st, &j->su, kind, &j->data[kind], j->has_eval ? &j->eval[kind] : NULL, true));
+    TRY_OUT(stage_open(&st, &j->su, kind, &j->in.data[kind],
+                       j->in.has_eval ? &j->in.eval[kind] : NULL, true));
     if (kind == STAGE_PREFERENCE && j->ref[0].w) {
         scores_release(&st.ref);
         scores_release(&st.ref_eval);
@@ -405,7 +390,7 @@ static int run_stage(struct job *j, enum stage_kind kind, const char *resume, bo
     announce(j, &st);
     if (resume) {
         TRY_OUT(checkpoint_load(resume, &st, j->out.fingerprint, allow_change));
-        TRY_OUT(output_begin(&j->out, c));
+        TRY_OUT(output_begin(&j->out, &j->resolved));
         status_say(&j->status, "resumed from %s", resume);
     } else {
         TRY_OUT(stage_begin(j, &st));
@@ -421,7 +406,7 @@ static int run_stages(struct job *j, bool allow_change)
 {
     TRY(foreign_reference(j));
     for (int k = (int)j->out.first; k <= STAGE_PREFERENCE; k++) {
-        if (!stage_present(j->cfg, (enum stage_kind)k)) continue;
+        if (!inputs_present(j->cfg, (enum stage_kind)k)) continue;
         TRY(run_stage(j, (enum stage_kind)k, k == (int)j->out.first ? j->out.resume : NULL,
                       allow_change));
         if (k == STAGE_SFT && j->cfg->preference.present && signals_pending())
@@ -458,7 +443,7 @@ int job_run(const struct config *c, const struct job_opts *o)
     char *path = NULL;
     int rc;
     TRY_OUT(job_open(&j, c));
-    TRY_OUT(fingerprint_text(&j.su, j.data, j.eval, &print));
+    TRY_OUT(fingerprint_text(&j.su, j.in.data, j.in.eval, &print));
     TRY_OUT(output_open(&j.out, c, print.data, o->allow_change));
     if (j.out.finished) {
         fprintf(stderr, "%s: this run is finished already; nothing to do\n", c->output);
@@ -468,6 +453,7 @@ int job_run(const struct config *c, const struct job_opts *o)
     TRY_OUT(setup_backend(&j.su));
     TRY_OUT(output_path(&j.out, "status.json", &path));
     TRY_OUT(status_open(&j.status, c, path));
+    TRY_OUT(choose_sizes(&j));
     rc = conclude(&j, run_stages(&j, o->allow_change));
     if (rc == 0) status_say(&j.status, "done: %s/model", c->output);
 out:
@@ -499,14 +485,14 @@ int job_dry_run(const struct config *c)
     if (c->sft.present) {
         snprintf(text, sizeof text,
                  "%lld steps over %lld rows; loss: -log pi(chosen) per response token of the batch",
-                 (long long)stage_steps(&c->sft, j.data[STAGE_SFT].n),
-                 (long long)j.data[STAGE_SFT].n);
+                 (long long)stage_steps(&c->sft, j.in.data[STAGE_SFT].n),
+                 (long long)j.in.data[STAGE_SFT].n);
         TRY_OUT(add_note(root, "sft", text));
     }
     if (c->preference.present) {
         snprintf(text, sizeof text, "%lld steps over %lld pairs; loss: %s",
-                 (long long)stage_steps(&c->preference, j.data[STAGE_PREFERENCE].n),
-                 (long long)j.data[STAGE_PREFERENCE].n,
+                 (long long)stage_steps(&c->preference, j.in.data[STAGE_PREFERENCE].n),
+                 (long long)j.in.data[STAGE_PREFERENCE].n,
                  loss_describe(formula, sizeof formula, loss_find(c->loss), &c->loss_opts));
         TRY_OUT(add_note(root, "preference", text));
     }

@@ -194,6 +194,32 @@ int output_open(struct output *o, const struct config *c, const char *fingerprin
     return rc;
 }
 
+static void take_size(json_t *o, const char *key, int64_t *want)
+{
+    const json_t *v = json_object_get(o, key);
+    if (*want == CONFIG_AUTO && json_is_integer(v) && json_integer_value(v) >= 0)
+        *want = json_integer_value(v);
+    if (*want == CONFIG_AUTO && json_is_boolean(v)) *want = json_is_true(v) ? CHECKPOINTING_ALL : 0;
+}
+
+int output_sizes(const struct output *o, struct sizing_want *want)
+{
+    struct json_doc d = { 0 };
+    char *path = NULL;
+    int rc;
+    if (!o->resume && o->metrics_bytes == 0) return 0; /* from the beginning */
+    TRY_OUT(path_join(&path, o->resume ? o->resume : o->dir,
+                      o->resume ? "manifest.json" : "config.json"));
+    TRY_OUT(json_doc_read(&d, path));
+    json_t *at = o->resume ? d.root : json_object_get(d.root, "memory");
+    take_size(at, "micro_batch_tokens", &want->micro_tokens);
+    take_size(at, "gradient_checkpointing", &want->recompute);
+out:
+    json_doc_release(&d);
+    free(path);
+    return rc;
+}
+
 int output_begin(struct output *o, const struct config *c)
 {
     struct buf b = { 0 };

@@ -3,6 +3,7 @@
 #ifndef BDPO_OUTPUT_H
 #define BDPO_OUTPUT_H
 #include "checkpoint.h"
+#include "sizing.h"
 
 struct output {          /* valid when zeroed */
     char *dir;           /* OUTPUT, owned */
@@ -22,6 +23,8 @@ int output_open(struct output *o, const struct config *c, const char *fingerprin
 /* First write, when nothing can be wrong with the input any more: directory, lock, config.json, fingerprint.json, metrics.jsonl, timing.jsonl.
  * Called again it does nothing. */
 int output_begin(struct output *o, const struct config *c);
+/* Where the run goes on and the config leaves it open: the sizes that it had (of the checkpoint, else of OUTPUT/config.json). */
+int output_sizes(const struct output *o, struct sizing_want *want);
 void output_close(struct output *o);
 /* OUTPUT/name; the caller frees. */
 int output_path(const struct output *o, const char *name, char **path);

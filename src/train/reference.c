@@ -23,6 +23,7 @@ struct pass {
     int64_t rows, found;    /* all; those that the cache had at the start */
     int64_t verified;
     double difference; /* largest of the verified ones, as a share */
+    double seconds;    /* of computing */
 };
 
 static void rows_release(struct rows *r)
@@ -114,7 +115,7 @@ static double share(double a, double b)
     return fabs(a - b) / fmax(1, fabs(a));
 }
 
-/* Compute a few of the found rows again: a file of right checksums and wrong values is dropped as a whole. */
+/* Compute a few of the found rows again, each by itself: a file of right checksums and wrong values is dropped as a whole. */
 static int verify_rows(struct pass *p, const struct rows *r)
 {
     const double allowed = stage_tolerance(p->st->cfg);
@@ -136,7 +137,7 @@ static int verify_rows(struct pass *p, const struct rows *r)
         idx[i] = r->idx[t];
     }
     TRY_OUT(scores_init(&fresh, r->d->n));
-    TRY_OUT(score_rows(&fresh, &st->model, &st->batch, r->d, idx, p->verified, st->micro_tokens));
+    TRY_OUT(score_rows(&fresh, &st->model, &st->batch, r->d, idx, p->verified, 1));
     for (int64_t i = 0; i < p->verified; i++) {
         const struct refcache_value *v = refcache_find(p->cache, &r->key[at[i]]);
         const double w = fresh.w[idx[i]], l = fresh.l[idx[i]];
@@ -215,10 +216,12 @@ static const char *grouped(char out[32], int64_t n)
 static int describe(const struct pass *p, struct buf *said)
 {
     char a[32], b[32], c[32];
-    if (!p->cache) return buf_addf(said, "reference: %s rows computed", grouped(a, p->rows));
-    TRY(buf_addf(said, "reference: %s rows, %s from the cache, %s computed (%s)",
+    if (!p->cache)
+        return buf_addf(said, "reference: %s rows computed in %.2f s", grouped(a, p->rows),
+                        p->seconds);
+    TRY(buf_addf(said, "reference: %s rows, %s from the cache, %s computed (%s) in %.2f s",
                  grouped(a, p->rows), grouped(b, p->found), grouped(c, p->rows - p->found),
-                 refcache_path(p->cache)));
+                 refcache_path(p->cache), p->seconds));
     if (!p->verified || p->found == 0) return 0;
     return buf_addf(said,
                     "; %lld of the cached ones computed again: they differ by %.2g of their value "
@@ -240,8 +243,10 @@ int stage_reference(struct stage *st, struct buf *said)
         TRY_OUT(make_keys(&r[i], st->su->be.threads));
         TRY_OUT(verify_rows(&p, &r[i]));
     }
+    const double start = clock_seconds();
     for (int i = 0; i < 2; i++)
         TRY_OUT(compute_rows(&p, &r[i]));
+    p.seconds = clock_seconds() - start;
     if (p.cache) {
         TRY_OUT(refcache_flush(p.cache, true));
         for (int i = 0; i < 2; i++)

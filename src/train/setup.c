@@ -3,8 +3,6 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { MICRO_TOKENS_MIN = 2048 };
-
 int setup_open(struct setup *s, const struct config *c)
 {
     memset(s, 0, sizeof *s);
@@ -88,10 +86,19 @@ enum dtype setup_dtype(const struct config *c)
     return c->model.dtype == DTYPE_BFLOAT16 ? DT_BF16 : DT_F32;
 }
 
-int64_t setup_micro_tokens(const struct config *c, const struct dataset *d)
+enum st_dtype setup_save_dtype(const struct setup *s)
 {
-    if (c->memory.micro_batch_tokens != CONFIG_AUTO) return c->memory.micro_batch_tokens;
-    return MAX(d->longest, (int64_t)MICRO_TOKENS_MIN);
+    const struct config *c = s->cfg;
+    switch (c->model.save_dtype) {
+    case SAVE_FLOAT32:
+        return ST_F32;
+    case SAVE_BFLOAT16:
+        return ST_BF16;
+    case SAVE_FLOAT16:
+        return ST_F16;
+    default:
+        return c->model.init == MODEL_RANDOM ? ST_F32 : model_dir_dtype(c->model.path, &s->arch);
+    }
 }
 
 int64_t setup_positions(const struct dataset *d)

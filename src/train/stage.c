@@ -13,14 +13,51 @@ int64_t stage_steps(const struct stage_config *c, int64_t n)
     return total;
 }
 
-int stage_open(struct stage *st, struct setup *su, enum stage_kind kind, const struct dataset *data,
-               const struct dataset *eval, bool train)
+int stage_measure(struct batch_size *s, const struct config *c, enum stage_kind kind,
+                  const struct dataset *data, const struct dataset *eval, int64_t micro_tokens)
+{
+    const struct stage_config *sc = kind == STAGE_SFT ? &c->sft : &c->preference;
+    struct order o = { 0 };
+    int rc = order_init(&o, data->n, sc->batch_size, sc->shuffle, c->seed);
+    memset(s, 0, sizeof *s);
+    if (rc == 0) order_measure(&o, s, data, stage_steps(sc, data->n), micro_tokens);
+    order_release(&o);
+    for (int64_t i = 0; rc == 0 && i < data->n; i++) { /* rows are scored by themselves too */
+        const struct example *e = &data->ex[i];
+        s->T = MAX(s->T, example_tokens(e));
+        s->N = MAX(s->N, (int64_t)e->nw + e->nl);
+    }
+    s->P = MAX(s->P, (int64_t)1);
+    if (rc < 0 || !eval) return rc;
+    struct batch_size in_order = { 0 };
+    int64_t *idx;
+    TRY(MEM_NEW(&idx, eval->n));
+    for (int64_t i = 0; i < eval->n; i++)
+        idx[i] = i;
+    batch_measure(&in_order, eval, idx, eval->n, micro_tokens);
+    free(idx);
+    s->T = MAX(s->T, in_order.T);
+    s->N = MAX(s->N, in_order.N);
+    s->P = MAX(s->P, in_order.P);
+    return 0;
+}
+
+int64_t stage_longest(const struct dataset *data, const struct dataset *eval)
+{
+    int64_t longest = 1;
+    for (int64_t i = 0; i < data->n; i++)
+        longest = MAX(longest, example_tokens(&data->ex[i]));
+    for (int64_t i = 0; eval && i < eval->n; i++)
+        longest = MAX(longest, example_tokens(&eval->ex[i]));
+    return longest;
+}
+
+int stage_plan(struct stage *st, struct setup *su, enum stage_kind kind, const struct batch_size *b,
+               const struct dataset *data, const struct dataset *eval, bool train)
 {
     const struct config *c = su->cfg;
-    struct model_size size = { .train = train,
-                               .recompute =
-                                   train && c->memory.gradient_checkpointing == CHECKPOINTING_ON };
-    int64_t P, eT = 0, eN = 0, eP = 0;
+    const struct arch *a = &su->arch;
+    struct model_size size = { .T = b->T, .N = b->N, .train = train, .recompute = su->recompute };
     memset(st, 0, sizeof *st);
     st->su = su;
     st->cfg = c;
@@ -32,25 +69,40 @@ int stage_open(struct stage *st, struct setup *su, enum stage_kind kind, const s
     st->eval = eval;
     st->micro_tokens = su->micro_tokens;
     st->steps = stage_steps(st->sc, data->n);
-    TRY(model_init(&st->model, &su->be, &su->arch, setup_dtype(c)));
-    batch_bounds(data, st->micro_tokens, &size.T, &size.N, &P);
+    st->size = *b;
+    st->sizes = (struct op_sizes){ .T = b->T,
+                                   .C = a->C,
+                                   .F = a->F,
+                                   .H = a->H,
+                                   .K = a->K,
+                                   .D = a->D,
+                                   .V = a->V,
+                                   .group = stage_longest(data, eval),
+                                   .A = setup_dtype(c),
+                                   .train = train };
     size.positions = setup_positions(data);
-    if (eval) {
-        batch_bounds(eval, st->micro_tokens, &eT, &eN, &eP);
-        size.positions = MAX(size.positions, setup_positions(eval));
-    }
-    size.T = MAX(size.T, eT);
-    size.N = MAX(size.N, eN);
-    P = MAX(P, eP);
+    if (eval) size.positions = MAX(size.positions, setup_positions(eval));
+    TRY(model_init(&st->model, &su->be, a, setup_dtype(c)));
     TRY(model_plan_weights(&st->model, &st->plan, train));
     TRY(model_plan_buffers(&st->model, &st->plan, &size));
-    if (train) TRY(optim_plan(&st->optim, &st->plan, &st->model, st->sc));
-    TRY(plan_grant(&st->plan, &su->be));
+    return train ? optim_plan(&st->optim, &st->plan, &st->model, st->sc) : 0;
+}
+
+int stage_open(struct stage *st, struct setup *su, enum stage_kind kind, const struct dataset *data,
+               const struct dataset *eval, bool train)
+{
+    const struct backend *be = &su->be;
+    struct batch_size b;
+    memset(st, 0, sizeof *st);
+    TRY(stage_measure(&b, su->cfg, kind, data, eval, su->micro_tokens));
+    TRY(stage_plan(st, su, kind, &b, data, eval, train));
+    TRY(plan_grant(&st->plan, be));
+    TRY(be->mem->reserve(be->cx, &st->sizes));
     TRY(model_ready(&st->model));
-    TRY(batch_init(&st->batch, size.T, size.N, P));
-    TRY(order_init(&st->order, data->n, st->sc->batch_size, st->sc->shuffle, c->seed));
-    TRY(MEM_NEW(&st->logp, 2 * P));
-    TRY(MEM_NEW(&st->coef, 2 * P));
+    TRY(batch_init(&st->batch, b.T, b.N, b.P));
+    TRY(order_init(&st->order, data->n, st->sc->batch_size, st->sc->shuffle, su->cfg->seed));
+    TRY(MEM_NEW(&st->logp, 2 * b.P));
+    TRY(MEM_NEW(&st->coef, 2 * b.P));
     TRY(scores_init(&st->ref, data->n));
     return scores_init(&st->ref_eval, eval ? eval->n : 0);
 }

@@ -25,6 +25,8 @@ struct stage { /* valid when zeroed */
     struct scores ref, ref_eval;    /* the reference's, where the loss reads one */
     double *logp, *coef;            /* [2 P_max] */
     int64_t micro_tokens;
+    struct batch_size size;         /* the largest of its micro-batches */
+    struct op_sizes sizes;
     int64_t step, steps;            /* done, total */
     int64_t skipped, skipped_run;   /* steps with a non-finite loss or gradient: all, and the last ones in a row */
     bool at_reference;              /* the policy started as the reference itself: the first step checks that */
@@ -33,6 +35,13 @@ struct stage { /* valid when zeroed */
 };
 /* Steps of the stage over n examples: ceil(epochs * steps per epoch), at most max_steps. */
 int64_t stage_steps(const struct stage_config *c, int64_t n);
+/* The largest micro-batches of the stage's order, of the evaluation in the file's order, and of every row by itself. */
+int stage_measure(struct batch_size *s, const struct config *c, enum stage_kind kind, const struct dataset *data,
+                  const struct dataset *eval, int64_t micro_tokens);
+int64_t stage_longest(const struct dataset *data, const struct dataset *eval); /* computed tokens of the longest example */
+/* Book all memory for micro-batches of `b`, grant none; stage_release. */
+int stage_plan(struct stage *st, struct setup *su, enum stage_kind kind, const struct batch_size *b, const struct dataset *data,
+               const struct dataset *eval, bool train);
 /* Book and grant all memory; weights are zero. The dataset is borrowed. `train` false: scoring only. */
 int stage_open(struct stage *st, struct setup *su, enum stage_kind kind, const struct dataset *data, const struct dataset *eval,
                bool train);
@@ -50,6 +59,6 @@ double stage_tolerance(const struct config *c);
 /* Evaluate on st->eval with the present weights. */
 int stage_evaluate(struct stage *st, struct metrics *m);
 /* Sums over all rows of d, from log-probabilities. ref NULL: no reference. */
-void stage_measure(const struct stage *st, const struct dataset *d, const struct scores *pi, const struct scores *ref,
+void stage_metrics(const struct stage *st, const struct dataset *d, const struct scores *pi, const struct scores *ref,
                    struct metrics *m);
 #endif

@@ -132,7 +132,7 @@ int stage_step(struct stage *st, struct metrics *m, double *norm, double *lr, bo
     return 0;
 }
 
-void stage_measure(const struct stage *st, const struct dataset *d, const struct scores *pi,
+void stage_metrics(const struct stage *st, const struct dataset *d, const struct scores *pi,
                    const struct scores *ref, struct metrics *m)
 {
     memset(m, 0, sizeof *m);
@@ -154,7 +154,7 @@ int stage_evaluate(struct stage *st, struct metrics *m)
     struct scores s = { 0 };
     int rc = scores_init(&s, st->eval->n);
     if (rc == 0) rc = score_all(&s, &st->model, &st->batch, st->eval, st->micro_tokens);
-    if (rc == 0) stage_measure(st, st->eval, &s, &st->ref_eval, m);
+    if (rc == 0) stage_metrics(st, st->eval, &s, &st->ref_eval, m);
     scores_release(&s);
     return rc;
 }

@@ -1,0 +1,264 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""One rival on one model directory and one pairs file: TRL's DPOTrainer, or a careful plain PyTorch loop. scripts/bench_rival.py runs it.
+
+  rival.py trl|loop MODEL PAIRS [--prec fp32|amp|bf16] [--gc 0|1] [--precompute 0|1] [--batch N] [--micro N] [--steps N] [--max-length N]
+  rival.py model DIR --dims NAME [--tokenizer DIR]       a model directory with random weights, and one token a byte where no tokenizer is given
+
+fp32: float32 throughout; amp: float32 weights under bfloat16 autocast (TRL's default); bf16: weights, gradients and moments in bfloat16.
+gc: gradient checkpointing. precompute: the reference is scored before the steps. micro: pairs of one forward pass; the rest accumulates.
+Prints a JSON line when the model is loaded and one a step: seconds, pairs, tokens (a prompt counted once, as bdpo-train counts), padding
+(share of the computed positions), loss, logps/chosen. Standard input is not read. Needs torch and transformers; trl and datasets for `trl`.
+"""
+import argparse
+import json
+import os
+import shutil
+import sys
+import time
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TQDM_DISABLE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+import torch.nn.functional as F
+import transformers
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, Qwen2Config
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import demo_data
+import torch_job
+
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 8192}
+
+
+def dims(cls, hidden, ffn, layers, heads, kv, vocab, positions=32768, rope=None, **more):
+    rope = rope or {"rope_type": "default", "rope_theta": 1e6}
+    return cls, dict(hidden_size=hidden, intermediate_size=ffn, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv,
+                     vocab_size=vocab, max_position_embeddings=positions, rope_parameters=rope, tie_word_embeddings=True, **more)
+
+
+DIMS = {
+    "qwen2.5-0.5b": dims(Qwen2Config, 896, 4864, 24, 14, 2, 151936, rms_norm_eps=1e-6),
+    "llama3.2-1b": dims(LlamaConfig, 2048, 8192, 16, 32, 8, 128256, 131072, LLAMA3, head_dim=64, rms_norm_eps=1e-5),
+    "stories260k": dims(LlamaConfig, 64, 172, 5, 8, 4, 512, 512, {"rope_type": "default", "rope_theta": 1e4}, rms_norm_eps=1e-5),
+    "demo": dims(Qwen2Config, 64, 128, 2, 4, 2, 259, 1024, {"rope_type": "default", "rope_theta": 1e4}, rms_norm_eps=1e-6),
+}
+SPECIAL = {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+
+
+def make_model(a):
+    cls, kw = DIMS[a.dims]
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(cls(bos_token_id=256, eos_token_id=256, pad_token_id=None, **kw))
+    model.to(torch.float32 if a.prec == "fp32" else torch.bfloat16).save_pretrained(a.dir)
+    if a.tokenizer:
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copyfile(os.path.join(a.tokenizer, name), os.path.join(a.dir, name))
+        return
+    demo_data.write_json(os.path.join(a.dir, "tokenizer.json"), demo_data.tokenizer())
+    demo_data.write_json(os.path.join(a.dir, "tokenizer_config.json"), {"tokenizer_class": "Qwen2Tokenizer", "bos_token": None, **SPECIAL})
+
+
+def say(**row):
+    print(json.dumps(row), flush=True)
+
+
+def read_pairs(a):
+    """The first steps x batch pairs as {prompt, chosen, rejected}: strings, or lists of messages."""
+    rows = []
+    for _, _, row in torch_job.read_rows(a.pairs):
+        if len(rows) == a.steps * a.batch:
+            break
+        prompt, chosen, rejected = torch_job.split_pair(row)
+        if isinstance(prompt, list):
+            chosen, rejected = ([{"role": "assistant", "content": torch_job.content(x)}] for x in (chosen, rejected))
+        rows.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
+    if len(rows) < a.steps * a.batch:
+        sys.exit(f"{a.pairs}: {len(rows)} pairs, {a.steps} steps of {a.batch} need {a.steps * a.batch}")
+    return rows
+
+
+def step_row(seconds, pairs, masks, loss, logps_chosen):
+    """masks: (attention_mask, completion_mask) of the step's forward passes, chosen and rejected rows alike."""
+    real = sum(int(m.sum()) for m, _ in masks)
+    answers = sum(int(c.sum()) for _, c in masks)
+    say(step_seconds=seconds, pairs=pairs, tokens=answers + (real - answers) // 2, padding=round(1 - real / sum(m.numel() for m, _ in masks), 4),
+        loss=loss, logps_chosen=logps_chosen)
+
+
+# ---- TRL ----
+
+def run_trl(a):
+    import trl
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+    from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+    with open(os.path.join(a.model, "tokenizer_config.json"), encoding="utf-8") as f:
+        cfg = json.load(f)
+    tok = PreTrainedTokenizerFast(tokenizer_file=os.path.join(a.model, "tokenizer.json"), chat_template=cfg.get("chat_template"), **SPECIAL)
+    if "<|im_end|>" in tok.get_vocab() and tok.chat_template:
+        tok.eos_token = "<|im_end|>"
+    masks, clock = [], {"reference": 0.0, "steps": []}
+
+    class Collator:
+        def __init__(self):
+            self.inner = DataCollatorForPreference(pad_token_id=tok.pad_token_id, max_length=a.max_length)
+
+        def __call__(self, examples):
+            out = self.inner(examples)
+            masks.append((out["attention_mask"], out["completion_mask"]))
+            return out
+
+    class Clock(transformers.TrainerCallback):
+        def on_train_begin(self, *args, **kw):
+            masks.clear()
+            say(loaded=True, parameters=sum(p.numel() for p in trainer.model.parameters()), versions=versions(trl),
+                reference_seconds=clock["reference"], reference_pairs=len(rows) if a.precompute else 0)
+            self.start = time.perf_counter()
+
+        def on_log(self, args, state, control, logs=None, **kw):
+            if "loss" not in (logs or {}):
+                return
+            step_row(clock["steps"][-1], a.batch, masks[:a.batch // a.micro], logs["loss"], logs["logps/chosen"])
+            del masks[:a.batch // a.micro]
+            self.start = time.perf_counter()
+
+        def on_step_end(self, *args, **kw):
+            clock["steps"].append(time.perf_counter() - self.start)
+
+    class Trainer(DPOTrainer):
+        def compute_ref_log_probs(self, *args, **kw):
+            start = time.perf_counter()
+            out = super().compute_ref_log_probs(*args, **kw)
+            clock["reference"] += time.perf_counter() - start
+            return out
+
+    rows = read_pairs(a)
+    args = DPOConfig(output_dir=a.out, per_device_train_batch_size=a.micro, gradient_accumulation_steps=a.batch // a.micro, max_steps=a.steps,
+                     learning_rate=1e-6, lr_scheduler_type="constant", beta=0.1, bf16=a.prec != "fp32", gradient_checkpointing=bool(a.gc),
+                     precompute_ref_log_probs=bool(a.precompute), max_length=a.max_length, logging_steps=1, save_strategy="no",
+                     report_to="none", use_cpu=True, dataloader_pin_memory=False, train_sampling_strategy="sequential", disable_tqdm=True,
+                     model_init_kwargs={"dtype": "bfloat16" if a.prec == "bf16" else "float32"})
+    trainer = Trainer(model=a.model, args=args, train_dataset=Dataset.from_list(rows), data_collator=Collator(), processing_class=tok,
+                      callbacks=[Clock()])
+    trainer.train()
+
+
+# ---- a plain loop ----
+
+def encode(a, rows):
+    """[(prompt ids, [chosen ids, rejected ids])], cut by bdpo-train's rule."""
+    text = torch_job.Text(a.model, dict(torch_job.DATA_DEFAULTS, max_length=a.max_length))
+    out = []
+    for r in rows:
+        prompt, end = text.prompt(r["prompt"])
+        out.append(text.cut(prompt, [text.encode(torch_job.content(r[k])) + [end] for k in ("chosen", "rejected")]))
+    return out
+
+
+def pad(rows):
+    """ids, attention mask, completion mask [2P, longest]: the chosen rows, then the rejected ones, padded on the right."""
+    seqs = [(p, y[side]) for side in (0, 1) for p, y in rows]
+    n = max(len(p) + len(y) for p, y in seqs)
+    ids, am, cm = (torch.zeros(len(seqs), n, dtype=torch.long) for _ in range(3))
+    for i, (p, y) in enumerate(seqs):
+        ids[i, :len(p) + len(y)] = torch.tensor(p + y)
+        am[i, :len(p) + len(y)] = 1
+        cm[i, len(p):len(p) + len(y)] = 1
+    return ids, am, cm
+
+
+def log_probs(a, model, ids, am, cm):
+    """Sums over the responses [2P]; logits at positions that predict a response's token only."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=a.prec == "amp"):
+        hidden = model.model(input_ids=ids, attention_mask=am, use_cache=False).last_hidden_state[:, :-1]
+        where = cm[:, 1:].bool()
+        logits = model.lm_head(hidden[where])
+    nll = F.cross_entropy(logits.float(), ids[:, 1:][where], reduction="none")
+    return -torch.zeros(where.shape).masked_scatter(where, nll).sum(1)
+
+
+def load(a):
+    return AutoModelForCausalLM.from_pretrained(a.model, dtype=torch.bfloat16 if a.prec == "bf16" else torch.float32)
+
+
+def run_loop(a):
+    rows = encode(a, read_pairs(a))
+    policy = load(a).train()
+    if a.gc:
+        policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    fixed, took = {}, 0.0
+    reference = policy
+    if a.precompute:
+        start = time.perf_counter()
+        with torch.no_grad():
+            for at in range(0, len(rows), a.micro):
+                fixed[at] = log_probs(a, policy, *pad(rows[at:at + a.micro]))
+        took = time.perf_counter() - start
+    else:
+        reference = load(a).eval().requires_grad_(False)
+    opt = torch.optim.AdamW(policy.parameters(), lr=1e-6, weight_decay=0.0, fused=True)
+    say(loaded=True, parameters=sum(p.numel() for p in policy.parameters()), versions=versions(), reference_seconds=took,
+        reference_pairs=len(rows) if a.precompute else 0)
+    for step in range(a.steps):
+        start, total, chosen, masks = time.perf_counter(), 0.0, 0.0, []
+        for at in range(step * a.batch, (step + 1) * a.batch, a.micro):
+            ids, am, cm = pad(rows[at:at + a.micro])
+            n = len(ids) // 2
+            masks.append((am, cm))
+            if a.precompute:
+                ref = fixed[at]
+            else:
+                with torch.no_grad():
+                    ref = log_probs(a, reference, ids, am, cm)
+            lp = log_probs(a, policy, ids, am, cm)
+            d = lp - ref
+            loss = -F.logsigmoid(0.1 * (d[:n] - d[n:])).sum() / a.batch
+            loss.backward()
+            total += loss.item()
+            chosen += lp[:n].sum().item() / a.batch
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        opt.step()
+        opt.zero_grad(set_to_none=True)
+        step_row(time.perf_counter() - start, a.batch, masks, total, chosen)
+
+
+def versions(*modules):
+    out = [f"{m.__name__} {m.__version__}" for m in (*modules, transformers, torch)]
+    return ", ".join(out)
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    sub = ap.add_subparsers(dest="what", required=True)
+    m = sub.add_parser("model")
+    m.add_argument("dir")
+    m.add_argument("--dims", choices=DIMS, required=True)
+    m.add_argument("--tokenizer", help="directory with tokenizer.json and tokenizer_config.json")
+    m.add_argument("--prec", choices=["fp32", "bf16"], default="bf16", help="of the written weights")
+    for name in ("trl", "loop"):
+        p = sub.add_parser(name)
+        p.add_argument("model")
+        p.add_argument("pairs")
+        p.add_argument("--prec", choices=["fp32", "amp", "bf16"], default="amp")
+        for k, d in (("gc", 0), ("precompute", 0), ("batch", 2), ("micro", 0), ("steps", 3), ("max-length", 1024), ("threads", 2)):
+            p.add_argument("--" + k, type=int, default=d)
+        p.add_argument("--out", default="build/bench-rival/trl")
+    a = ap.parse_args()
+    if a.what == "model":
+        make_model(a)
+        return
+    a.micro = a.micro or a.batch
+    if a.batch % a.micro:
+        ap.error("--batch must be a multiple of --micro")
+    torch.set_num_threads(a.threads)
+    transformers.utils.logging.set_verbosity_error()
+    run_trl(a) if a.what == "trl" else run_loop(a)
+
+
+if __name__ == "__main__":
+    main()
