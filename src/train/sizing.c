@@ -64,7 +64,7 @@ static int measure(struct sizing *s, struct setup *su, const struct sizing_run *
         const struct run_stage *r = &run->stage[i];
         struct forecast f;
         struct batch_size b;
-        TRY(stage_measure(&b, su->cfg, r->kind, r->data, r->eval, micro));
+        TRY(stage_measure(&b, su, r->kind, r->data, r->eval, micro));
         TRY(forecast_stage(&f, su, r, &b, &run->base));
         *batches += b.batches;
         const int64_t bytes = run->memory ? forecast_device(&f) : forecast_total(&f);
@@ -142,12 +142,15 @@ static int list_options(struct sizing_option *o, struct setup *su, const struct 
     return n;
 }
 
-static int64_t limit_of(const struct sizing_run *run, const struct config *c, bool *given)
+/* The ranks of a machine share its memory; memory.limit is that of one rank. */
+static int64_t limit_of(const struct sizing_run *run, const struct setup *su, bool *given)
 {
+    const struct config *c = su->cfg;
+    const int32_t ranks = su->dist ? MAX(su->dist->node_ranks, 1) : 1;
     const double GiB = 1 << 30;
     *given = c->memory.limit != CONFIG_AUTO && !run->memory;
     if (*given) return (int64_t)(c->memory.limit * GiB);
-    const int64_t all = run->memory ? run->memory : machine_memory();
+    const int64_t all = run->memory ? run->memory : machine_memory() / ranks;
     return all > 0 ? (int64_t)((1 - SYSTEM_SHARE) * (double)all) : INT64_MAX;
 }
 
@@ -199,8 +202,9 @@ int sizing_choose(struct sizing *s, struct setup *su, const struct sizing_run *r
     const int64_t L = su->arch.L;
     int64_t batches;
     bool given;
-    const int64_t limit = limit_of(run, su->cfg, &given);
+    const int64_t limit = limit_of(run, su, &given);
     memset(s, 0, sizeof *s);
+    su->limit = limit;
     const int n = list_options(o, su, run, want->micro_tokens);
     TRY(n);
     const struct sizing_pick p = sizing_pick(o, n, limit, L, share, want->recompute);
