@@ -193,7 +193,7 @@ static int mem_copy(struct ctx *cx, void *dst, const void *src, int64_t bytes)
 static int64_t mem_scratch(const struct ctx *cx, const struct op_sizes *s)
 {
     const struct cpu_need n = cpu_need_of(cx, s);
-    return cx->threads * round_up(n.arena, 64) + round_up(n.shared, 64);
+    return cx->threads * round_up(n.arena, 64) + round_up(n.shared, 64) + cpu_library_bytes(cx, s);
 }
 
 static int mem_reserve(struct ctx *cx, const struct op_sizes *s)
@@ -202,7 +202,7 @@ static int mem_reserve(struct ctx *cx, const struct op_sizes *s)
     TRY(cpu_arena(cx, n.arena));
     TRY(cpu_shared(cx, n.shared));
     memset(cx->arena, 0, (size_t)(cx->threads * cx->arena_bytes));
-    memset(cx->shared, 0, (size_t)cx->shared_bytes);
+    if (cx->shared) memset(cx->shared, 0, (size_t)cx->shared_bytes);
     return 0;
 }
 

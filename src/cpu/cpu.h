@@ -25,6 +25,7 @@ struct cpu_need {
     int64_t arena, shared;
 };
 struct cpu_need cpu_need_of(const struct ctx *cx, const struct op_sizes *s);
+int64_t cpu_library_bytes(const struct ctx *cx, const struct op_sizes *s); /* what libraries take beside */
 /* Of single kernels: a norm of n columns; products of few rows of K columns. */
 int64_t cpu_attention_fwd_arena(const struct op_sizes *s);
 int64_t cpu_attention_bwd_arena(const struct op_sizes *s);
