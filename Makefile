@@ -1,5 +1,5 @@
 # bdpo-train: `make demo` and `make test` are all a newcomer needs; `make help` lists the rest.
-# BUILD=release|debug|asan|tsan   CC=gcc|clang   CUDA=0   WERROR=1 (what the CI sets)   V=1 (show the commands)
+# BUILD=release|debug|asan|tsan   CC=gcc|clang   CUDA=0   MPI=0|1   MPICC=mpicc   WERROR=1 (what the CI sets)   V=1 (show the commands)
 BUILD ?= release
 CUDA ?= 0
 WERROR ?= 0
@@ -10,6 +10,15 @@ VERSION := 0.1.0
 ifneq ($(CUDA),0)
 $(error CUDA=$(CUDA): the CUDA backend is not in this version; build with CUDA=0)
 endif
+
+# Several ranks need an MPI library, whose compiler driver knows its flags; without one comm_none.c takes the place of comm_mpi.c. MPI=1 insists.
+MPICC ?= mpicc
+MPI_CC = OMPI_CC='$(CC)' MPICH_CC='$(CC)' $(MPICC)
+MPI_FOUND := $(if $(filter 0,$(MPI)),,$(shell echo 'int main(void){return MPI_Init(0,0);}' | $(MPI_CC) -include mpi.h -x c -o /dev/null - 2>/dev/null && echo 1))
+ifeq ($(MPI)-$(MPI_FOUND),1-)
+$(error MPI=1: $(MPICC) does not build an MPI program; install one (Debian: libopenmpi-dev) or name it with MPICC=...)
+endif
+LINK = $(if $(MPI_FOUND),$(MPI_CC),$(CC))
 
 O := build/$(BUILD)$(if $(filter gcc,$(CC)),,-$(notdir $(CC)))
 PKGS := jansson zlib libpcre2-8 libutf8proc
@@ -33,7 +42,8 @@ CFLAGS_ALL := -std=c11 -D_GNU_SOURCE -DBDPO_VERSION='"$(VERSION)"' $(OPT_$(BUILD
 LDFLAGS_ALL := $(OPT_$(BUILD)) $(LINK_HARDEN) -fopenmp $(LDFLAGS)
 LIBS := $(PKG_LIBS) -ldnnl -lm
 
-SRC := $(wildcard src/*/*.c) cuda/none.c
+SRC := $(filter-out src/dist/comm_%.c,$(wildcard src/*/*.c)) cuda/none.c
+COMM := src/dist/comm_$(if $(MPI_FOUND),mpi,none)
 # rows.c holds the inner loops; it is built once per instruction set and chosen at run time
 ROWS := src/cpu/rows.c
 ROWS_ISAS := base avx2 avx512 avx512_bf16
@@ -42,7 +52,7 @@ ROWS_base := -march=x86-64
 ROWS_avx2 := -march=haswell
 ROWS_avx512 := -march=skylake-avx512 -mprefer-vector-width=512
 ROWS_avx512_bf16 := $(ROWS_avx512) -mavx512bf16
-OBJ := $(patsubst %.c,$(O)/%.o,$(filter-out $(ROWS),$(SRC))) $(patsubst %,$(O)/src/cpu/rows_%.o,$(ROWS_ISAS))
+OBJ := $(patsubst %.c,$(O)/%.o,$(filter-out $(ROWS),$(SRC))) $(patsubst %,$(O)/src/cpu/rows_%.o,$(ROWS_ISAS)) $(O)/$(COMM).o
 LIB := $(O)/libbdpo.a
 BIN := $(O)/bdpo-train
 TESTS := $(patsubst test/%.c,$(O)/test/%,$(wildcard test/t_*.c))
@@ -74,8 +84,8 @@ build/bdpo-train: $(BIN)
 # Stamps that change only when their text does: the compiler and its flags (everything is rebuilt), and which objects go
 # into the library (a deleted source leaves it).
 stamp = $(shell mkdir -p $(O) && printf '%s\n' '$(subst ','\'',$(2))' | cmp -s - $(O)/$(1) || printf '%s\n' '$(subst ','\'',$(2))' >$(O)/$(1))
-ifneq ($(filter-out deps demo lint format asan tsan ci ci-full clean help torch bench-rival,$(or $(MAKECMDGOALS),all)),)
-$(call stamp,flags,$(shell $(CC) --version 2>&1 | head -n 1) $(CFLAGS_ALL) $(LDFLAGS_ALL) $(LIBS) $(ROWS_FLAGS) $(foreach i,$(ROWS_ISAS),$(ROWS_$i)))
+ifneq ($(filter-out deps demo test-mpi lint format asan tsan ci ci-full clean help torch bench-rival,$(or $(MAKECMDGOALS),all)),)
+$(call stamp,flags,$(shell $(CC) --version 2>&1 | head -n 1) $(CFLAGS_ALL) $(LDFLAGS_ALL) $(LIBS) $(if $(MPI_FOUND),$(MPICC)) $(ROWS_FLAGS) $(foreach i,$(ROWS_ISAS),$(ROWS_$i)))
 $(call stamp,objects,$(OBJ))
 $(call stamp,test-objects,$(TESTLIB))
 endif
@@ -83,7 +93,7 @@ $(O)/flags $(O)/objects $(O)/test-objects: ;
 
 $(BIN): $(O)/bdpo-train.o $(LIB) $(O)/flags
 	$(SAY) LINK $@
-	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $< $(LIB) $(LIBS)
+	$(Q)$(LINK) $(LDFLAGS_ALL) -o $@ $< $(LIB) $(LIBS)
 $(LIB): $(OBJ) $(O)/objects
 	$(SAY) AR $@
 	@rm -f $@
@@ -96,9 +106,13 @@ $(patsubst %,$(O)/src/cpu/rows_%.o,$(ROWS_ISAS)): $(O)/src/cpu/rows_%.o: $(ROWS)
 	@mkdir -p $(@D)
 	$(SAY) CC $(@:$(O)/%=%)
 	$(Q)$(CC) $(CFLAGS_ALL) $(ROWS_FLAGS) $(ROWS_$*) -DROWS_ISA=$* -MMD -MP -c -o $@ $<
+$(O)/src/dist/comm_mpi.o: src/dist/comm_mpi.c $(O)/flags
+	@mkdir -p $(@D)
+	$(SAY) CC $(@:$(O)/%=%)
+	$(Q)$(MPI_CC) $(CFLAGS_ALL) -MMD -MP -c -o $@ $<
 $(TESTS) $(BENCH): %: %.o $(TESTLIB) $(LIB) $(O)/flags $(O)/test-objects
 	$(SAY) LINK $@
-	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $< $(TESTLIB) $(LIB) $(LIBS) $(CMOCKA_LIBS)
+	$(Q)$(LINK) $(LDFLAGS_ALL) -o $@ $< $(TESTLIB) $(LIB) $(LIBS) $(CMOCKA_LIBS)
 -include $(patsubst %.o,%.d,$(OBJ) $(TESTLIB) $(O)/bdpo-train.o $(TESTS:=.o) $(BENCH).o)
 
 # what people run -----------------------------------------------------------------------------------------------------
@@ -120,6 +134,12 @@ test-built: build-tests
 # the C tests and the shell tests: what the sanitizer builds run
 test-c: build-tests
 	@$(RUN_TESTS) $(TESTS) $(wildcard test/*_test.sh)
+
+# whole jobs on several ranks of this machine; `make test` runs it too
+.PHONY: test-mpi
+test-mpi: deps
+	@$(MAKE) --no-print-directory $(BIN) $(O)/test/t_zero $(O)/test/t_replica
+	@$(RUN_TESTS) test/mpi_test.py
 
 bench: deps
 	@$(MAKE) --no-print-directory $(BENCH)
@@ -183,6 +203,7 @@ help:
 	'make test       install what is missing, build, run all tests; ends with "N passed, N failed, N skipped"' \
 	'make            build build/bdpo-train' \
 	'make deps       install the libraries that are missing (apt-get)' \
+	'make test-mpi   whole jobs on several ranks under mpirun (make test runs them too)' \
 	'make bench      speed of every operation and its share of the machine'"'"'s peak' \
 	'make bench-rival  speed and memory against TRL and a plain PyTorch loop, sweeps; the tables of docs/performance.md' \
 	'make lint       layers, formatting, shell scripts, words' \
@@ -194,4 +215,4 @@ help:
 	'make install    copy bdpo-train to $$(PREFIX)/bin (/usr/local)' \
 	'make clean      remove what was built' \
 	'' \
-	'variables       BUILD=release|debug|asan|tsan  CC=gcc|clang  WERROR=1  V=1  PREFIX=DIR  TORCH_PYTHON=PYTHON'
+	'variables       BUILD=release|debug|asan|tsan  CC=gcc|clang  MPI=0|1  MPICC=mpicc  WERROR=1  V=1  PREFIX=DIR  TORCH_PYTHON=PYTHON'

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT
  * bdpo-train.c - the commands, and the one place that prints errors and exits. */
+#include "src/dist/comm.h"
 #include "src/train/evaluate.h"
 #include "src/train/generate.h"
 #include "src/train/job.h"
@@ -161,15 +162,31 @@ static int number(const char *name, const char *text, double lo, double hi, bool
     return rc;
 }
 
+/* of the commands that several ranks run together; other commands stay alone */
+static struct dist ranks;
+
+static int load_config(struct args *a, struct config **c, const char *allowed, char **argv,
+                       int argc, int first)
+{
+    TRY(parse_args(a, allowed, argv, argc, first));
+    if (!a->config) return err_set(ERR_INPUT, "--config run.json is needed; see bdpo-train --help");
+    return config_load(c, a->config, a->sets, a->n_sets);
+}
+
 static int command_train(int argc, char **argv)
 {
     struct args a;
     struct config *c = NULL;
-    TRY(parse_args(&a, "--config --set --dry-run --allow-change", argv, argc, 1));
-    if (!a.config) return err_set(ERR_INPUT, "--config run.json is needed; see bdpo-train --help");
-    TRY(config_load(&c, a.config, a.sets, a.n_sets));
+    int rc;
+    TRY(dist_open(&ranks));
+    TRY_OUT(dist_agree(
+        &ranks, load_config(&a, &c, "--config --set --dry-run --allow-change", argv, argc, 1)));
     const struct job_opts o = { .allow_change = a.allow_change };
-    const int rc = a.dry_run ? job_dry_run(c) : job_run(c, &o);
+    if (a.dry_run)
+        rc = dist_agree(&ranks, ranks.rank == 0 ? job_dry_run(c) : 0);
+    else
+        rc = job_run(c, &ranks, &o);
+out:
     config_free(c);
     return rc;
 }
@@ -191,10 +208,12 @@ static int command_evaluate(int argc, char **argv)
 {
     struct args a;
     struct config *c = NULL;
-    TRY(parse_args(&a, "--config --set --model --per-pair", argv, argc, 2));
-    if (!a.config) return err_set(ERR_INPUT, "evaluate: --config run.json is needed");
-    TRY(config_load(&c, a.config, a.sets, a.n_sets));
-    const int rc = evaluate_run(c, a.model, a.per_pair);
+    int rc;
+    TRY(dist_open(&ranks));
+    TRY_OUT(dist_agree(&ranks,
+                       load_config(&a, &c, "--config --set --model --per-pair", argv, argc, 2)));
+    rc = evaluate_run(c, &ranks, a.model, a.per_pair);
+out:
     config_free(c);
     return rc;
 }
@@ -303,7 +322,9 @@ static int run(int argc, char **argv)
         strcmp(argv[1], "help") == 0)
         return command_help();
     if (strcmp(argv[1], "--version") == 0) {
-        puts("bdpo-train " BDPO_VERSION);
+        char mpi[128];
+        comm_library(mpi, sizeof mpi);
+        printf("bdpo-train %s, MPI: %s\n", BDPO_VERSION, mpi);
         return 0;
     }
     for (size_t i = 0; i < COUNT_OF(commands); i++) {
@@ -329,6 +350,19 @@ static void spin_briefly(char **argv)
         execv("/proc/self/exe", argv); /* where it fails, the default will do */
 }
 
+/* Of several ranks the lowest that failed speaks. One that failed alone, while others wait for it, ends all. */
+static void print_error(int rc)
+{
+    struct buf b = { 0 };
+    const bool alone = ranks.size > 1 && !ranks.agreed;
+    if (ranks.rank != ranks.speaker && !alone) return;
+    /* messages that carry a place bring their own "error:" */
+    buf_addf(&b, strstr(err_msg(), "error: ") ? "%s" : "bdpo-train: error: %s", err_msg());
+    err_print(b.data ? b.data : err_msg());
+    buf_release(&b);
+    if (alone) dist_abort(&ranks, err_exit_code(rc));
+}
+
 int main(int argc, char **argv)
 {
     spin_briefly(argv);
@@ -337,12 +371,7 @@ int main(int argc, char **argv)
     int rc = run(argc, argv);
     if (rc >= 0 && (fflush(stdout) != 0 || ferror(stdout)))
         rc = err_set(ERR_IO, "cannot write to the standard output");
-    if (rc >= 0) return 0;
-    const char *text = err_msg();
-    /* messages that carry a place bring their own "error:" */
-    if (strstr(text, "error: "))
-        fprintf(stderr, "%s\n", text);
-    else
-        fprintf(stderr, "bdpo-train: error: %s\n", text);
+    if (rc < 0) print_error(rc);
+    dist_close(&ranks);
     return err_exit_code(rc);
 }

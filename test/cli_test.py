@@ -302,7 +302,7 @@ def test_output_errors(r, root):
         open(lock, "w", encoding="utf-8").close()
         p.refused(f"output: {what}", res, *parts, code=code)
     for size in (2, 8):
-        p.refused(f"a launch of {size} ranks", t.bdpo("--config", run, env={"OMPI_COMM_WORLD_SIZE": str(size), "OMPI_COMM_WORLD_RANK": "1"}), f"{size} ranks")
+        p.refused(f"a launch of {size} ranks", t.bdpo("--config", run, env={"OMPI_COMM_WORLD_SIZE": str(size), "OMPI_COMM_WORLD_RANK": "0"}), f"{size} ranks")
 
 
 def test_run_files(r, root):

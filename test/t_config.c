@@ -343,7 +343,6 @@ static void test_config__cross_checks(void **state)
         { "backend=cuda", "\"cuda\" is not in this version" },
         { "optimizer.master=bfloat16", "\"bfloat16\" is not in this version" },
         { "optimizer.moments=int8", "\"int8\" is not one of \"float32\"" },
-        { "dist.gradients=sharded", "\"sharded\" is not in this version" },
         { "note=3", "note: expected a string" },
     };
     for (size_t i = 0; i < COUNT_OF(rows); i++)

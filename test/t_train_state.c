@@ -41,7 +41,15 @@ static void trainer_open(struct trainer *t, const char *dir, int shape, enum dty
                             .name = "preference",
                             .model = t->f.m,
                             .micro_tokens = 64 };
-    assert_int_equal(optim_plan(&t->st.optim, &t->plan, &t->st.model, c), 0);
+    struct zero *z = &t->st.zero;
+    assert_int_equal(zero_init(z, NULL, &t->f.be, t->f.m.n_flat), 0);
+    assert_int_equal(zero_add_group(z, 0, t->f.m.n_flat), 0);
+    assert_int_equal(zero_split(z), 0);
+    assert_int_equal(zero_plan(z, &t->plan, &t->st.model.grads, false, false), 0);
+    z->state[ZERO_MASTER] = &t->st.model.master;
+    z->state[ZERO_MOMENT1] = &t->st.optim.m;
+    z->state[ZERO_MOMENT2] = &t->st.optim.v;
+    assert_int_equal(optim_plan(&t->st.optim, &t->plan, z->n_shard, c), 0);
     assert_int_equal(plan_grant(&t->plan, &t->f.be), 0);
     assert_int_equal(scores_init(&t->st.ref, 3), 0);
     assert_int_equal(scores_init(&t->st.ref_eval, 2), 0);
@@ -52,6 +60,7 @@ static void trainer_close(struct trainer *t)
     scores_release(&t->st.ref);
     scores_release(&t->st.ref_eval);
     plan_release(&t->plan, &t->f.be);
+    zero_release(&t->st.zero);
     fix_close(&t->f);
 }
 
@@ -91,9 +100,9 @@ static void adamw_steps(const char *dir, int shape, enum dtype dtype, const stru
             ss += ref_sumsq(d, tensor_count(&g));
             free(d);
         }
-        assert_int_equal(optim_norm(m, &norm), 0);
+        assert_int_equal(zero_norm(&t.st.zero, false, &norm), 0);
         assert_true(fabs(norm - sqrt(ss)) <= 1e-6 * norm);
-        assert_int_equal(optim_step(&t.st.optim, m, norm, lr), 0);
+        assert_int_equal(optim_step(&t.st.optim, m, &t.st.zero, norm, lr), 0);
         assert_int_equal(t.st.optim.opt.step, step);
         for (int32_t i = 0; i < m->n_params; i++) {
             const struct param *p = &m->params[i];
@@ -159,10 +168,10 @@ static void test_optim__clip(void **state)
         g[0] = (float)(0.6 * len);
         g[1] = (float)(-0.8 * len);
         const float other = w[2];
-        assert_int_equal(optim_norm(m, &norm), 0);
+        assert_int_equal(zero_norm(&t.st.zero, false, &norm), 0);
         assert_near(norm, len, 1e-6);
         w[0] = w[1] = 0;
-        assert_int_equal(optim_step(&t.st.optim, m, norm, 1e6), 0);
+        assert_int_equal(optim_step(&t.st.optim, m, &t.st.zero, norm, 1e6), 0);
         const double s = side ? 1 : 2 / (norm + 1e-6);
         assert_near(w[0], -0.6 * len * s, 1e-5);
         assert_near(w[1], 0.8 * len * s, 1e-5);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "file.h"
+#include "../base/watch.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -41,6 +42,7 @@ int file_read_some(int fd, const char *path, void *out, size_t len, size_t *got)
 {
     ssize_t n;
     *got = 0;
+    watch_beat();
     do {
         n = read(fd, out, len);
     } while (n < 0 && errno == EINTR);
@@ -185,6 +187,7 @@ static int out_flush(struct file_out *f)
 int file_put(struct file_out *f, const void *data, size_t len)
 {
     const uint8_t *p = data;
+    watch_beat();
     if (!out_is_open(f)) return err_set(ERR_IO, "cannot write: the file is not open");
     if (len == 0) return 0;
     if (f->held + len > HOLD_BYTES) TRY(out_flush(f));

@@ -4,8 +4,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char *const cat_names[PLAN_CATS] = { "weights",     "master", "gradients", "moments",
-                                                  "activations", "head",   "scratch",   "batch" };
+static const char *const cat_names[PLAN_CATS] = { "weights", "master",      "gradients",
+                                                  "moments", "activations", "head",
+                                                  "scratch", "batch",       "communication" };
 
 const char *plan_cat_name(enum plan_cat c)
 {

@@ -8,7 +8,7 @@
 extern "C" {
 #endif
 
-enum plan_cat { PLAN_WEIGHTS, PLAN_MASTER, PLAN_GRADIENTS, PLAN_MOMENTS, PLAN_ACTIVATIONS, PLAN_HEAD, PLAN_SCRATCH, PLAN_BATCH, PLAN_CATS };
+enum plan_cat { PLAN_WEIGHTS, PLAN_MASTER, PLAN_GRADIENTS, PLAN_MOMENTS, PLAN_ACTIVATIONS, PLAN_HEAD, PLAN_SCRATCH, PLAN_BATCH, PLAN_COMM, PLAN_CATS };
 struct plan_item {
     enum plan_cat cat;
     struct tensor *view; /* gets its data at plan_grant; borrowed, must outlive the plan */

@@ -14,27 +14,23 @@ enum { CHUNK = 1 << 18, STATE_TENSORS = 5, VERSION = 1 };
 /* What a checkpoint saves, in the order of the file; the reference's are host memory in double. */
 struct state {
     const char *name;
-    struct tensor *t; /* on the backend, f32; NULL with `host` NULL: the exact weights */
-    double *host;     /* or host memory */
+    int shard;    /* enum zero_state; -1 with `host` NULL: the exact weights */
+    double *host; /* or host memory */
     int64_t n;
 };
 
 static void state_list(struct state s[STATE_TENSORS], const struct stage *st)
 {
-    struct stage *w =
-        (struct stage *)(uintptr_t)st; /* views only; the caller decides about writing */
     const int64_t n = st->model.n_flat;
-    s[0] = (struct state){ "weights", NULL, NULL, n };
-    s[1] = (struct state){ "moment1", &w->optim.m, NULL, n };
-    s[2] = (struct state){ "moment2", &w->optim.v, NULL, n };
-    s[3] = (struct state){ "reference", NULL, st->ref.w, 2 * st->ref.n };
-    s[4] = (struct state){ "reference_eval", NULL, st->ref_eval.w, 2 * st->ref_eval.n };
+    s[0] = (struct state){ "weights", -1, NULL, n };
+    s[1] = (struct state){ "moment1", ZERO_MOMENT1, NULL, n };
+    s[2] = (struct state){ "moment2", ZERO_MOMENT2, NULL, n };
+    s[3] = (struct state){ "reference", -1, st->ref.w, 2 * st->ref.n };
+    s[4] = (struct state){ "reference_eval", -1, st->ref_eval.w, 2 * st->ref_eval.n };
 }
 
-static int put_state(struct st_writer *w, const struct stage *st, const struct state *s,
-                     float *host)
+static int put_state(struct st_writer *w, struct stage *st, const struct state *s, float *host)
 {
-    const struct backend *be = &st->su->be;
     if (s->host) {
         /* scores keep w and l apart: [w | l] in the file */
         const struct scores *r = s->host == st->ref.w ? &st->ref : &st->ref_eval;
@@ -43,16 +39,16 @@ static int put_state(struct st_writer *w, const struct stage *st, const struct s
     }
     for (int64_t at = 0; at < s->n; at += CHUNK) {
         const int64_t n = MIN((int64_t)CHUNK, s->n - at);
-        if (!s->t)
+        if (s->shard < 0)
             TRY(model_get(&st->model, at, n, host));
         else
-            TRY(be->mem->to_host(be->cx, host, (const float *)s->t->data + at, n * 4));
+            TRY(zero_fetch(&st->zero, (enum zero_state)s->shard, at, n, host));
         TRY(st_writer_put_f32(w, host, n));
     }
     return 0;
 }
 
-static int write_state(const char *path, const struct stage *st, int64_t *bytes, uint32_t *crc)
+static int write_state(const char *path, struct stage *st, int64_t *bytes, uint32_t *crc)
 {
     struct state s[STATE_TENSORS];
     struct st_decl decl[STATE_TENSORS];
@@ -193,7 +189,7 @@ static int rotate(const char *output, const struct checkpoint_info *last, int64_
     return rc;
 }
 
-int checkpoint_save(const char *output, const struct stage *st, int64_t metrics_bytes,
+int checkpoint_save(const char *output, struct stage *st, int64_t metrics_bytes,
                     const char *fingerprint, int64_t keep, struct checkpoint_info *info)
 {
     char *dir = NULL, *tmp = NULL, *final = NULL, *state = NULL, *manifest = NULL;
@@ -321,7 +317,6 @@ int checkpoint_newest(const char *output, struct checkpoint_info *info)
 static int get_state(const struct st_set *set, const char *path, struct stage *st,
                      const struct state *s, float *host)
 {
-    const struct backend *be = &st->su->be;
     const struct st_tensor *t = st_find(set, s->name);
     if (!t || t->count != s->n || t->dtype != (s->host ? ST_F64 : ST_F32))
         return err_set(ERR_CHECKPOINT, "%s: tensor \"%s\" has %lld elements, this run needs %lld",
@@ -334,10 +329,10 @@ static int get_state(const struct st_set *set, const char *path, struct stage *s
     for (int64_t at = 0; at < s->n; at += CHUNK) {
         const int64_t n = MIN((int64_t)CHUNK, s->n - at);
         TRY(st_read_f32(set, t, at, n, host));
-        if (!s->t)
+        if (s->shard < 0)
             TRY(model_put(&st->model, at, n, host));
         else
-            TRY(be->mem->to_device(be->cx, (float *)s->t->data + at, host, n * 4));
+            TRY(zero_store(&st->zero, (enum zero_state)s->shard, at, n, host));
     }
     return 0;
 }

@@ -12,15 +12,15 @@ struct checkpoint_info {
     int64_t step;
     int64_t metrics_bytes;  /* length of metrics.jsonl when it was written */
 };
-/* Write the stage's state; *info is filled. Then delete all but it and the newest before it, `keep` in all. ERR_IO. */
-int checkpoint_save(const char *output, const struct stage *st, int64_t metrics_bytes, const char *fingerprint, int64_t keep,
+/* On rank 0, while the others are in zero_serve: write the stage's state; *info is filled. Then delete all but it and the newest before it, `keep` in all. ERR_IO. */
+int checkpoint_save(const char *output, struct stage *st, int64_t metrics_bytes, const char *fingerprint, int64_t keep,
                     struct checkpoint_info *info);
 /* The newest checkpoint under OUTPUT whose manifest and checksums hold (a broken one is named on stderr and passed over): 1, *info
  * filled; 0: none. */
 int checkpoint_newest(const char *output, struct checkpoint_info *info);
 /* The checkpoint at `path` (its directory): ERR_CHECKPOINT where it is unusable. */
 int checkpoint_open(const char *path, struct checkpoint_info *info);
-/* Restore an opened stage from DIR (OUTPUT/checkpoints/NAME or a path). ERR_CHECKPOINT where the state does not fit, or where the fingerprint
+/* Each rank for itself: restore an opened stage from DIR (OUTPUT/checkpoints/NAME or a path). ERR_CHECKPOINT where the state does not fit, or where the fingerprint
  * differs (named with both values) unless allow_change. */
 int checkpoint_load(const char *dir, struct stage *st, const char *fingerprint, bool allow_change);
 /* Delete what a killed run left half-written or half-deleted under OUTPUT; the caller holds the lock. */

@@ -3,6 +3,7 @@
 #include "metrics.h"
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/stat.h>
 
 static int add_file(json_t *o, const char *dir, const char *name)
@@ -71,5 +72,27 @@ out:
     json_decref(o);
     json_decref(content);
     buf_release(&text);
+    return rc;
+}
+
+int fingerprint_agree(struct dist *dist, const struct buf *print)
+{
+    struct sha256 s;
+    char hex[65], *all = NULL;
+    int rc;
+    sha256_init(&s);
+    sha256_add(&s, print->data, print->len);
+    sha256_hex(&s, hex);
+    TRY_OUT(MEM_NEW(&all, dist_size(dist) * (int64_t)sizeof hex));
+    TRY_OUT(dist_gather(dist, hex, all, sizeof hex));
+    for (int32_t r = 1; r < dist_size(dist) && rc == 0; r++)
+        if (memcmp(all, all + r * (int64_t)sizeof hex, sizeof hex) != 0)
+            rc = err_set(ERR_INPUT,
+                         "rank %d reads other files than rank 0 (config, data, tokenizer or sizes "
+                         "of the weights differ); all ranks need the same files at the same paths",
+                         r);
+    TRY_OUT(dist_agree(dist, rc));
+out:
+    free(all);
     return rc;
 }

@@ -194,6 +194,40 @@ int output_open(struct output *o, const struct config *c, const char *fingerprin
     return rc;
 }
 
+int output_open_all(struct output *o, const struct config *c, struct dist *dist,
+                    const char *fingerprint, bool allow_change)
+{
+    struct {
+        int32_t first;
+        bool finished, resumes;
+        int64_t metrics_bytes;
+        char resume[4096];
+    } found;
+    const bool opens = dist_rank(dist) == 0;
+    int rc = 0;
+    if (opens) rc = output_open(o, c, fingerprint, allow_change);
+    if (rc == 0 && o->resume && strlen(o->resume) >= sizeof found.resume)
+        rc = err_set(ERR_INPUT, "checkpoint.resume: the path is too long");
+    TRY(dist_agree(dist, rc));
+    memset(&found, 0, sizeof found);
+    if (opens) {
+        found.first = (int32_t)o->first;
+        found.finished = o->finished;
+        found.resumes = o->resume != NULL;
+        found.metrics_bytes = o->metrics_bytes;
+        snprintf(found.resume, sizeof found.resume, "%s", o->resume ? o->resume : "");
+    }
+    TRY(dist_bcast(dist, &found, sizeof found));
+    if (opens) return 0;
+    memset(o, 0, sizeof *o);
+    o->first = (enum stage_kind)found.first;
+    o->finished = found.finished;
+    o->metrics_bytes = found.metrics_bytes;
+    if (found.resumes) TRY(mem_strdup(&o->resume, found.resume));
+    TRY(mem_strdup(&o->dir, c->output));
+    return mem_strdup(&o->fingerprint, fingerprint);
+}
+
 static void take_size(json_t *o, const char *key, int64_t *want)
 {
     const json_t *v = json_object_get(o, key);

@@ -20,6 +20,8 @@ struct output {          /* valid when zeroed */
 /* Look, without writing: can the directory be made or written (ERR_INPUT), what did an earlier run leave, does it fit this run (ERR_CHECKPOINT
  * naming what differs, unless allow_change). `fingerprint` is copied. */
 int output_open(struct output *o, const struct config *c, const char *fingerprint, bool allow_change);
+/* All ranks: output_open on rank 0, what it found on all; the others hold no lock and write nothing. */
+int output_open_all(struct output *o, const struct config *c, struct dist *dist, const char *fingerprint, bool allow_change);
 /* First write, when nothing can be wrong with the input any more: directory, lock, config.json, fingerprint.json, metrics.jsonl, timing.jsonl.
  * Called again it does nothing. */
 int output_begin(struct output *o, const struct config *c);

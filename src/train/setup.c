@@ -16,11 +16,11 @@ static int tokenizer_file(int64_t *bytes, const char *dir)
     return rc;
 }
 
-int setup_open(struct setup *s, const struct config *c)
+int setup_open(struct setup *s, const struct config *c, struct dist *d)
 {
     memset(s, 0, sizeof *s);
     s->cfg = c;
-    TRY(dist_open(&s->dist));
+    s->dist = d;
     TRY(arch_load(&s->arch, c->model.path));
     if (c->data.max_length > s->arch.max_positions)
         return err_set(ERR_INPUT,
@@ -39,10 +39,16 @@ int setup_open(struct setup *s, const struct config *c)
                          c->data.system_prompt);
 }
 
+int32_t setup_threads(const struct setup *s)
+{
+    if (s->cfg->threads > 0) return (int32_t)s->cfg->threads;
+    return s->dist ? s->dist->cores : 0;
+}
+
 int setup_backend(struct setup *s)
 {
     const struct config *c = s->cfg;
-    const int32_t threads = (int32_t)c->threads;
+    const int32_t threads = setup_threads(s);
     if (c->backend != BACKEND_CPU && cuda_open(&s->be, threads) == 0) {
         s->be_open = true;
         return 0;
@@ -58,7 +64,6 @@ void setup_close(struct setup *s)
     if (s->be_open) backend_close(&s->be);
     template_close(s->tmpl);
     tokenizer_close(s->tok);
-    dist_close(&s->dist);
     memset(s, 0, sizeof *s);
 }
 
@@ -79,7 +84,7 @@ struct data_opts setup_data_opts(const struct setup *s)
         .subsample = c->data.subsample,
         .seed = c->seed,
         .vocab_size = (int32_t)s->arch.V,
-        .threads = (int32_t)c->threads,
+        .threads = setup_threads(s),
     };
 }
 

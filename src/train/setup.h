@@ -9,7 +9,7 @@
 
 struct setup { /* valid when zeroed */
     const struct config *cfg; /* borrowed */
-    struct dist dist;
+    struct dist *dist;        /* borrowed; NULL: one rank */
     struct arch arch;
     struct tokenizer *tok;
     struct chat_template *tmpl;
@@ -18,9 +18,12 @@ struct setup { /* valid when zeroed */
     int64_t tok_bytes; /* of tokenizer.json */
     int64_t micro_tokens; /* memory.micro_batch_tokens and gradient_checkpointing, resolved by sizing_choose() */
     int64_t recompute;
+    int64_t limit;        /* bytes that this rank may take, set by sizing_choose(); 0: not known */
 };
-/* Ranks, config.json, tokenizer and template of model.path; checks max_length against the model. ERR_INPUT. */
-int setup_open(struct setup *s, const struct config *c);
+/* config.json, tokenizer and template of model.path; checks max_length against the model. ERR_INPUT. */
+int setup_open(struct setup *s, const struct config *c, struct dist *d);
+/* CPU threads: the config's, else this rank's share of the cores that it may use; 0: all of these. */
+int32_t setup_threads(const struct setup *s);
 /* The backend that the config asks for ("auto": CUDA where there is a device, else the CPU). */
 int setup_backend(struct setup *s);
 void setup_close(struct setup *s);

@@ -65,7 +65,7 @@ static int measure(struct sizing *s, struct setup *su, const struct sizing_run *
         const struct run_stage *r = &run->stage[i];
         struct forecast f;
         struct batch_size b;
-        TRY(stage_measure(&b, su->cfg, r->kind, r->data, r->eval, micro));
+        TRY(stage_measure(&b, su, r->kind, r->data, r->eval, micro));
         TRY(forecast_stage(&f, su, r, &b, &run->base));
         *batches += b.batches;
         s->stage_peak[i] = f;
@@ -144,12 +144,15 @@ static int list_options(struct sizing_option *o, struct setup *su, const struct 
     return n;
 }
 
-static int64_t limit_of(const struct sizing_run *run, const struct config *c, bool *given)
+/* The ranks of a machine share its memory; memory.limit is that of one rank. */
+static int64_t limit_of(const struct sizing_run *run, const struct setup *su, bool *given)
 {
+    const struct config *c = su->cfg;
+    const int32_t ranks = su->dist ? MAX(su->dist->node_ranks, 1) : 1;
     const double GiB = 1 << 30;
     *given = c->memory.limit != CONFIG_AUTO && !run->memory;
     if (*given) return (int64_t)(c->memory.limit * GiB);
-    const int64_t all = run->memory ? run->memory : machine_memory();
+    const int64_t all = run->memory ? run->memory : machine_memory() / ranks;
     return all > 0 ? (int64_t)((1 - SYSTEM_SHARE) * (double)all) : INT64_MAX;
 }
 
@@ -229,8 +232,9 @@ int sizing_choose(struct sizing *s, struct setup *su, const struct sizing_run *r
                   const struct sizing_want *want)
 {
     bool given;
-    const int64_t limit = limit_of(run, su->cfg, &given);
+    const int64_t limit = limit_of(run, su, &given);
     memset(s, 0, sizeof *s);
+    su->limit = limit;
     const int fits = attempt(s, su, run, want, limit);
     TRY(fits);
     s->limit = limit;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "status.h"
 #include "../io/file.h"
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -139,6 +140,28 @@ int status_step(struct status *s, int64_t step, const json_t *row, const struct 
         show(s, m, preference, preference ? m->loss / (double)m->examples : m->loss / m->nw);
     }
     return now - s->last_write > 2 ? status_write(s, "running", 0, "training") : 0;
+}
+
+void status_hang(void *status, const char *reason)
+{
+    const struct status *s = status;
+    char host[256] = "", text[2048], tmp[4096];
+    if (!s->path || strlen(s->path) + 8 > sizeof tmp) return;
+    gethostname(host, sizeof host - 1);
+    const int n = snprintf(
+        text, sizeof text,
+        "{\n  \"state\": \"failed\",\n  \"exit_code\": 76,\n  \"reason\": \"%s\",\n  \"stage\": "
+        "\"%s\",\n"
+        "  \"step\": %lld,\n  \"steps\": %lld,\n  \"checkpoint\": \"%s\",\n  \"pid\": %d,\n"
+        "  \"host\": \"%s\"\n}\n",
+        reason, s->stage ? s->stage : "", (long long)s->step, (long long)s->steps, s->checkpoint,
+        (int)getpid(), host);
+    snprintf(tmp, sizeof tmp, "%s.tmp-%d", s->path, (int)getpid());
+    const int fd = open(tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0666);
+    if (fd < 0) return;
+    const bool whole = n < (int)sizeof text && write(fd, text, (size_t)n) == n && fsync(fd) == 0;
+    close(fd);
+    if (!whole || rename(tmp, s->path) != 0) unlink(tmp);
 }
 
 void status_say(struct status *s, const char *fmt, ...)

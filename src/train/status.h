@@ -27,6 +27,8 @@ void status_stage(struct status *s, const char *stage, int64_t step, int64_t ste
 int status_step(struct status *s, int64_t step, const json_t *row, const struct metrics *m, bool preference, double seconds);
 /* Write status.json now. state: "running", "done", "stopped", "failed". */
 int status_write(struct status *s, const char *state, int exit_code, const char *reason);
+/* A watch_fn, of a struct status: status.json says that the run failed with exit code 76. Allocates nothing. */
+void status_hang(void *status, const char *reason);
 /* One line to the user on stderr (closes an open bar first). */
 void status_say(struct status *s, const char *fmt, ...) PRINTF_LIKE(2, 3);
 
