@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "job.h"
 #include "fingerprint.h"
-#include "machine.h"
 #include "planning.h"
 #include "output.h"
 #include "replica.h"
@@ -357,17 +356,6 @@ static void say_first(struct job *j, const struct stage *st, double loss)
         status_say(&j->status, "first step: the policy is the reference, loss %.9g", loss);
 }
 
-/* All memory of a step is in use now: is it what the plan said for this stage? */
-static void say_memory(struct job *j, const struct stage *st)
-{
-    const int64_t used = machine_anonymous(), planned = forecast_total(&j->peak[st->kind]);
-    char a[32], b[32];
-    if (used > 0)
-        status_say(&j->status, "memory: %s in use after the first step, planned %s (%+.1f %%)",
-                   bytes_human(a, used), bytes_human(b, planned),
-                   100 * ((double)used / (double)planned - 1));
-}
-
 static int train_loop(struct job *j, struct stage *st)
 {
     bool stepped = false;
@@ -382,7 +370,7 @@ static int train_loop(struct job *j, struct stage *st)
         watch_stage(st->name, st->step + 1);
         if (j->su.dist) j->su.dist->seconds = 0;
         TRY(stage_step(st, &m, &norm, &lr, &applied));
-        if (!stepped) say_memory(j, st);
+        if (!stepped) planning_compare(&j->status, &j->peak[st->kind]);
         stepped = true;
         if (st->at_reference && st->step == 1) say_first(j, st, metrics_loss(&m, st->loss));
         TRY(after_step(j, st, report_step(j, st, &m, norm, lr, applied, clock_seconds() - start)));
