@@ -42,6 +42,7 @@ CFLAGS_ALL := -std=c11 -D_GNU_SOURCE -DBDPO_VERSION='"$(VERSION)"' $(OPT_$(BUILD
 LDFLAGS_ALL := $(OPT_$(BUILD)) $(LINK_HARDEN) -fopenmp $(LDFLAGS)
 LIBS := $(PKG_LIBS) -ldnnl -lm
 
+, := ,
 SRC := $(filter-out src/dist/comm_%.c,$(wildcard src/*/*.c)) cuda/none.c
 COMM := src/dist/comm_$(if $(MPI_FOUND),mpi,none)
 # rows.c holds the inner loops; it is built once per instruction set and chosen at run time
@@ -58,10 +59,14 @@ BIN := $(O)/bdpo-train
 TESTS := $(patsubst test/%.c,$(O)/test/%,$(wildcard test/t_*.c))
 TESTLIB := $(patsubst %.c,$(O)/%.o,$(filter-out $(wildcard test/t_*.c) test/bench.c,$(wildcard test/*.c)))
 BENCH := $(O)/test/bench
+# the program once more, with faults in the place of the system's calls (test/fault/fault.c); bdpo-train has none of it
+FAULTY := $(O)/bdpo-train-fault
+FAULT_WRAP := $(patsubst %,-Wl$(,)--wrap=%,open openat write pwrite fsync mkdir rename renameat2 unlink unlinkat ftruncate lseek fallocate \
+              calloc realloc aligned_alloc model_logp model_backward stage_step)
 
 # A Python with torch lets the outside judge (scripts/compare_torch.py, test/check_tokenizer.py) run; `make torch` makes one.
 TORCH_PYTHON ?= $(if $(wildcard build/venv/bin/python),build/venv/bin/python,python3)
-RUN_TESTS = BDPO_TRAIN=$(CURDIR)/$(BIN) TORCH_PYTHON=$(TORCH_PYTHON) LOG=$(O)/test.log sh scripts/run-tests.sh
+RUN_TESTS = BDPO_TRAIN=$(CURDIR)/$(BIN) BDPO_FAULTY=$(CURDIR)/$(FAULTY) TORCH_PYTHON=$(TORCH_PYTHON) LOG=$(O)/test.log sh scripts/run-tests.sh
 SCRIPT_TESTS = $(sort $(wildcard test/*_test.sh test/*_test.py test/check_*.py)) $(wildcard scripts/compare_torch.py)
 DEPS_FOR := $(if $(findstring clang,$(CC)),clang)
 
@@ -94,6 +99,9 @@ $(O)/flags $(O)/objects $(O)/test-objects: ;
 $(BIN): $(O)/bdpo-train.o $(LIB) $(O)/flags
 	$(SAY) LINK $@
 	$(Q)$(LINK) $(LDFLAGS_ALL) -o $@ $< $(LIB) $(LIBS)
+$(FAULTY): $(O)/bdpo-train.o $(O)/test/fault/fault.o $(LIB) $(O)/flags
+	$(SAY) LINK $@
+	$(Q)$(LINK) $(LDFLAGS_ALL) $(FAULT_WRAP) -o $@ $(O)/bdpo-train.o $(O)/test/fault/fault.o $(LIB) $(LIBS)
 $(LIB): $(OBJ) $(O)/objects
 	$(SAY) AR $@
 	@rm -f $@
@@ -113,7 +121,7 @@ $(O)/src/dist/comm_mpi.o: src/dist/comm_mpi.c $(O)/flags
 $(TESTS) $(BENCH): %: %.o $(TESTLIB) $(LIB) $(O)/flags $(O)/test-objects
 	$(SAY) LINK $@
 	$(Q)$(LINK) $(LDFLAGS_ALL) -o $@ $< $(TESTLIB) $(LIB) $(LIBS) $(CMOCKA_LIBS)
--include $(patsubst %.o,%.d,$(OBJ) $(TESTLIB) $(O)/bdpo-train.o $(TESTS:=.o) $(BENCH).o)
+-include $(patsubst %.o,%.d,$(OBJ) $(TESTLIB) $(O)/bdpo-train.o $(O)/test/fault/fault.o $(TESTS:=.o) $(BENCH).o)
 
 # what people run -----------------------------------------------------------------------------------------------------
 deps:
@@ -127,13 +135,24 @@ demo: deps
 test: deps
 	@$(MAKE) --no-print-directory test-built
 
-.PHONY: build-tests test-built test-c
-build-tests: $(BIN) $(TESTS)
+.PHONY: build-tests test-built test-c test-crash test-slurm
+build-tests: $(BIN) $(FAULTY) $(TESTS)
 test-built: build-tests
 	@$(RUN_TESTS) $(TESTS) $(SCRIPT_TESTS)
 # the C tests and the shell tests: what the sanitizer builds run
 test-c: build-tests
 	@$(RUN_TESTS) $(TESTS) $(wildcard test/*_test.sh)
+
+# the long ones: every call of the system fails or is the last one before a kill or a power cut, and three hundred kills
+test-crash: deps
+	@$(MAKE) --no-print-directory build-tests
+	BDPO_TRAIN=$(CURDIR)/$(BIN) BDPO_FAULTY=$(CURDIR)/$(FAULTY) python3 test/fault_test.py --all
+	BDPO_TRAIN=$(CURDIR)/$(BIN) BDPO_FAULTY=$(CURDIR)/$(FAULTY) python3 test/disk_test.py --cuts 0
+	BDPO_TRAIN=$(CURDIR)/$(BIN) python3 test/resume_test.py --kills 100
+
+# the scripts of configs/slurm on a Slurm of one node that is made for it; as root, about 5 minutes
+test-slurm: all
+	@BDPO_TRAIN=$(CURDIR)/$(BIN) bash scripts/try-slurm.sh
 
 # whole jobs on several ranks of this machine; `make test` runs it too
 .PHONY: test-mpi
@@ -201,6 +220,8 @@ help:
 	@printf '%s\n' \
 	'make demo       install what is missing, build, and show DPO against BDPO on a task with right answers (about a minute)' \
 	'make test       install what is missing, build, run all tests; ends with "N passed, N failed, N skipped"' \
+	'make test-crash every call of the system fails or is the last one, three hundred kills (long)' \
+	'make test-slurm the scripts of configs/slurm on a Slurm of one node made for it (as root, 5 minutes)' \
 	'make            build build/bdpo-train' \
 	'make deps       install the libraries that are missing (apt-get)' \
 	'make test-mpi   whole jobs on several ranks under mpirun (make test runs them too)' \

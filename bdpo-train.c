@@ -7,6 +7,7 @@
 #include "src/train/machine.h"
 #include "src/train/planning.h"
 #include "src/train/tokenize.h"
+#include "src/base/signals.h"
 #include "src/io/json.h"
 #include <math.h>
 #include <stdio.h>
@@ -178,6 +179,7 @@ static int command_train(int argc, char **argv)
     struct args a;
     struct config *c = NULL;
     int rc;
+    signals_install(); /* before anything that takes time */
     TRY(dist_open(&ranks));
     TRY_OUT(dist_agree(
         &ranks, load_config(&a, &c, "--config --set --dry-run --allow-change", argv, argc, 1)));

@@ -31,8 +31,6 @@ int plan_grant(struct plan *p, const struct backend *be);
 /* "plan: weights 1.9 GiB, ..." one line; adds to b. */
 int plan_print(const struct plan *p, struct buf *b);
 void plan_release(struct plan *p, const struct backend *be);
-/* "1.9 GiB" into out[32]; returns out. */
-const char *bytes_human(char out[32], int64_t bytes);
 #ifdef __cplusplus
 }
 #endif

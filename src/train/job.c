@@ -4,6 +4,7 @@
 #include "planning.h"
 #include "output.h"
 #include "replica.h"
+#include "../base/signals.h"
 #include "../base/watch.h"
 #include <math.h>
 #include <stdio.h>
@@ -23,6 +24,7 @@ struct job {
     struct output out;
     struct status status;
     double started, last_save; /* seconds */
+    int64_t saved[3];          /* stage + 1, step and eval_due of the last checkpoint; 0: none */
 };
 
 static int job_open(struct job *j, const struct config *c, struct dist *dist)
@@ -146,13 +148,6 @@ out:
     return rc;
 }
 
-static int evaluate(struct job *j, struct stage *st)
-{
-    struct metrics m;
-    TRY(stage_evaluate(st, &m));
-    return dist_agree(j->su.dist, first_rank(j) ? write_row(j, st, "eval/", &m, 0, 0) : 0);
-}
-
 static int write_checkpoint(struct job *j, struct stage *st)
 {
     struct checkpoint_info info;
@@ -161,13 +156,36 @@ static int write_checkpoint(struct job *j, struct stage *st)
                         j->cfg->checkpoint.keep, &info));
     snprintf(j->status.checkpoint, sizeof j->status.checkpoint, "checkpoints/%s", info.name);
     j->last_save = clock_seconds();
-    return 0;
+    return status_write(&j->status, "running", 0, "training");
 }
 
 static int save_checkpoint(struct job *j, struct stage *st)
 {
-    if (!first_rank(j)) return zero_serve(&st->zero);
-    return zero_dismiss(&st->zero, write_checkpoint(j, st));
+    const int64_t now[3] = { (int64_t)st->kind + 1, st->step, st->eval_due };
+    /* due at this step and asked for by a signal: once is enough, and a good one is not replaced */
+    if (memcmp(j->saved, now, sizeof now) == 0) return 0;
+    const int rc =
+        first_rank(j) ? zero_dismiss(&st->zero, write_checkpoint(j, st)) : zero_serve(&st->zero);
+    if (rc == 0) memcpy(j->saved, now, sizeof now);
+    return rc;
+}
+
+/* A signal cuts it short: the checkpoint says whether it is `due` again before the next step; that of the stage's end comes by itself. */
+static int evaluate(struct job *j, struct stage *st, bool due)
+{
+    struct metrics m;
+    const int rc = stage_evaluate(st, &m);
+    st->eval_due = rc == ERR_STOPPED && due;
+    if (rc < 0 && rc != ERR_STOPPED) return rc;
+    if (rc == 0)
+        return dist_agree(j->su.dist, first_rank(j) ? write_row(j, st, "eval/", &m, 0, 0) : 0);
+    TRY(save_checkpoint(j, st));
+    int64_t number = signals_pending();
+    TRY(dist_vote(j->su.dist, 0, &number, 1));
+    err_set(ERR_STOPPED,
+            "stopped by %s during the evaluation after %s step %lld; saved, start again to go on",
+            signals_name((int)number), st->name, (long long)st->step);
+    return dist_agree(j->su.dist, ERR_STOPPED);
 }
 
 static int write_model(struct job *j, struct stage *st, const char *name)
@@ -246,7 +264,7 @@ static int finish_stage(struct job *j, struct stage *st)
                    "%s: rounding to %s moves the log-probabilities of a few rows by at most %.3g",
                    st->name, st_dtype_name(dtype), worst);
     }
-    if (st->eval && j->cfg->eval.at_end) TRY(evaluate(j, st));
+    if (st->eval && j->cfg->eval.at_end) TRY(evaluate(j, st, false));
     TRY(dist_agree(
         j->su.dist,
         rows_sync(&j->out.metrics))); /* once sft/ is there, a resume takes its rows as complete */
@@ -301,8 +319,8 @@ static int stop_requested(struct job *j, struct stage *st, const int64_t wish[WI
     if (st->step == st->steps || (!wish[WISH_SIGNAL] && !wish[WISH_LATE])) return 0;
     TRY(save_checkpoint(j, st));
     if (wish[WISH_SIGNAL])
-        err_set(ERR_STOPPED, "stopped by signal %d after %s step %lld; saved, start again to go on",
-                (int)wish[WISH_SIGNAL], st->name, (long long)st->step);
+        err_set(ERR_STOPPED, "stopped by %s after %s step %lld; saved, start again to go on",
+                signals_name((int)wish[WISH_SIGNAL]), st->name, (long long)st->step);
     else
         err_set(ERR_STOPPED, "max_hours reached after %s step %lld; saved, start again to go on",
                 st->name, (long long)st->step);
@@ -333,7 +351,8 @@ static int after_step(struct job *j, struct stage *st, int rc)
     if (c->faults.replica_check_every > 0 && st->step % c->faults.replica_check_every == 0)
         TRY(replica_check(j->su.dist, &st->model)); /* before anything is saved */
     if (st->eval && c->eval.every > 0 && st->step % c->eval.every == 0 && !(last && c->eval.at_end))
-        TRY(evaluate(j, st));
+        TRY(evaluate(j, st, true));
+    st->eval_due = false;
     if (c->checkpoint.export_at == EXPORT_EPOCH && st->kind == STAGE_PREFERENCE &&
         st->step % per_epoch == 0) {
         char name[48];
@@ -362,6 +381,14 @@ static int train_loop(struct job *j, struct stage *st)
     status_stage(&j->status, st->name, st->step, st->steps);
     watch_stage(st->name, st->step);
     TRY(status_write(&j->status, "running", 0, "training"));
+    int64_t number = signals_pending();
+    TRY(dist_vote(j->su.dist, 0, &number, 1));
+    if (number && st->step < st->steps) { /* what there is to go on from is on the disk */
+        err_set(ERR_STOPPED, "stopped by %s before %s step %lld; start again to go on",
+                signals_name((int)number), st->name, (long long)st->step + 1);
+        return dist_agree(j->su.dist, ERR_STOPPED);
+    }
+    if (st->eval_due) TRY(after_step(j, st, 0));
     while (st->step < st->steps) {
         struct metrics m;
         double norm, lr;
@@ -443,6 +470,14 @@ static int stage_begin(struct job *j, struct stage *st)
     return rc;
 }
 
+static void check_room(const struct job *j, const struct stage *st)
+{
+    const struct config *c = j->cfg;
+    const int64_t n = st->model.n_flat, size = st_dtype_size(setup_save_dtype(&j->su));
+    output_room(&j->out, c, checkpoint_bytes(n, st->ref.n + st->ref_eval.n), n * size,
+                c->preference.present ? (int64_t)MIN(c->preference.epochs, 1e9) : 0);
+}
+
 static int run_stage(struct job *j, enum stage_kind kind, const char *resume, bool allow_change)
 {
     struct stage st = { 0 };
@@ -457,11 +492,15 @@ static int run_stage(struct job *j, enum stage_kind kind, const char *resume, bo
         memset(j->ref, 0, sizeof j->ref);
     }
     announce(j, &st);
+    if (kind == j->out.first && first_rank(j)) check_room(j, &st);
     if (resume) {
         TRY_OUT(
             dist_agree(j->su.dist, checkpoint_load(resume, &st, j->out.fingerprint, allow_change)));
         TRY_OUT(dist_agree(j->su.dist, first_rank(j) ? output_begin(&j->out, &j->resolved) : 0));
         status_say(&j->status, "resumed from %s", resume);
+        if (strncmp(resume, j->out.dir, strlen(j->out.dir)) == 0)
+            snprintf(j->status.checkpoint, sizeof j->status.checkpoint, "checkpoints/%s",
+                     path_base(resume));
     } else {
         TRY_OUT(stage_begin(j, &st));
     }
@@ -485,8 +524,8 @@ static int run_stages(struct job *j, bool allow_change)
             return dist_agree(
                 j->su.dist,
                 err_set(ERR_STOPPED,
-                        "stopped by signal %d after the sft stage; saved, start again to go on",
-                        (int)number));
+                        "stopped by %s after the sft stage; saved, start again to go on",
+                        signals_name((int)number)));
     }
     return 0;
 }
@@ -510,6 +549,21 @@ static int conclude(struct job *j, int rc)
     return rc;
 }
 
+/* Stopped while data or model were read: requeue scripts look at status.json, and launchers may not pass exit codes on. */
+static void note_early_stop(struct job *j, const struct config *c)
+{
+    struct buf message = { 0 };
+    char *path = NULL;
+    int rc = buf_adds(&message, err_msg());
+    if (rc == 0) rc = output_claim(&j->out, c);
+    if (rc == 0 && !j->status.path) rc = output_path(&j->out, "status.json", &path);
+    if (path) rc = status_open(&j->status, c, path);
+    if (rc == 0) status_write(&j->status, "stopped", err_exit_code(ERR_STOPPED), message.data);
+    if (message.data) err_set(ERR_STOPPED, "%s", message.data);
+    buf_release(&message);
+    free(path);
+}
+
 /* What every rank looks at for itself. */
 static int job_prepare(struct job *j, const struct config *c, struct dist *dist, struct buf *print)
 {
@@ -530,7 +584,6 @@ int job_run(const struct config *c, struct dist *dist, const struct job_opts *o)
         fprintf(stderr, "%s: this run is finished already; nothing to do\n", c->output);
         goto out;
     }
-    signals_install(); /* up to here a signal may end the process: nothing was written */
     TRY_OUT(dist_agree(dist, setup_backend(&j.su)));
     if (first_rank(&j)) TRY_OUT(output_path(&j.out, "status.json", &path));
     TRY_OUT(status_open(&j.status, c, path));
@@ -540,51 +593,9 @@ int job_run(const struct config *c, struct dist *dist, const struct job_opts *o)
     if (rc == 0) status_say(&j.status, "done: %s/model", c->output);
 out:
     watch_stop();
+    if (rc == ERR_STOPPED && !j.out.begun && dist_rank(dist) == 0) note_early_stop(&j, c);
     buf_release(&print);
     free(path);
-    job_close(&j);
-    return rc;
-}
-
-static int add_note(json_t *root, const char *section, const char *text)
-{
-    json_t *o = json_object_get(root, section);
-    fprintf(stderr, "%s: %s\n", section, text);
-    return o ? metrics_text(o, "note", text) : 0;
-}
-
-int job_dry_run(const struct config *c)
-{
-    struct job j;
-    struct buf b = { 0 };
-    json_t *root = NULL;
-    char formula[512], text[800];
-    int rc;
-    TRY_OUT(job_open(&j, c, NULL));
-    TRY_OUT(config_dump(c, &b));
-    root = json_loads(b.data, 0, NULL);
-    buf_clear(&b);
-    if (!root) TRY_OUT(err_set(ERR_OOM, "out of memory for the resolved config"));
-    if (c->sft.present) {
-        snprintf(text, sizeof text,
-                 "%lld steps over %lld rows; loss: -log pi(chosen) per response token of the batch",
-                 (long long)stage_steps(&c->sft, j.in.data[STAGE_SFT].n),
-                 (long long)j.in.data[STAGE_SFT].n);
-        TRY_OUT(add_note(root, "sft", text));
-    }
-    if (c->preference.present) {
-        snprintf(text, sizeof text, "%lld steps over %lld pairs; loss: %s",
-                 (long long)stage_steps(&c->preference, j.in.data[STAGE_PREFERENCE].n),
-                 (long long)j.in.data[STAGE_PREFERENCE].n,
-                 loss_describe(formula, sizeof formula, loss_find(c->loss), &c->loss_opts));
-        TRY_OUT(add_note(root, "preference", text));
-    }
-    TRY_OUT(json_dump(&b, root, 2));
-    puts(b.data);
-    if (fflush(stdout) != 0) TRY_OUT(err_set(ERR_IO, "cannot write to the standard output"));
-out:
-    json_decref(root);
-    buf_release(&b);
     job_close(&j);
     return rc;
 }

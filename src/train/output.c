@@ -194,6 +194,37 @@ int output_open(struct output *o, const struct config *c, const char *fingerprin
     return rc;
 }
 
+int output_claim(struct output *o, const struct config *c)
+{
+    if (!o->dir) TRY(mem_strdup(&o->dir, c->output));
+    TRY(check_writable(o->dir));
+    TRY(check_foreign(o, true));
+    TRY(dir_make(o->dir));
+    if (!o->lock) TRY(lock(o));
+    return was_done(o) ? err_set(ERR_INPUT, "output: %s is finished", o->dir) : 0;
+}
+
+void output_room(const struct output *o, const struct config *c, int64_t checkpoint_bytes,
+                 int64_t model_bytes, int64_t epochs)
+{
+    const bool often = c->checkpoint.every > 0 || c->checkpoint.every_minutes > 0;
+    const int64_t there = checkpoint_count(o->dir), left = disk_free(o->dir);
+    const int64_t checkpoints = MAX((often ? c->checkpoint.keep + 1 : 1) - there, (int64_t)0);
+    const int64_t models = (c->sft.present && !has(o, "sft")) +
+                           (c->preference.present && !has(o, "model")) +
+                           (c->checkpoint.export_at == EXPORT_EPOCH ? epochs : 0);
+    char need[32], one[32], model[32], room[32];
+    int64_t a, b, sum;
+    if (left < 0 || !mul_ok(checkpoints, checkpoint_bytes, &a) ||
+        !mul_ok(models, model_bytes, &b) || !add_ok(a, b, &sum) || sum <= left)
+        return;
+    fprintf(stderr,
+            "warning: output: %s has %s free, this run may write %s more (%lld checkpoints of %s, "
+            "%lld models of %s); when the disk is full it stops and can be gone on with\n",
+            o->dir, bytes_human(room, left), bytes_human(need, sum), (long long)checkpoints,
+            bytes_human(one, checkpoint_bytes), (long long)models, bytes_human(model, model_bytes));
+}
+
 int output_open_all(struct output *o, const struct config *c, struct dist *dist,
                     const char *fingerprint, bool allow_change)
 {

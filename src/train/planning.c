@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "planning.h"
+#include "checkpoint.h"
 #include "machine.h"
 #include "work.h"
 #include <stdio.h>
@@ -71,7 +72,7 @@ static int disk(struct planning *p)
     for (int i = 0; i < p->in.n_stages; i++)
         rows =
             MAX(rows, p->in.stage[i].data->n + (p->in.stage[i].eval ? p->in.stage[i].eval->n : 0));
-    p->checkpoint = 12 * m.n_flat + 16 * rows;
+    p->checkpoint = checkpoint_bytes(m.n_flat, rows);
     model_release(&m);
     p->n_models = c->sft.present + 1;
     p->models = p->params * st_dtype_size(dtype);

@@ -2,6 +2,7 @@
 #include "refcache.h"
 #include "stage.h"
 #include "../base/rng.h"
+#include "../base/signals.h"
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -81,8 +82,8 @@ static int stopped(struct pass *p)
 {
     if (p->cache) TRY(refcache_flush(p->cache, true));
     return err_set(ERR_STOPPED,
-                   "stopped by signal %d while the reference was scored; start again to go on",
-                   signals_pending());
+                   "stopped by %s while the reference was scored; start again to go on",
+                   signals_name(signals_pending()));
 }
 
 /* Rows [at, at + n) are a micro-batch of this rank. One of which the cache has all rows is passed over; of another all rows are computed, since

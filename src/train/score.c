@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "score.h"
 #include "share.h"
+#include "../base/signals.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -80,7 +81,10 @@ int score_all(struct scores *s, struct dist *dist, bool fixed, struct model *m, 
     for (int64_t k = 0; rc == 0 && k < n; k++) {
         if (slot[k].rank != dist_rank(dist)) continue;
         memset(mine + slot[k].at, 1, (size_t)slot[k].n);
-        rc = score_rows(s, m, b, d, idx + slot[k].at, slot[k].n, tokens_max);
+        if (signals_pending())
+            rc = err_set(ERR_STOPPED, "stopped by %s during an evaluation",
+                         signals_name(signals_pending()));
+        if (rc == 0) rc = score_rows(s, m, b, d, idx + slot[k].at, slot[k].n, tokens_max);
     }
     rc = score_share(s, dist, rc, idx, mine, d->n);
 out:

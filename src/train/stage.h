@@ -34,6 +34,7 @@ struct stage { /* valid when zeroed */
     struct op_sizes sizes;
     int64_t step, steps;            /* done, total */
     int64_t skipped, skipped_run;   /* steps with a non-finite loss or gradient: all, and the last ones in a row */
+    bool eval_due;                  /* the evaluation of this step was cut short by a signal and is still to be done */
     bool at_reference;              /* the policy started as the reference itself: the first step checks that */
     double self_difference;         /* what that check found: largest |log-probability - reference's| / max(1, |reference's|) */
     char *ref_file;                 /* the cache that reference values may come from; NULL: none; owned */
