@@ -377,7 +377,7 @@ static void say_first(struct job *j, const struct stage *st, double loss)
 
 static int train_loop(struct job *j, struct stage *st)
 {
-    bool stepped = false;
+    const int64_t first = st->step;
     status_stage(&j->status, st->name, st->step, st->steps);
     watch_stage(st->name, st->step);
     TRY(status_write(&j->status, "running", 0, "training"));
@@ -397,8 +397,7 @@ static int train_loop(struct job *j, struct stage *st)
         watch_stage(st->name, st->step + 1);
         if (j->su.dist) j->su.dist->seconds = 0;
         TRY(stage_step(st, &m, &norm, &lr, &applied));
-        if (!stepped) planning_compare(&j->status, &j->peak[st->kind]);
-        stepped = true;
+        if (st->step == first + 1) planning_compare(&j->status, &j->peak[st->kind]);
         if (st->at_reference && st->step == 1) say_first(j, st, metrics_loss(&m, st->loss));
         TRY(after_step(j, st, report_step(j, st, &m, norm, lr, applied, clock_seconds() - start)));
     }
