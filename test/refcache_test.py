@@ -290,9 +290,7 @@ def test_kills(r, root, rng):
     _, out = p.run(**sections)
     seconds, want = time.monotonic() - begin, results(out)
     killed = found = 0
-    for chain in range(20):
-        if chain >= 6 and killed > 10 and found:
-            break
+    for chain in range(6):
         shutil.rmtree(p.cache, ignore_errors=True)
         path, out = p.job(**sections)
         for _ in range(6):
@@ -301,9 +299,8 @@ def test_kills(r, root, rng):
             s.kill()
             s.communicate()
             killed += s.returncode == -9
-            if s.returncode == 0:  # the machine has become faster than it was
+            if s.returncode != -9:  # the machine has become faster than it was
                 seconds *= 0.7
-                break
         res = t.bdpo("--config", path)
         got = SAID.search(res.err)
         found += bool(got and got.group(2) != "0")
