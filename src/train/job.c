@@ -576,6 +576,7 @@ int job_run(const struct config *c, struct dist *dist, const struct job_opts *o)
     TRY_OUT(output_open_all(&j.out, c, dist, print.data, o->allow_change));
     if (j.out.finished) {
         fprintf(stderr, "%s: this run is finished already; nothing to do\n", c->output);
+        if (dist_rank(dist) == 0) TRY_OUT(checkpoint_sweep(j.out.dir)); /* after a power cut */
         goto out;
     }
     TRY_OUT(dist_agree(dist, setup_backend(&j.su)));
