@@ -47,11 +47,12 @@ SRC := $(filter-out src/dist/comm_%.c,$(wildcard src/*/*.c)) cuda/none.c
 COMM := src/dist/comm_$(if $(MPI_FOUND),mpi,none)
 # rows.c holds the inner loops; it is built once per instruction set and chosen at run time
 ROWS := src/cpu/rows.c
-ROWS_ISAS := base avx2 avx512
+ROWS_ISAS := base avx2 avx512 avx512_bf16
 ROWS_FLAGS := $(if $(filter release,$(BUILD)),-O3) -ffp-contract=fast
 ROWS_base := -march=x86-64
 ROWS_avx2 := -march=haswell
 ROWS_avx512 := -march=skylake-avx512 -mprefer-vector-width=512
+ROWS_avx512_bf16 := $(ROWS_avx512) -mavx512bf16
 OBJ := $(patsubst %.c,$(O)/%.o,$(filter-out $(ROWS),$(SRC))) $(patsubst %,$(O)/src/cpu/rows_%.o,$(ROWS_ISAS)) $(O)/$(COMM).o
 LIB := $(O)/libbdpo.a
 BIN := $(O)/bdpo-train

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { CHUNK = 1 << 20 }; /* elements in host memory at a time */
+enum { CHUNK = 1 << 18 }; /* elements in host memory at a time */
 
 struct item { /* one Hugging Face tensor to write */
     const struct param *p;

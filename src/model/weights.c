@@ -9,7 +9,7 @@
 #include <string.h>
 
 /* elements in host memory at a time, allocated and on the stack */
-enum { CHUNK = 1 << 20, PIECE = 1 << 13 };
+enum { CHUNK = 1 << 18, PIECE = 1 << 13 };
 /* the largest float32 that rounds to a finite bfloat16 */
 static const float BF16_LIMIT = 0x1.fefffep127f;
 

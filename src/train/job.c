@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "job.h"
 #include "fingerprint.h"
+#include "machine.h"
 #include "planning.h"
 #include "output.h"
 #include "replica.h"
@@ -18,8 +19,9 @@ struct job {
     const struct config *cfg;
     struct setup su;
     struct inputs in;
-    struct config resolved; /* cfg with the memory settings that are in use; borrows */
-    struct scores ref[2];   /* by reference.path: of the pairs and of the evaluation set */
+    struct config resolved;  /* cfg with the memory settings that are in use; borrows */
+    struct forecast peak[2]; /* by enum stage_kind */
+    struct scores ref[2];    /* by reference.path: of the pairs and of the evaluation set */
     struct output out;
     struct status status;
     double started, last_save; /* seconds */
@@ -374,8 +376,20 @@ static void say_first(struct job *j, const struct stage *st, double loss)
         status_say(&j->status, "first step: the policy is the reference, loss %.9g", loss);
 }
 
+/* All memory of a step is in use now: is it what the plan said for this stage? */
+static void say_memory(struct job *j, const struct stage *st)
+{
+    const int64_t used = machine_anonymous(), planned = forecast_total(&j->peak[st->kind]);
+    char a[32], b[32];
+    if (used > 0)
+        status_say(&j->status, "memory: %s in use after the first step, planned %s (%+.1f %%)",
+                   bytes_human(a, used), bytes_human(b, planned),
+                   100 * ((double)used / (double)planned - 1));
+}
+
 static int train_loop(struct job *j, struct stage *st)
 {
+    bool stepped = false;
     status_stage(&j->status, st->name, st->step, st->steps);
     watch_stage(st->name, st->step);
     TRY(status_write(&j->status, "running", 0, "training"));
@@ -395,6 +409,8 @@ static int train_loop(struct job *j, struct stage *st)
         watch_stage(st->name, st->step + 1);
         if (j->su.dist) j->su.dist->seconds = 0;
         TRY(stage_step(st, &m, &norm, &lr, &applied));
+        if (!stepped) say_memory(j, st);
+        stepped = true;
         if (st->at_reference && st->step == 1) say_first(j, st, metrics_loss(&m, st->loss));
         TRY(after_step(j, st, report_step(j, st, &m, norm, lr, applied, clock_seconds() - start)));
     }
@@ -430,6 +446,7 @@ static int sizes_here(struct job *j, struct sizing *s)
 static int choose_sizes(struct job *j)
 {
     struct setup *su = &j->su;
+    const struct sizing_run run = inputs_run(&j->in);
     struct sizing s;
     struct buf said = { 0 };
     int rc;
@@ -441,7 +458,9 @@ static int choose_sizes(struct job *j)
     j->resolved = *j->cfg;
     j->resolved.memory.micro_batch_tokens = s.micro_tokens;
     j->resolved.memory.gradient_checkpointing = s.recompute;
-    TRY_OUT(planning_brief(&said, su, &j->in, &s));
+    for (int i = 0; i < run.n; i++)
+        if (run.stage[i].train) j->peak[run.stage[i].kind] = s.stage_peak[i];
+    TRY_OUT(planning_brief(&said, su, &s));
     status_say(&j->status, "%s", said.data);
 out:
     buf_release(&said);

@@ -18,14 +18,13 @@ struct planning {
     bool fits;
     double flops; /* of a product, FLOP/s */
     double share; /* of it that the run is taken to reach */
-    struct work work[3];
+    struct work work[RUN_STAGES];
     int64_t params;
     int64_t checkpoint, models; /* bytes on disk: one checkpoint; sft/ and model/ */
     int32_t n_models;
 };
 
-int planning_brief(struct buf *b, const struct setup *su, const struct inputs *in,
-                   const struct sizing *s)
+int planning_brief(struct buf *b, const struct setup *su, const struct sizing *s)
 {
     const int64_t total = forecast_total(&s->peak), free_now = machine_available();
     char size[32], limit[32];
@@ -39,7 +38,6 @@ int planning_brief(struct buf *b, const struct setup *su, const struct inputs *i
     TRY(buf_addf(b, "\n  micro-batches of %lld tokens, %lld of %lld layers recomputed",
                  (long long)s->micro_tokens, (long long)s->recompute, (long long)su->arch.L));
     const int64_t held = s->peak.part[FORECAST_DATA] + s->peak.part[FORECAST_PROGRAM];
-    (void)in;
     if (total - held > free_now)
         TRY(buf_addf(b,
                      "\nwarning: only %s of memory are free now; the system may end the run when "

@@ -1,7 +1,20 @@
 /* SPDX-License-Identifier: MIT */
 #include "setup.h"
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
+
+static int tokenizer_file(int64_t *bytes, const char *dir)
+{
+    char *path = NULL;
+    int fd;
+    TRY(path_join(&path, dir, "tokenizer.json"));
+    const int rc = file_open(&fd, bytes, path);
+    if (rc == 0) close(fd);
+    free(path);
+    return rc;
+}
 
 int setup_open(struct setup *s, const struct config *c, struct dist *d)
 {
@@ -16,6 +29,7 @@ int setup_open(struct setup *s, const struct config *c, struct dist *d)
                        (long long)c->data.max_length, (long long)s->arch.max_positions,
                        c->model.path);
     TRY(tokenizer_open(&s->tok, c->model.path));
+    TRY(tokenizer_file(&s->tok_bytes, c->model.path));
     if (tokenizer_size(s->tok) > s->arch.V)
         fprintf(stderr,
                 "%s: warning: the tokenizer has ids up to %d, the model %lld rows; a row that "

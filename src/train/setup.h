@@ -15,6 +15,7 @@ struct setup { /* valid when zeroed */
     struct chat_template *tmpl;
     struct backend be;
     bool be_open;
+    int64_t tok_bytes; /* of tokenizer.json */
     int64_t micro_tokens; /* memory.micro_batch_tokens and gradient_checkpointing, resolved by sizing_choose() */
     int64_t recompute;
     int64_t limit;        /* bytes that this rank may take, set by sizing_choose(); 0: not known */
