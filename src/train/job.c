@@ -271,10 +271,8 @@ static int stage_begin(struct job *j, struct stage *st)
 
 static void check_room(const struct job *j, const struct stage *st)
 {
-    const struct config *c = j->cfg;
     const int64_t n = st->model.n_flat, size = st_dtype_size(setup_save_dtype(&j->su));
-    output_room(&j->out, c, checkpoint_bytes(n, st->ref.n + st->ref_eval.n), n * size,
-                c->preference.present ? (int64_t)MIN(c->preference.epochs, 1e9) : 0);
+    output_room(&j->out, j->cfg, checkpoint_bytes(n, st->ref.n + st->ref_eval.n), n * size);
 }
 
 static int run_stage(struct job *j, enum stage_kind kind, const char *resume, bool allow_change)
@@ -348,21 +346,6 @@ static int conclude(struct job *j, int rc)
     return rc;
 }
 
-/* Stopped while data or model were read: requeue scripts look at status.json, and launchers may not pass exit codes on. */
-static void note_early_stop(struct job *j, const struct config *c)
-{
-    struct buf message = { 0 };
-    char *path = NULL;
-    int rc = buf_adds(&message, err_msg());
-    if (rc == 0) rc = output_claim(&j->out, c);
-    if (rc == 0 && !j->status.path) rc = output_path(&j->out, "status.json", &path);
-    if (path) rc = status_open(&j->status, c, path);
-    if (rc == 0) status_write(&j->status, "stopped", err_exit_code(ERR_STOPPED), message.data);
-    if (message.data) err_set(ERR_STOPPED, "%s", message.data);
-    buf_release(&message);
-    free(path);
-}
-
 /* What every rank looks at for itself. */
 static int job_prepare(struct job *j, const struct config *c, struct dist *dist, struct buf *print)
 {
@@ -381,6 +364,7 @@ int job_run(const struct config *c, struct dist *dist, const struct job_opts *o)
     TRY_OUT(output_open_all(&j.out, c, dist, print.data, o->allow_change));
     if (j.out.finished) {
         fprintf(stderr, "%s: this run is finished already; nothing to do\n", c->output);
+        if (dist_rank(dist) == 0) TRY_OUT(checkpoint_sweep(j.out.dir)); /* after a power cut */
         goto out;
     }
     TRY_OUT(dist_agree(dist, setup_backend(&j.su)));
@@ -394,7 +378,8 @@ int job_run(const struct config *c, struct dist *dist, const struct job_opts *o)
     if (rc == 0) status_say(&j.status, "done: %s/model", c->output);
 out:
     watch_stop();
-    if (rc == ERR_STOPPED && !j.out.begun && dist_rank(dist) == 0) note_early_stop(&j, c);
+    if (rc == ERR_STOPPED && !j.out.begun && dist_rank(dist) == 0)
+        output_early_stop(&j.out, c, &j.status);
     buf_release(&print);
     free(path);
     job_close(&j);
