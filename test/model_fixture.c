@@ -66,6 +66,16 @@ void fix_open_as(struct fix *f, const char *dir, int shape, enum dtype dtype, bo
     memset(f, 0, sizeof *f);
     fix_write(dir, "config.json", fix_config(shape));
     BUG_IF(arch_load(&a, dir) < 0);
+    f->sizes = (struct op_sizes){ .T = 64,
+                                  .C = a.C,
+                                  .F = a.F,
+                                  .H = a.H,
+                                  .K = a.K,
+                                  .D = a.D,
+                                  .V = a.V,
+                                  .group = 2 * FIX_LEN,
+                                  .A = dtype,
+                                  .train = train };
     BUG_IF(cpu_open(&f->be, 2) < 0);
     BUG_IF(model_init(&f->m, &f->be, &a, dtype) < 0);
     BUG_IF(model_plan_weights(&f->m, &f->plan, train) < 0);

@@ -12,6 +12,7 @@
 #include "../src/base/rng.h"
 #include "model_fixture.h"
 #include "model_ref.h"
+#include "../src/cpu/cpu.h"
 
 enum { S = 2 * FIX_PAIRS };
 static char dir[64];
@@ -307,6 +308,35 @@ static void test_model__inference_buffers_give_the_same_logp(void **state)
     }
 }
 
+/* What is reserved before is enough: a step allocates nothing in the backend, not even the first one. */
+static void test_model__steps_allocate_nothing(void **state)
+{
+    static const char *const isa[] = { "base", "avx2", "avx512", "avx512_bf16" };
+    struct fix_pairs p;
+    struct fix_batch fb;
+    (void)state;
+    fix_pairs_draw(&p, 6);
+    fix_batch_pairs(&fb, &p, 0, FIX_PAIRS);
+    for (int k = 0; k < 4 * FIX_SHAPES * (int)COUNT_OF(isa); k++) {
+        const bool train = k % 4 < 2;
+        struct fix f;
+        double logp[S];
+        fix_open_as(&f, dir, k / 4 % FIX_SHAPES, k % 2 ? DT_BF16 : DT_F32, train, 1);
+        if (cpu_force_isa(f.be.cx, isa[k / 4 / FIX_SHAPES])) {
+            const int64_t before = f.be.mem->allocations(f.be.cx);
+            const int64_t bytes = f.be.mem->scratch(f.be.cx, &f.sizes);
+            assert_true(bytes > 0);
+            assert_int_equal(f.be.mem->reserve(f.be.cx, &f.sizes), 0);
+            const int64_t made = f.be.mem->allocations(f.be.cx);
+            assert_true(made > before);
+            run(&f, &fb, logp, train ? coef : NULL);
+            run(&f, &fb, logp, train ? coef : NULL);
+            assert_int_equal(f.be.mem->allocations(f.be.cx), made);
+        }
+        fix_close(&f);
+    }
+}
+
 static void two_runs(enum dtype dtype)
 {
     struct fix_pairs p;
@@ -491,6 +521,7 @@ int main(void)
         cmocka_unit_test(test_model__shared_prompt_equals_separate_rows),
         cmocka_unit_test(test_model__recompute_is_bit_equal),
         cmocka_unit_test(test_model__inference_buffers_give_the_same_logp),
+        cmocka_unit_test(test_model__steps_allocate_nothing),
         cmocka_unit_test(test_model__two_runs_are_bit_equal),
         cmocka_unit_test(test_model__gradients_accumulate),
         cmocka_unit_test(test_model__ready_means_final),

@@ -9,7 +9,8 @@
 
 enum { THREADS_MAX = 1024, HEADER = 64, PAGE = 4096 };
 
-static const struct rows *const tables[] = { &rows_avx512, &rows_avx2, &rows_base };
+static const struct rows *const tables[] = { &rows_avx512_bf16, &rows_avx512, &rows_avx2,
+                                             &rows_base };
 
 static bool can_run(const struct rows *r)
 {
@@ -18,6 +19,7 @@ static bool can_run(const struct rows *r)
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                       __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
     if (r == &rows_avx2) return avx2;
+    if (r == &rows_avx512_bf16 && !__builtin_cpu_supports("avx512bf16")) return false;
     return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vl");
@@ -25,12 +27,9 @@ static bool can_run(const struct rows *r)
 
 bool cpu_force_isa(struct ctx *cx, const char *name)
 {
-    const bool bf16 = strcmp(name, "avx512_bf16") == 0;
-    if (bf16 && !cpu_has_bf16_unit()) return false;
     for (size_t i = 0; i < COUNT_OF(tables); i++) {
-        if (strcmp(tables[i]->name, bf16 ? "avx512" : name) != 0 || !can_run(tables[i])) continue;
+        if (strcmp(tables[i]->name, name) != 0 || !can_run(tables[i])) continue;
         cx->rows = tables[i];
-        cx->bf16 = bf16;
         return true;
     }
     return false;
@@ -104,7 +103,6 @@ int cpu_open(struct backend *be, int32_t threads)
     cx->threads = threads ? threads : MIN(cores(), THREADS_MAX);
     for (size_t i = 0; i < COUNT_OF(tables) && !cx->rows; i++)
         if (can_run(tables[i])) cx->rows = tables[i];
-    cx->bf16 = cx->rows == &rows_avx512 && cpu_has_bf16_unit();
     be->name = "cpu";
     be->cx = cx;
     be->op = &cpu_ops;
@@ -118,7 +116,6 @@ void cpu_close(struct ctx *cx)
     if (!cx) return;
     free(cx->arena);
     free(cx->shared);
-    cpu_bf16_unit_close(cx->unit);
     free(cx);
 }
 
@@ -196,7 +193,7 @@ static int mem_copy(struct ctx *cx, void *dst, const void *src, int64_t bytes)
 static int64_t mem_scratch(const struct ctx *cx, const struct op_sizes *s)
 {
     const struct cpu_need n = cpu_need_of(cx, s);
-    return cx->threads * round_up(n.arena, 64) + round_up(n.shared, 64);
+    return cx->threads * round_up(n.arena, 64) + round_up(n.shared, 64) + cpu_library_bytes(cx, s);
 }
 
 static int mem_reserve(struct ctx *cx, const struct op_sizes *s)
@@ -205,7 +202,7 @@ static int mem_reserve(struct ctx *cx, const struct op_sizes *s)
     TRY(cpu_arena(cx, n.arena));
     TRY(cpu_shared(cx, n.shared));
     memset(cx->arena, 0, (size_t)(cx->threads * cx->arena_bytes));
-    memset(cx->shared, 0, (size_t)cx->shared_bytes);
+    if (cx->shared) memset(cx->shared, 0, (size_t)cx->shared_bytes);
     return 0;
 }
 

@@ -25,11 +25,6 @@ static int sgemm(struct ctx *cx, const struct product *p)
     return 0;
 }
 
-static bool by_unit(const struct ctx *cx, const struct product *p)
-{
-    return cx->bf16 && p->a.dtype == DT_BF16 && p->b.dtype == DT_BF16;
-}
-
 static bool by_panels(const struct product *p)
 {
     return p->a.dtype == DT_BF16 || p->b.dtype == DT_BF16 || p->y_dtype == DT_BF16;
@@ -37,7 +32,7 @@ static bool by_panels(const struct product *p)
 
 int64_t cpu_product_shared(const struct ctx *cx, const struct product *p)
 {
-    if (by_unit(cx, p) || !by_panels(p) || p->M == 0 || p->N == 0 || p->K == 0) return 0;
+    if (!by_panels(p) || p->M == 0 || p->N == 0 || p->K == 0) return 0;
     return cpu_panels_shared(cx, p);
 }
 
@@ -50,7 +45,6 @@ int cpu_product(struct ctx *cx, const struct product *p)
                    (size_t)(p->N * dtype_size(p->y_dtype)));
         return 0;
     }
-    if (by_unit(cx, p)) return cpu_bf16_unit(cx, p);
     return by_panels(p) ? cpu_panels(cx, p) : sgemm(cx, p);
 }
 
@@ -111,7 +105,7 @@ int cpu_gemm(struct ctx *cx, struct tensor *y, const struct tensor *a, bool ta,
     return cpu_product(cx, &p);
 }
 
-/* Panels are made in passing and cost a hundredth of the product, so no copy is kept. */
+/* Panels are made in passing and cost a few hundredths of the product, so no copy is kept. */
 int cpu_pack_bytes(struct ctx *cx, int64_t *bytes, const struct tensor *b, bool tb)
 {
     (void)cx;

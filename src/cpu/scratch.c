@@ -33,6 +33,14 @@ static int64_t head_need(const struct ctx *cx, const struct op_sizes *s)
     return MAX(need, cpu_product_shared(cx, &dw));
 }
 
+/* oneDNN's sgemm in version 2.6, measured: its code, made once; a panel of 384 rows of b; a panel of a for each thread. */
+int64_t cpu_library_bytes(const struct ctx *cx, const struct op_sizes *s)
+{
+    enum { CODE = 3 << 20, PANEL = 384 * 4, THREAD = 800 << 10 };
+    const int64_t widest = MAX(MAX(2 * s->F, s->C), (s->H + 2 * s->K) * s->D);
+    return s->A == DT_F32 ? CODE + PANEL * widest + THREAD * (int64_t)cx->threads : 0;
+}
+
 struct cpu_need cpu_need_of(const struct ctx *cx, const struct op_sizes *s)
 {
     const int64_t q = s->H * s->D, kv = s->K * s->D;

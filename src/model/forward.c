@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "layer.h"
+#include "../base/watch.h"
 #include <math.h>
 
 float layer_scale(const struct arch *a)
@@ -66,6 +67,7 @@ int layer_forward(const struct model *m, int64_t l, struct acts *t, const struct
 {
     const struct layer *y = &m->layers[l];
     struct tensor branch = tensor_rows(&m->stream, 0, t->x.dim[0]);
+    watch_beat();
     TRY(attention(m, y, t, segs));
     TRY(linear_fwd(m, &y->o, &branch, &t->att));
     TRY(op_rmsnorm_fwd(m->be, &t->h2, &t->rstd2, &t->x2, &t->x, &branch, &m->params[y->norm2].w,

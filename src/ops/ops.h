@@ -72,6 +72,11 @@ struct memops { /* memory of a backend, apart from math */
     int64_t (*allocations)(const struct ctx *cx);             /* made so far by alloc, reserve and kernels */
 };
 
+/* Elements [begin, end) of a flat array that a smaller array holds from its element `at` on. */
+struct flat_part {
+    int64_t begin, end, at;
+};
+
 struct backend {
     const char *name; /* "cpu", "cuda" */
     struct ctx *cx;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "inputs.h"
+#include "machine.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -51,6 +52,7 @@ int inputs_load(struct inputs *in, const struct setup *su, bool assume)
 {
     const struct config *c = su->cfg;
     memset(in, 0, sizeof *in);
+    in->tokenizer_bytes = su->tok_bytes;
     in->has_eval = c->data.eval.n > 0 && (c->eval.every > 0 || c->eval.at_end);
     if (assume && !all_there(&c->data.eval)) in->has_eval = false;
     for (int k = STAGE_SFT; k <= STAGE_PREFERENCE; k++)
@@ -67,6 +69,7 @@ int inputs_load(struct inputs *in, const struct setup *su, bool assume)
             in->stage[in->n_stages++] =
                 (struct run_stage){ (enum stage_kind)k, &su->arch, &in->data[k],
                                     in->has_eval ? &in->eval[k] : NULL, true };
+    machine_trim();
     return 0;
 }
 
@@ -84,6 +87,6 @@ struct sizing_run inputs_run(const struct inputs *in)
     const struct dataset *const sets[] = { &in->data[0], &in->data[1], &in->eval[0], &in->eval[1] };
     return (struct sizing_run){ .stage = in->stage,
                                 .n = in->n_stages,
-                                .base = forecast_base(sets, COUNT_OF(sets)),
+                                .base = forecast_base(sets, COUNT_OF(sets), in->tokenizer_bytes),
                                 .small_batch = SIZING_CPU_SMALL_BATCH };
 }

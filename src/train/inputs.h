@@ -9,13 +9,14 @@ struct inputs { /* valid when zeroed */
     bool has_eval;
     bool assumed[2];                 /* a stage's files are not there: rows of the greatest length stand for them */
     struct arch reference;           /* of reference.path */
-    struct run_stage stage[3];       /* in the order of the run: reference.path's pass, sft, preference */
+    struct run_stage stage[RUN_STAGES]; /* in the order of the run */
     int n_stages;
+    int64_t tokenizer_bytes;
 };
 bool inputs_present(const struct config *c, enum stage_kind k); /* the config has the stage */
 /* Read and tokenise all data of the run, and the reference's config.json. `assume`: a file of data.train that does not exist is no error. */
 int inputs_load(struct inputs *in, const struct setup *su, bool assume);
 void inputs_release(struct inputs *in);
-/* The list of stages with the memory that the process has now. */
+/* The list of stages. */
 struct sizing_run inputs_run(const struct inputs *in);
 #endif

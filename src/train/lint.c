@@ -382,7 +382,7 @@ static int write_report(struct lint *l, const char *out)
 
 static int lint_all(struct lint *l, const char *out)
 {
-    TRY(setup_open(&l->su, l->cfg));
+    TRY(setup_open(&l->su, l->cfg, NULL));
     if (!(l->sets = json_array())) return out_of_memory();
     choose_sets(l);
     for (int i = 0; i < l->n_sets; i++)

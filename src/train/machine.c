@@ -55,17 +55,26 @@ static int64_t number_in(const char *path, const char *key)
     return n;
 }
 
-/* The lowest `file` (and what is below it by `used`, where given) from the control group `at` up to `root`. */
-static int64_t lowest(const char *root, char *at, const char *file, const char *used)
+static int64_t in_group(const char *root, const char *at, const char *file, const char *key)
+{
+    char path[1200];
+    snprintf(path, sizeof path, "%s%s/%s", root, at, file);
+    return number_in(path, key);
+}
+
+/* The lowest limit from the control group `at` up to `root`, or, with `used`, the least that any of them leaves. Cached files
+ * that nobody used lately count as used by the system's figures; they are given up first. */
+static int64_t lowest(const char *root, char *at, const char *limit, const char *used)
 {
     int64_t least = INT64_MAX;
     for (;;) {
-        char path[1200];
-        snprintf(path, sizeof path, "%s%s/%s", root, at, file);
-        int64_t n = number_in(path, "");
-        snprintf(path, sizeof path, "%s%s/%s", root, at, used ? used : "");
-        const int64_t u = used && n >= 0 ? number_in(path, "") : 0;
-        if (n >= 0 && u >= 0) least = MIN(least, MAX(n - u, (int64_t)0));
+        int64_t n = in_group(root, at, limit, "");
+        const int64_t u = used ? in_group(root, at, used, "") : 0;
+        const int64_t cached = used ? in_group(root, at, "memory.stat", "inactive_file ") : 0;
+        if (n >= 0 && u >= 0) {
+            n = MAX(n - u + MAX(cached, (int64_t)0), (int64_t)0);
+            least = MIN(least, n);
+        }
         char *slash = strrchr(at, '/');
         if (!slash) return least;
         *slash = 0;
@@ -107,9 +116,13 @@ int64_t machine_available(void)
     return kib < 0 ? INT64_MAX : MIN(kib * 1024, group_bytes(true));
 }
 
-int64_t machine_anonymous(void)
+void machine_trim(void)
 {
     malloc_trim(0);
+}
+
+int64_t machine_anonymous(void)
+{
     const int64_t kib = number_in("/proc/self/status", "RssAnon:");
     return kib < 0 ? 0 : kib * 1024;
 }

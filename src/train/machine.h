@@ -8,7 +8,9 @@
 int64_t machine_memory(void);
 /* Bytes that are free now or can be freed (MemAvailable, what the control groups leave). INT64_MAX: cannot be read. */
 int64_t machine_available(void);
-/* Anonymous memory of this process now, once the heap has given back what it can. 0: cannot be read. */
+/* Give back what the heap holds and nobody uses. */
+void machine_trim(void);
+/* Anonymous memory of this process now. 0: cannot be read. */
 int64_t machine_anonymous(void);
 /* Settings of the heap that keep what is freed from staying resident; before the first large allocation. */
 void machine_heap(void);

@@ -59,7 +59,7 @@ static const struct choice schedule_choices[] = {
 static const struct choice gradient_choices[] = {
     { "auto", GRADIENTS_AUTO, NULL },
     { "local", GRADIENTS_LOCAL, NULL },
-    { "sharded", GRADIENTS_SHARDED, "one rank has nothing to shard; set \"auto\" or \"local\"" },
+    { "sharded", GRADIENTS_SHARDED, NULL },
     { NULL, 0, NULL },
 };
 static const struct choice export_choices[] = {
@@ -245,9 +245,11 @@ const struct option option_table[] = {
       .help = "memory that the run may take, in GiB; auto: the machine's, or its control group's limit, never what is free at the moment" },
 
     { AT(dist.gradients), .type = OPTION_CHOICE, .choices = gradient_choices, .dflt = "\"auto\"",
-      .help = "reduced once a step, or after each micro-batch" },
+      .help = "of several ranks: \"local\": added up on each rank and reduced to their owners once a step; \"sharded\": reduced after each micro-batch, "
+              "a rank never holds more than two layers' besides those of embedding and head; \"auto\": local where memory allows" },
     { AT(dist.deterministic), .type = OPTION_BOOL, .dflt = "false",
-      .help = "the same sums on any number of ranks (one rank always gives the same)" },
+      .help = "the same bits on any number of ranks, where micro_batch_tokens and threads are set: micro-batches are cut the same, and their "
+              "gradients added in one order" },
 
     { AT(checkpoint.every), .type = OPTION_INT, .flags = OPTION_FREE, RANGE(0, STEPS_MAX), .dflt = "50",
       .help = "steps between checkpoints; 0: none" },
@@ -277,7 +279,7 @@ const struct option option_table[] = {
       .help = "steps between evaluations; 0: none" },
     { AT(eval.at_end), .type = OPTION_BOOL, .use = USE_EVAL, .dflt = "true", .help = "evaluate once training is done" },
     { AT(eval.kl_samples), .type = OPTION_INT, .use = USE_EVAL, RANGE(0, 1e6), .dflt = "0",
-      .help = "sampled responses for eval/kl; 0: none (this version has none)" },
+      .help = "sampled responses for eval/kl; 0: none" },
 
     { AT(output), .type = OPTION_TEXT, .flags = OPTION_NEEDED | OPTION_FREE, .help = "directory of the run" },
     { AT(cache_dir), .type = OPTION_TEXT, .flags = OPTION_NULL | OPTION_FREE, .dflt = "null",

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "planning.h"
+#include "checkpoint.h"
 #include "machine.h"
 #include "work.h"
 #include <stdio.h>
@@ -17,14 +18,13 @@ struct planning {
     bool fits;
     double flops; /* of a product, FLOP/s */
     double share; /* of it that the run is taken to reach */
-    struct work work[3];
+    struct work work[RUN_STAGES];
     int64_t params;
     int64_t checkpoint, models; /* bytes on disk: one checkpoint; sft/ and model/ */
     int32_t n_models;
 };
 
-int planning_brief(struct buf *b, const struct setup *su, const struct inputs *in,
-                   const struct sizing *s)
+int planning_brief(struct buf *b, const struct setup *su, const struct sizing *s)
 {
     const int64_t total = forecast_total(&s->peak), free_now = machine_available();
     char size[32], limit[32];
@@ -38,7 +38,6 @@ int planning_brief(struct buf *b, const struct setup *su, const struct inputs *i
     TRY(buf_addf(b, "\n  micro-batches of %lld tokens, %lld of %lld layers recomputed",
                  (long long)s->micro_tokens, (long long)s->recompute, (long long)su->arch.L));
     const int64_t held = s->peak.part[FORECAST_DATA] + s->peak.part[FORECAST_PROGRAM];
-    (void)in;
     if (total - held > free_now)
         TRY(buf_addf(b,
                      "\nwarning: only %s of memory are free now; the system may end the run when "
@@ -63,7 +62,7 @@ static int disk(struct planning *p)
     for (int i = 0; i < p->in.n_stages; i++)
         rows =
             MAX(rows, p->in.stage[i].data->n + (p->in.stage[i].eval ? p->in.stage[i].eval->n : 0));
-    p->checkpoint = 12 * m.n_flat + 16 * rows;
+    p->checkpoint = checkpoint_bytes(m.n_flat, rows);
     model_release(&m);
     p->n_models = c->sft.present + 1;
     p->models = p->params * st_dtype_size(dtype);
@@ -76,7 +75,7 @@ static int open_planning(struct planning *p, const struct config *c, const struc
     if (o->device && !(p->device = device_find(o->device)))
         return err_set(ERR_INPUT, "--device: \"%.40s\" is not one of %s", o->device,
                        device_names());
-    TRY(setup_open(&p->su, c));
+    TRY(setup_open(&p->su, c, NULL));
     TRY(inputs_load(&p->in, &p->su, true));
     TRY(setup_backend(&p->su));
     p->params = arch_parameters(&p->su.arch);

@@ -13,5 +13,5 @@ struct planning_opts {
 int planning_run(const struct config *c, const struct planning_opts *o);
 /* What a run says at its start, no newline at the end: peak and limit, bytes by category, sizes chosen. A warning where less memory is free
  * now. Adds to b. */
-int planning_brief(struct buf *b, const struct setup *su, const struct inputs *in, const struct sizing *s);
+int planning_brief(struct buf *b, const struct setup *su, const struct sizing *s);
 #endif

@@ -1,13 +1,28 @@
 /* SPDX-License-Identifier: MIT */
 #include "setup.h"
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
-int setup_open(struct setup *s, const struct config *c)
+static int tokenizer_file(int64_t *bytes, const char *dir)
+{
+    char *path = NULL;
+    int fd;
+    TRY(path_join(&path, dir, "tokenizer.json"));
+    const int rc = file_open(&fd, bytes, path);
+    if (rc == 0) close(fd);
+    free(path);
+    return rc;
+}
+
+int setup_open(struct setup *s, const struct config *c, struct dist *d)
 {
     memset(s, 0, sizeof *s);
     s->cfg = c;
-    TRY(dist_open(&s->dist));
+    s->kl_samples = c->eval.kl_samples;
+    s->kl_reference = c->reference.path;
+    s->dist = d;
     TRY(arch_load(&s->arch, c->model.path));
     if (c->data.max_length > s->arch.max_positions)
         return err_set(ERR_INPUT,
@@ -16,6 +31,7 @@ int setup_open(struct setup *s, const struct config *c)
                        (long long)c->data.max_length, (long long)s->arch.max_positions,
                        c->model.path);
     TRY(tokenizer_open(&s->tok, c->model.path));
+    TRY(tokenizer_file(&s->tok_bytes, c->model.path));
     if (tokenizer_size(s->tok) > s->arch.V)
         fprintf(stderr,
                 "%s: warning: the tokenizer has ids up to %d, the model %lld rows; a row that "
@@ -25,10 +41,16 @@ int setup_open(struct setup *s, const struct config *c)
                          c->data.system_prompt, c->data.template_date);
 }
 
+int32_t setup_threads(const struct setup *s)
+{
+    if (s->cfg->threads > 0) return (int32_t)s->cfg->threads;
+    return s->dist ? s->dist->cores : 0;
+}
+
 int setup_backend(struct setup *s)
 {
     const struct config *c = s->cfg;
-    const int32_t threads = (int32_t)c->threads;
+    const int32_t threads = setup_threads(s);
     if (c->backend != BACKEND_CPU && cuda_open(&s->be, threads) == 0) {
         s->be_open = true;
         return 0;
@@ -44,7 +66,6 @@ void setup_close(struct setup *s)
     if (s->be_open) backend_close(&s->be);
     template_close(s->tmpl);
     tokenizer_close(s->tok);
-    dist_close(&s->dist);
     memset(s, 0, sizeof *s);
 }
 
@@ -66,7 +87,7 @@ struct data_opts setup_data_opts(const struct setup *s)
         .subsample = c->data.subsample,
         .seed = c->seed,
         .vocab_size = (int32_t)s->arch.V,
-        .threads = (int32_t)c->threads,
+        .threads = setup_threads(s),
     };
 }
 

@@ -9,17 +9,23 @@
 
 struct setup { /* valid when zeroed */
     const struct config *cfg; /* borrowed */
-    struct dist dist;
+    struct dist *dist;        /* borrowed; NULL: one rank */
     struct arch arch;
     struct tokenizer *tok;
     struct chat_template *tmpl;
     struct backend be;
     bool be_open;
+    int64_t tok_bytes; /* of tokenizer.json */
+    int64_t kl_samples;        /* eval.kl_samples where a stage is to measure it, else 0 */
+    const char *kl_reference;  /* directory of its reference; borrowed; NULL: the policy as the preference stage starts */
     int64_t micro_tokens; /* memory.micro_batch_tokens and gradient_checkpointing, resolved by sizing_choose() */
     int64_t recompute;
+    int64_t limit;        /* bytes that this rank may take, set by sizing_choose(); 0: not known */
 };
-/* Ranks, config.json, tokenizer and template of model.path; checks max_length against the model. ERR_INPUT. */
-int setup_open(struct setup *s, const struct config *c);
+/* config.json, tokenizer and template of model.path; checks max_length against the model. ERR_INPUT. */
+int setup_open(struct setup *s, const struct config *c, struct dist *d);
+/* CPU threads: the config's, else this rank's share of the cores that it may use; 0: all of these. */
+int32_t setup_threads(const struct setup *s);
 /* The backend that the config asks for ("auto": CUDA where there is a device, else the CPU). */
 int setup_backend(struct setup *s);
 void setup_close(struct setup *s);

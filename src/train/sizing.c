@@ -8,6 +8,7 @@
 #include <string.h>
 
 enum { OPTIONS = 16, MICRO_MIN = 256, MICRO_MAX = 32768 };
+enum way { WAY_LAYERS = 1, WAY_TOKENS = 2, WAY_FLOAT32 = 4 };
 /* So much slower is as good where it takes less memory. */
 static const double SLACK = 1.02;
 /* Of the memory, the share that the system itself is left. */
@@ -64,9 +65,10 @@ static int measure(struct sizing *s, struct setup *su, const struct sizing_run *
         const struct run_stage *r = &run->stage[i];
         struct forecast f;
         struct batch_size b;
-        TRY(stage_measure(&b, su->cfg, r->kind, r->data, r->eval, micro));
+        TRY(stage_measure(&b, su, r->kind, r->data, r->eval, micro));
         TRY(forecast_stage(&f, su, r, &b, &run->base));
         *batches += b.batches;
+        s->stage_peak[i] = f;
         const int64_t bytes = run->memory ? forecast_device(&f) : forecast_total(&f);
         if (bytes <= most) continue;
         most = bytes;
@@ -142,51 +144,86 @@ static int list_options(struct sizing_option *o, struct setup *su, const struct 
     return n;
 }
 
-static int64_t limit_of(const struct sizing_run *run, const struct config *c, bool *given)
+/* The ranks of a machine share its memory; memory.limit is that of one rank. */
+static int64_t limit_of(const struct sizing_run *run, const struct setup *su, bool *given)
 {
+    const struct config *c = su->cfg;
+    const int32_t ranks = su->dist ? MAX(su->dist->node_ranks, 1) : 1;
     const double GiB = 1 << 30;
     *given = c->memory.limit != CONFIG_AUTO && !run->memory;
     if (*given) return (int64_t)(c->memory.limit * GiB);
-    const int64_t all = run->memory ? run->memory : machine_memory();
+    const int64_t all = run->memory ? run->memory : machine_memory() / ranks;
     return all > 0 ? (int64_t)((1 - SYSTEM_SHARE) * (double)all) : INT64_MAX;
 }
 
-/* What the user may change so that it fits. */
-static int refuse(const struct sizing *s, const struct setup *su, const struct sizing_run *run,
-                  const struct sizing_option *small, const struct sizing_want *want)
+/* The best of what `want` leaves open, and su's sizes set to it; 1 where it fits, 0 where nothing does (then the smallest). */
+static int attempt(struct sizing *s, struct setup *su, const struct sizing_run *run,
+                   const struct sizing_want *want, int64_t limit)
 {
-    const int64_t L = su->arch.L, least = small->bytes - MAX(L - 1, (int64_t)0) * small->save;
-    const int64_t with = small->bytes - MIN(want->recompute, L - 1) * small->save;
-    char need[32], has[32], min[32];
+    struct sizing_option o[OPTIONS];
+    const int64_t L = su->arch.L, all = want->recompute == CONFIG_AUTO ? L - 1 : want->recompute;
+    int64_t batches;
+    const int n = list_options(o, su, run, want->micro_tokens);
+    TRY(n);
+    const struct sizing_pick p =
+        sizing_pick(o, n, limit, L, forward_share(su, run), want->recompute);
+    const bool fits = p.option >= 0;
+    TRY(measure(s, su, run, o[MAX(p.option, 0)].micro_tokens, fits ? p.recompute : MIN(all, L - 1),
+                &batches));
+    return fits;
+}
+
+/* One more way, where it fits: adds it to b and counts. */
+static int add_way(struct buf *b, int *ways, const struct setup *su, const struct sizing_run *run,
+                   const struct sizing_want *want, int64_t limit, unsigned way)
+{
+    struct config c = *su->cfg;
+    struct setup other = *su; /* borrows */
+    struct sizing s;
+    other.cfg = &c;
+    if (way & WAY_FLOAT32) c.model.dtype = DTYPE_FLOAT32;
+    const int fits = attempt(&s, &other, run, want, limit);
+    if (fits <= 0) return fits;
+    TRY(buf_adds(b, (*ways)++ ? "; or with" : "it fits with"));
+    if (way & WAY_FLOAT32) TRY(buf_adds(b, " model.dtype \"float32\" and"));
+    if (way & WAY_TOKENS)
+        TRY(buf_addf(b, " memory.micro_batch_tokens %lld%s", (long long)s.micro_tokens,
+                     way & WAY_LAYERS ? " and" : ""));
+    if (way & WAY_LAYERS)
+        TRY(buf_addf(b, " memory.gradient_checkpointing %lld (of %lld layers)",
+                     (long long)s.recompute, (long long)su->arch.L));
+    return 0;
+}
+
+/* What the user may change so that it fits. */
+static int refuse(const struct sizing *s, struct setup *su, const struct sizing_run *run,
+                  const struct sizing_want *want)
+{
+    const struct sizing_want tokens = { want->micro_tokens, CONFIG_AUTO },
+                             layers = { CONFIG_AUTO, want->recompute },
+                             any = { CONFIG_AUTO, CONFIG_AUTO };
+    char need[32], has[32];
     struct buf b = { 0 };
-    int rc = 0;
+    int ways = 0, rc;
     bytes_human(need, taken(s, run));
     bytes_human(has, s->limit);
-    bytes_human(min, least);
-    if (want->micro_tokens != CONFIG_AUTO && with <= s->limit && want->recompute != CONFIG_AUTO)
-        rc = buf_addf(&b, "set memory.micro_batch_tokens to \"auto\" or at most %lld",
-                      (long long)small->micro_tokens);
-    else if (least <= s->limit)
-        rc = buf_addf(&b,
-                      "set memory.micro_batch_tokens and memory.gradient_checkpointing to "
-                      "\"auto\": it fits with %lld tokens and %lld of %lld layers recomputed",
-                      (long long)small->micro_tokens,
-                      (long long)div_up(MAX(small->bytes - s->limit, (int64_t)0),
-                                        MAX(small->save, (int64_t)1)),
-                      (long long)L);
-    else
-        rc = buf_addf(&b,
-                      "with micro-batches of one row and all layers recomputed it still takes %s%s",
-                      min, su->cfg->data.max_length > 512 ? "; lower data.max_length" : "");
-    if (rc == 0 && su->cfg->model.dtype == DTYPE_BFLOAT16 && least > s->limit)
-        rc = buf_adds(&b, "; model.dtype \"float32\" has 16 bytes a parameter in place of 18");
-    if (rc == 0)
-        rc =
-            err_set(ERR_INPUT,
-                    "memory: this run takes %s, the limit is %s (%s): %s, take a smaller model, or "
-                    "a machine with more memory",
-                    need, has,
-                    s->limit_given ? "memory.limit" : "the memory less 3 % for the system", b.data);
+    TRY_OUT(add_way(&b, &ways, su, run, &tokens, s->limit, WAY_LAYERS));
+    TRY_OUT(add_way(&b, &ways, su, run, &layers, s->limit, WAY_TOKENS));
+    if (ways == 0) TRY_OUT(add_way(&b, &ways, su, run, &any, s->limit, WAY_TOKENS | WAY_LAYERS));
+    if (ways == 0 && setup_dtype(su->cfg) == DT_BF16)
+        TRY_OUT(add_way(&b, &ways, su, run, &any, s->limit, WAY_TOKENS | WAY_LAYERS | WAY_FLOAT32));
+    if (ways == 0) {
+        struct sizing least;
+        char min[32];
+        TRY_OUT(attempt(&least, su, run, &any, 0));
+        TRY_OUT(buf_addf(&b,
+                         "with micro-batches of one row and all layers recomputed it still takes "
+                         "%s: lower data.max_length, or take a smaller model or another machine",
+                         bytes_human(min, taken(&least, run))));
+    }
+    rc = err_set(ERR_INPUT, "memory: this run takes %s, the limit is %s (%s): %s", need, has,
+                 s->limit_given ? "memory.limit" : "the memory less 3 % for the system", b.data);
+out:
     buf_release(&b);
     return rc;
 }
@@ -194,27 +231,17 @@ static int refuse(const struct sizing *s, const struct setup *su, const struct s
 int sizing_choose(struct sizing *s, struct setup *su, const struct sizing_run *run,
                   const struct sizing_want *want)
 {
-    struct sizing_option o[OPTIONS];
-    const double share = forward_share(su, run);
-    const int64_t L = su->arch.L;
-    int64_t batches;
     bool given;
-    const int64_t limit = limit_of(run, su->cfg, &given);
+    const int64_t limit = limit_of(run, su, &given);
     memset(s, 0, sizeof *s);
-    const int n = list_options(o, su, run, want->micro_tokens);
-    TRY(n);
-    const struct sizing_pick p = sizing_pick(o, n, limit, L, share, want->recompute);
-    const int64_t recompute = p.option >= 0                    ? p.recompute
-                              : want->recompute != CONFIG_AUTO ? want->recompute
-                                                               : L - 1;
-    TRY(measure(s, su, run, o[MAX(p.option, 0)].micro_tokens, MIN(recompute, L - 1), &batches));
+    su->limit = limit;
+    const int fits = attempt(s, su, run, want, limit);
+    TRY(fits);
     s->limit = limit;
     s->limit_given = given;
-    if (p.option >= 0) return 0;
-    struct sizing_option small = o[0];
-    if (want->micro_tokens != CONFIG_AUTO) TRY(list_options(o, su, run, CONFIG_AUTO));
-    if (want->micro_tokens != CONFIG_AUTO && o[0].bytes < small.bytes) small = o[0];
-    su->micro_tokens = s->micro_tokens;
-    su->recompute = s->recompute;
-    return refuse(s, su, run, &small, want);
+    const struct sizing chosen = *s;
+    const int rc = fits ? 0 : refuse(s, su, run, want);
+    su->micro_tokens = chosen.micro_tokens;
+    su->recompute = chosen.recompute;
+    return rc;
 }

@@ -29,6 +29,7 @@ struct sizing {
     struct batch_size size;  /* the largest micro-batches of the stage that takes most */
     int stage;               /* that stage: index into the list */
     struct forecast peak;    /* its peak */
+    struct forecast stage_peak[RUN_STAGES]; /* of each */
 };
 struct sizing_run {
     const struct run_stage *stage; /* [n] */
