@@ -43,11 +43,11 @@ def version():
 class Process:
     """A command with its memory sampled: `peak` and `anonymous` are bytes, the largest resident set and the largest anonymous part of it."""
 
-    def __init__(self, args, budget, memory=math.inf, env=None, on_line=None):
+    def __init__(self, args, budget, memory=math.inf, env=None, every=0.01):
         self.peak = self.anonymous = 0
         self.memory, self.over = memory, False
         self.lines, self.errors, self.timed_out = [], tempfile.TemporaryFile(), False
-        self.on_line, self.end = on_line, time.monotonic() + budget
+        self.every, self.end = every, time.monotonic() + budget
         self.process = subprocess.Popen(args, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self.errors, text=True,
                                         env={**os.environ, **(env or {})})
         self.reader = threading.Thread(target=self.read, daemon=True)
@@ -56,8 +56,6 @@ class Process:
     def read(self):
         for line in self.process.stdout:
             self.lines.append(line)
-            if self.on_line:
-                self.on_line(line)
 
     def sample(self):
         try:
@@ -80,7 +78,7 @@ class Process:
                 killed = True
                 self.process.send_signal(signal.SIGKILL)
                 break
-            time.sleep(0.01)
+            time.sleep(self.every)
         self.process.wait()
         self.reader.join()
         return None if killed else self.process.returncode
@@ -120,7 +118,7 @@ def available():
         return next(1024 * int(line.split()[1]) for line in f if line.startswith("MemAvailable"))
 
 
-def run_ours(model, pairs, batch, steps, dtype="bfloat16", max_length=1024, threads=2, budget=240, init="pretrained", **sections):
+def run_ours(model, pairs, batch, steps, dtype="bfloat16", max_length=1024, threads=2, budget=240, init="pretrained", every=0.01, **sections):
     """`steps` preference steps of bdpo-train, stopped before it would save. {"steps": rows like rival.py's, ...} or {"failed": why}."""
     out = tempfile.mkdtemp(prefix="bdpo-bench-")
     try:
@@ -144,8 +142,9 @@ def run_ours(model, pairs, batch, steps, dtype="bfloat16", max_length=1024, thre
                 seen.append((time.perf_counter() - begin, rows))
             return rows >= steps
 
-        p = Process([BINARY, "--config", config], budget)
+        p = Process([BINARY, "--config", config], budget, every=every)
         code = p.wait(enough)
+        enough()
         times, rows = read_rows(timing), read_rows(metrics)
         if code not in (0, None) or len(times) < min(2, steps):
             return {"failed": p.why(code)}
