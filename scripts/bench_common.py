@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What the comparisons share: a process measured while it runs, one run of bdpo-train, a results file, tables. Standard library only."""
+import contextlib
+import fcntl
 import json
 import math
 import os
@@ -33,9 +35,9 @@ def machine():
 
 
 def version():
-    """Commit of the sources, or the program's own version where there is no git."""
+    """Commit of the sources that the program was built from, or the program's own version where there is no git."""
     try:
-        return subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(["git", "-C", os.path.dirname(os.path.realpath(BINARY)), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return subprocess.run([BINARY, "--version"], capture_output=True, text=True, check=False).stdout.strip()
 
@@ -102,6 +104,17 @@ def read_rows(path):
         return []
     with open(path, encoding="utf-8") as f:
         return [json.loads(line) for line in f if line.endswith("\n")]
+
+
+@contextlib.contextmanager
+def alone(lock):
+    """Hold `lock` (a path, or None) meanwhile."""
+    if not lock:
+        yield
+        return
+    with open(lock, "a", encoding="utf-8") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        yield
 
 
 def count_lines(path):
