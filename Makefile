@@ -1,5 +1,5 @@
 # bdpo-train: `make demo` and `make test` are all a newcomer needs; `make help` lists the rest.
-# BUILD=release|debug|asan|tsan   CC=gcc|clang   CUDA=0   WERROR=1 (what the CI sets)   V=1 (show the commands)
+# BUILD=release|debug|asan|tsan   CC=gcc|clang   CUDA=0   MPI=0|1   MPICC=mpicc   WERROR=1 (what the CI sets)   V=1 (show the commands)
 BUILD ?= release
 CUDA ?= 0
 WERROR ?= 0
@@ -10,6 +10,15 @@ VERSION := 0.1.0
 ifneq ($(CUDA),0)
 $(error CUDA=$(CUDA): the CUDA backend is not in this version; build with CUDA=0)
 endif
+
+# Several ranks need an MPI library, whose compiler driver knows its flags; without one comm_none.c takes the place of comm_mpi.c. MPI=1 insists.
+MPICC ?= mpicc
+MPI_CC = OMPI_CC='$(CC)' MPICH_CC='$(CC)' $(MPICC)
+MPI_FOUND := $(if $(filter 0,$(MPI)),,$(shell echo 'int main(void){return MPI_Init(0,0);}' | $(MPI_CC) -include mpi.h -x c -o /dev/null - 2>/dev/null && echo 1))
+ifeq ($(MPI)-$(MPI_FOUND),1-)
+$(error MPI=1: $(MPICC) does not build an MPI program; install one (Debian: libopenmpi-dev) or name it with MPICC=...)
+endif
+LINK = $(if $(MPI_FOUND),$(MPI_CC),$(CC))
 
 O := build/$(BUILD)$(if $(filter gcc,$(CC)),,-$(notdir $(CC)))
 PKGS := jansson zlib libpcre2-8 libutf8proc
@@ -33,24 +42,31 @@ CFLAGS_ALL := -std=c11 -D_GNU_SOURCE -DBDPO_VERSION='"$(VERSION)"' $(OPT_$(BUILD
 LDFLAGS_ALL := $(OPT_$(BUILD)) $(LINK_HARDEN) -fopenmp $(LDFLAGS)
 LIBS := $(PKG_LIBS) -ldnnl -lm
 
-SRC := $(wildcard src/*/*.c) cuda/none.c
+, := ,
+SRC := $(filter-out src/dist/comm_%.c,$(wildcard src/*/*.c)) cuda/none.c
+COMM := src/dist/comm_$(if $(MPI_FOUND),mpi,none)
 # rows.c holds the inner loops; it is built once per instruction set and chosen at run time
 ROWS := src/cpu/rows.c
-ROWS_ISAS := base avx2 avx512
+ROWS_ISAS := base avx2 avx512 avx512_bf16
 ROWS_FLAGS := $(if $(filter release,$(BUILD)),-O3) -ffp-contract=fast
 ROWS_base := -march=x86-64
 ROWS_avx2 := -march=haswell
 ROWS_avx512 := -march=skylake-avx512 -mprefer-vector-width=512
-OBJ := $(patsubst %.c,$(O)/%.o,$(filter-out $(ROWS),$(SRC))) $(patsubst %,$(O)/src/cpu/rows_%.o,$(ROWS_ISAS))
+ROWS_avx512_bf16 := $(ROWS_avx512) -mavx512bf16
+OBJ := $(patsubst %.c,$(O)/%.o,$(filter-out $(ROWS),$(SRC))) $(patsubst %,$(O)/src/cpu/rows_%.o,$(ROWS_ISAS)) $(O)/$(COMM).o
 LIB := $(O)/libbdpo.a
 BIN := $(O)/bdpo-train
 TESTS := $(patsubst test/%.c,$(O)/test/%,$(wildcard test/t_*.c))
 TESTLIB := $(patsubst %.c,$(O)/%.o,$(filter-out $(wildcard test/t_*.c) test/bench.c,$(wildcard test/*.c)))
 BENCH := $(O)/test/bench
+# the program once more, with faults in the place of the system's calls (test/fault/fault.c); bdpo-train has none of it
+FAULTY := $(O)/bdpo-train-fault
+FAULT_WRAP := $(patsubst %,-Wl$(,)--wrap=%,open openat write pwrite fsync mkdir rename renameat2 unlink unlinkat ftruncate lseek fallocate \
+              calloc realloc aligned_alloc model_logp model_backward stage_step)
 
 # A Python with torch lets the outside judge (scripts/compare_torch.py, test/check_tokenizer.py) run; `make torch` makes one.
 TORCH_PYTHON ?= $(if $(wildcard build/venv/bin/python),build/venv/bin/python,python3)
-RUN_TESTS = BDPO_TRAIN=$(CURDIR)/$(BIN) TORCH_PYTHON=$(TORCH_PYTHON) LOG=$(O)/test.log sh scripts/run-tests.sh
+RUN_TESTS = BDPO_TRAIN=$(CURDIR)/$(BIN) BDPO_FAULTY=$(CURDIR)/$(FAULTY) TORCH_PYTHON=$(TORCH_PYTHON) LOG=$(O)/test.log sh scripts/run-tests.sh
 SCRIPT_TESTS = $(sort $(wildcard test/*_test.sh test/*_test.py test/check_*.py)) $(wildcard scripts/compare_torch.py)
 DEPS_FOR := $(if $(findstring clang,$(CC)),clang)
 
@@ -73,8 +89,8 @@ build/bdpo-train: $(BIN)
 # Stamps that change only when their text does: the compiler and its flags (everything is rebuilt), and which objects go
 # into the library (a deleted source leaves it).
 stamp = $(shell mkdir -p $(O) && printf '%s\n' '$(subst ','\'',$(2))' | cmp -s - $(O)/$(1) || printf '%s\n' '$(subst ','\'',$(2))' >$(O)/$(1))
-ifneq ($(filter-out deps demo lint format asan tsan ci ci-full clean help torch bench-rival,$(or $(MAKECMDGOALS),all)),)
-$(call stamp,flags,$(shell $(CC) --version 2>&1 | head -n 1) $(CFLAGS_ALL) $(LDFLAGS_ALL) $(LIBS) $(ROWS_FLAGS) $(foreach i,$(ROWS_ISAS),$(ROWS_$i)))
+ifneq ($(filter-out deps demo test-mpi lint format asan tsan ci ci-full clean help torch bench-rival,$(or $(MAKECMDGOALS),all)),)
+$(call stamp,flags,$(shell $(CC) --version 2>&1 | head -n 1) $(CFLAGS_ALL) $(LDFLAGS_ALL) $(LIBS) $(if $(MPI_FOUND),$(MPICC)) $(ROWS_FLAGS) $(foreach i,$(ROWS_ISAS),$(ROWS_$i)))
 $(call stamp,objects,$(OBJ))
 $(call stamp,test-objects,$(TESTLIB))
 endif
@@ -82,7 +98,10 @@ $(O)/flags $(O)/objects $(O)/test-objects: ;
 
 $(BIN): $(O)/bdpo-train.o $(LIB) $(O)/flags
 	$(SAY) LINK $@
-	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $< $(LIB) $(LIBS)
+	$(Q)$(LINK) $(LDFLAGS_ALL) -o $@ $< $(LIB) $(LIBS)
+$(FAULTY): $(O)/bdpo-train.o $(O)/test/fault/fault.o $(LIB) $(O)/flags
+	$(SAY) LINK $@
+	$(Q)$(LINK) $(LDFLAGS_ALL) $(FAULT_WRAP) -o $@ $(O)/bdpo-train.o $(O)/test/fault/fault.o $(LIB) $(LIBS)
 $(LIB): $(OBJ) $(O)/objects
 	$(SAY) AR $@
 	@rm -f $@
@@ -95,10 +114,14 @@ $(patsubst %,$(O)/src/cpu/rows_%.o,$(ROWS_ISAS)): $(O)/src/cpu/rows_%.o: $(ROWS)
 	@mkdir -p $(@D)
 	$(SAY) CC $(@:$(O)/%=%)
 	$(Q)$(CC) $(CFLAGS_ALL) $(ROWS_FLAGS) $(ROWS_$*) -DROWS_ISA=$* -MMD -MP -c -o $@ $<
+$(O)/src/dist/comm_mpi.o: src/dist/comm_mpi.c $(O)/flags
+	@mkdir -p $(@D)
+	$(SAY) CC $(@:$(O)/%=%)
+	$(Q)$(MPI_CC) $(CFLAGS_ALL) -MMD -MP -c -o $@ $<
 $(TESTS) $(BENCH): %: %.o $(TESTLIB) $(LIB) $(O)/flags $(O)/test-objects
 	$(SAY) LINK $@
-	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $< $(TESTLIB) $(LIB) $(LIBS) $(CMOCKA_LIBS)
--include $(patsubst %.o,%.d,$(OBJ) $(TESTLIB) $(O)/bdpo-train.o $(TESTS:=.o) $(BENCH).o)
+	$(Q)$(LINK) $(LDFLAGS_ALL) -o $@ $< $(TESTLIB) $(LIB) $(LIBS) $(CMOCKA_LIBS)
+-include $(patsubst %.o,%.d,$(OBJ) $(TESTLIB) $(O)/bdpo-train.o $(O)/test/fault/fault.o $(TESTS:=.o) $(BENCH).o)
 
 # what people run -----------------------------------------------------------------------------------------------------
 deps:
@@ -112,13 +135,30 @@ demo: deps
 test: deps
 	@$(MAKE) --no-print-directory test-built
 
-.PHONY: build-tests test-built test-c
-build-tests: $(BIN) $(TESTS)
+.PHONY: build-tests test-built test-c test-crash test-slurm
+build-tests: $(BIN) $(FAULTY) $(TESTS)
 test-built: build-tests
 	@$(RUN_TESTS) $(TESTS) $(SCRIPT_TESTS)
 # the C tests and the shell tests: what the sanitizer builds run
 test-c: build-tests
 	@$(RUN_TESTS) $(TESTS) $(wildcard test/*_test.sh)
+
+# the long ones: every call of the system fails or is the last one before a kill or a power cut, and three hundred kills
+test-crash: deps
+	@$(MAKE) --no-print-directory build-tests
+	BDPO_TRAIN=$(CURDIR)/$(BIN) BDPO_FAULTY=$(CURDIR)/$(FAULTY) python3 test/fault_test.py --all
+	BDPO_TRAIN=$(CURDIR)/$(BIN) BDPO_FAULTY=$(CURDIR)/$(FAULTY) python3 test/disk_test.py --cuts 0
+	BDPO_TRAIN=$(CURDIR)/$(BIN) python3 test/resume_test.py --kills 100
+
+# the scripts of configs/slurm on a Slurm of one node that is made for it; as root, about 5 minutes
+test-slurm: all
+	@BDPO_TRAIN=$(CURDIR)/$(BIN) bash scripts/try-slurm.sh
+
+# whole jobs on several ranks of this machine; `make test` runs it too
+.PHONY: test-mpi
+test-mpi: deps
+	@$(MAKE) --no-print-directory $(BIN) $(O)/test/t_zero $(O)/test/t_replica
+	@$(RUN_TESTS) test/mpi_test.py
 
 bench: deps
 	@$(MAKE) --no-print-directory $(BENCH)
@@ -180,8 +220,11 @@ help:
 	@printf '%s\n' \
 	'make demo       install what is missing, build, and show DPO against BDPO on a task with right answers (about a minute)' \
 	'make test       install what is missing, build, run all tests; ends with "N passed, N failed, N skipped"' \
+	'make test-crash every call of the system fails or is the last one, three hundred kills (long)' \
+	'make test-slurm the scripts of configs/slurm on a Slurm of one node made for it (as root, 5 minutes)' \
 	'make            build build/bdpo-train' \
 	'make deps       install the libraries that are missing (apt-get)' \
+	'make test-mpi   whole jobs on several ranks under mpirun (make test runs them too)' \
 	'make bench      speed of every operation and its share of the machine'"'"'s peak' \
 	'make bench-rival  speed and memory against TRL and a plain PyTorch loop, sweeps; the tables of docs/performance.md' \
 	'make lint       layers, formatting, shell scripts, words' \
@@ -193,4 +236,4 @@ help:
 	'make install    copy bdpo-train to $$(PREFIX)/bin (/usr/local)' \
 	'make clean      remove what was built' \
 	'' \
-	'variables       BUILD=release|debug|asan|tsan  CC=gcc|clang  WERROR=1  V=1  PREFIX=DIR  TORCH_PYTHON=PYTHON'
+	'variables       BUILD=release|debug|asan|tsan  CC=gcc|clang  MPI=0|1  MPICC=mpicc  WERROR=1  V=1  PREFIX=DIR  TORCH_PYTHON=PYTHON'

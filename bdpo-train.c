@@ -1,9 +1,13 @@
 /* SPDX-License-Identifier: MIT
  * bdpo-train.c - the commands, and the one place that prints errors and exits. */
+#include "src/dist/comm.h"
 #include "src/train/evaluate.h"
 #include "src/train/generate.h"
 #include "src/train/job.h"
+#include "src/train/machine.h"
+#include "src/train/planning.h"
 #include "src/train/tokenize.h"
+#include "src/base/signals.h"
 #include "src/io/json.h"
 #include <math.h>
 #include <stdio.h>
@@ -24,6 +28,8 @@ static const char USAGE[] =
     "float32|bfloat16]\n"
     "  bdpo-train evaluate --config run.json [--set ...] [--model DIR] [--per-pair FILE] metrics "
     "on data.eval, no training\n"
+    "  bdpo-train plan --config run.json [--set ...] [--device NAME] [--json]             memory, "
+    "arithmetic, hours, disk; loads no weights\n"
     "  bdpo-train tokenize --model DIR [--chat-template auto] FILE.jsonl                 one JSON "
     "array of ids a line\n"
     "  bdpo-train losses                                                                 the table "
@@ -36,11 +42,11 @@ static const char USAGE[] =
 enum { SETS_MAX = 256 };
 struct args { /* what a command line may hold; each command names the flags it takes */
     const char *config, *model, *prompt, *prompts, *out, *per_pair, *system, *chat_template,
-        *string_prompts, *dtype, *file;
+        *string_prompts, *dtype, *device, *file;
     const char *max_tokens, *temperature, *top_k, *top_p, *seed, *batch, *threads;
     const char *sets[SETS_MAX];
     int32_t n_sets;
-    bool dry_run, allow_change;
+    bool dry_run, allow_change, json;
 };
 struct flag {
     const char *name;
@@ -66,6 +72,7 @@ static const struct flag FLAGS[] = {
     FLAG("--chat-template", chat_template),
     FLAG("--string-prompts", string_prompts),
     FLAG("--dtype", dtype),
+    FLAG("--device", device),
     FLAG("--max-tokens", max_tokens),
     FLAG("--temperature", temperature),
     FLAG("--top-k", top_k),
@@ -74,6 +81,7 @@ static const struct flag FLAGS[] = {
     FLAG("--batch", batch),
     FLAG("--threads", threads),
     SWITCH("--dry-run", dry_run),
+    SWITCH("--json", json),
     SWITCH("--allow-change", allow_change),
 };
 
@@ -155,15 +163,45 @@ static int number(const char *name, const char *text, double lo, double hi, bool
     return rc;
 }
 
+/* of the commands that several ranks run together; other commands stay alone */
+static struct dist ranks;
+
+static int load_config(struct args *a, struct config **c, const char *allowed, char **argv,
+                       int argc, int first)
+{
+    TRY(parse_args(a, allowed, argv, argc, first));
+    if (!a->config) return err_set(ERR_INPUT, "--config run.json is needed; see bdpo-train --help");
+    return config_load(c, a->config, a->sets, a->n_sets);
+}
+
 static int command_train(int argc, char **argv)
 {
     struct args a;
     struct config *c = NULL;
-    TRY(parse_args(&a, "--config --set --dry-run --allow-change", argv, argc, 1));
-    if (!a.config) return err_set(ERR_INPUT, "--config run.json is needed; see bdpo-train --help");
-    TRY(config_load(&c, a.config, a.sets, a.n_sets));
+    int rc;
+    signals_install(); /* before anything that takes time */
+    TRY(dist_open(&ranks));
+    TRY_OUT(dist_agree(
+        &ranks, load_config(&a, &c, "--config --set --dry-run --allow-change", argv, argc, 1)));
     const struct job_opts o = { .allow_change = a.allow_change };
-    const int rc = a.dry_run ? job_dry_run(c) : job_run(c, &o);
+    if (a.dry_run)
+        rc = dist_agree(&ranks, ranks.rank == 0 ? job_dry_run(c) : 0);
+    else
+        rc = job_run(c, &ranks, &o);
+out:
+    config_free(c);
+    return rc;
+}
+
+static int command_plan(int argc, char **argv)
+{
+    struct args a;
+    struct config *c = NULL;
+    TRY(parse_args(&a, "--config --set --device --json", argv, argc, 2));
+    if (!a.config) return err_set(ERR_INPUT, "plan: --config run.json is needed");
+    TRY(config_load(&c, a.config, a.sets, a.n_sets));
+    const struct planning_opts o = { .device = a.device, .json = a.json };
+    const int rc = planning_run(c, &o);
     config_free(c);
     return rc;
 }
@@ -172,10 +210,12 @@ static int command_evaluate(int argc, char **argv)
 {
     struct args a;
     struct config *c = NULL;
-    TRY(parse_args(&a, "--config --set --model --per-pair", argv, argc, 2));
-    if (!a.config) return err_set(ERR_INPUT, "evaluate: --config run.json is needed");
-    TRY(config_load(&c, a.config, a.sets, a.n_sets));
-    const int rc = evaluate_run(c, a.model, a.per_pair);
+    int rc;
+    TRY(dist_open(&ranks));
+    TRY_OUT(dist_agree(&ranks,
+                       load_config(&a, &c, "--config --set --model --per-pair", argv, argc, 2)));
+    rc = evaluate_run(c, &ranks, a.model, a.per_pair);
+out:
     config_free(c);
     return rc;
 }
@@ -272,10 +312,11 @@ static int run(int argc, char **argv)
         const char *name;
         int (*run)(int argc, char **argv);
     } commands[] = { { "evaluate", command_evaluate },
+                     { "plan", command_plan },
                      { "generate", command_generate },
                      { "tokenize", command_tokenize },
                      { "losses", command_losses } };
-    static const char *const later[] = { "lint", "plan", "report", "merge", "toy", "contour" };
+    static const char *const later[] = { "lint", "report", "merge", "toy", "contour" };
     const char *names[COUNT_OF(commands) + COUNT_OF(later)];
     size_t n = 0;
     if (argc < 2) return err_set(ERR_INPUT, "no command\n%s", USAGE);
@@ -283,7 +324,9 @@ static int run(int argc, char **argv)
         strcmp(argv[1], "help") == 0)
         return command_help();
     if (strcmp(argv[1], "--version") == 0) {
-        puts("bdpo-train " BDPO_VERSION);
+        char mpi[128];
+        comm_library(mpi, sizeof mpi);
+        printf("bdpo-train %s, MPI: %s\n", BDPO_VERSION, mpi);
         return 0;
     }
     for (size_t i = 0; i < COUNT_OF(commands); i++) {
@@ -309,19 +352,28 @@ static void spin_briefly(char **argv)
         execv("/proc/self/exe", argv); /* where it fails, the default will do */
 }
 
+/* Of several ranks the lowest that failed speaks. One that failed alone, while others wait for it, ends all. */
+static void print_error(int rc)
+{
+    struct buf b = { 0 };
+    const bool alone = ranks.size > 1 && !ranks.agreed;
+    if (ranks.rank != ranks.speaker && !alone) return;
+    /* messages that carry a place bring their own "error:" */
+    buf_addf(&b, strstr(err_msg(), "error: ") ? "%s" : "bdpo-train: error: %s", err_msg());
+    err_print(b.data ? b.data : err_msg());
+    buf_release(&b);
+    if (alone) dist_abort(&ranks, err_exit_code(rc));
+}
+
 int main(int argc, char **argv)
 {
     spin_briefly(argv);
+    machine_heap();
     prctl(PR_SET_NAME, "bdpo-train"); /* what ps and pkill see; the second start made it "exe" */
     int rc = run(argc, argv);
     if (rc >= 0 && (fflush(stdout) != 0 || ferror(stdout)))
         rc = err_set(ERR_IO, "cannot write to the standard output");
-    if (rc >= 0) return 0;
-    const char *text = err_msg();
-    /* messages that carry a place bring their own "error:" */
-    if (strstr(text, "error: "))
-        fprintf(stderr, "%s\n", text);
-    else
-        fprintf(stderr, "bdpo-train: error: %s\n", text);
+    if (rc < 0) print_error(rc);
+    dist_close(&ranks);
     return err_exit_code(rc);
 }

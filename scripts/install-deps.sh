@@ -39,6 +39,8 @@ for part in "$@"; do
         need libcmocka-dev pkg-config --exists cmocka
         command -v "$cc" >/dev/null 2>&1 || cc=gcc
         need libdnnl-dev header dnnl.h
+        command -v "${MPICC:-mpicc}" >/dev/null 2>&1 || need libopenmpi-dev false
+        command -v mpirun >/dev/null 2>&1 || need openmpi-bin false
         ;;
     clang)
         need clang command -v clang

@@ -13,7 +13,7 @@ complain() { # complain WHAT: standard input lists the places; an empty list is 
 find_code() { find src cuda test bdpo-train.c -name "$1" 2>/dev/null | sort; }
 find_text() {
     find . \( -path ./build -o -path ./.git -o -path ./runs \) -prune -o -type f \
-        \( -name '*.[ch]' -o -name '*.cu' -o -name '*.sh' -o -name '*.py' -o -name '*.md' -o -name '*.json' \
+        \( -name '*.[ch]' -o -name '*.cu' -o -name '*.sh' -o -name '*.sbatch' -o -name '*.py' -o -name '*.md' -o -name '*.json' \
         -o -name '*.svg' -o -name Makefile -o -name run \) -print | sort
 }
 
@@ -30,7 +30,7 @@ else
 fi
 
 if command -v shellcheck >/dev/null 2>&1; then
-    find scripts test .ci \( -name '*.sh' -o -path .ci/run \) -exec shellcheck -x {} + || rc=1
+    find scripts test configs .ci \( -name '*.sh' -o -name '*.sbatch' -o -path .ci/run \) -exec shellcheck -x {} + || rc=1
 else
     echo 'shellcheck is not there (Debian: apt-get install shellcheck)'
     rc=1

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
- * bench [filter] [threads]: one row per op at the shapes of Qwen2.5-0.5B; time, rate, and the share
- * of what this machine reaches in the same process on fused multiply-adds in registers (GFLOP/s) or
- * on a copy in memory (GB/s). */
+ * bench [filter] [threads]: one row per op and dtype at the shapes of Qwen2.5-0.5B; time, rate, and the share
+ * of what this machine reaches in the same process on multiply-adds of that dtype in registers (GFLOP/s) or
+ * on a copy in memory (GB/s). Rows begin with "f32" or "bf16": the filter is any part of a row's name. */
 #include <immintrin.h>
 #include <math.h>
 #include <omp.h>
@@ -13,8 +13,8 @@
 #include "../src/cpu/cpu.h"
 
 enum {
-    T = 1024,
-    N = 512,
+    T = 2048,
+    N = 1024,
     C = 896,
     F = 4864,
     H = 14,
@@ -27,7 +27,8 @@ enum {
 struct bench {
     struct backend be;
     const char *filter;
-    double peak_flops, peak_bytes;
+    enum dtype dtype;                 /* of activations and weights */
+    double peak_flops[2], peak_bytes; /* float32, bfloat16 */
     uint64_t random;
 };
 
@@ -53,6 +54,22 @@ static struct tensor make(struct bench *b, int64_t d0, int64_t d1)
     return tensor_view(p, DT_F32, d0, d1, 1, 1);
 }
 
+/* the same, of the dtype that is being measured */
+static struct tensor make_act(struct bench *b, int64_t d0, int64_t d1)
+{
+    struct tensor x = make(b, d0, d1);
+    if (b->dtype == DT_F32) return x;
+    void *p;
+    if (b->be.mem->alloc(b->be.cx, &p, d0 * d1 * 2) < 0) {
+        fprintf(stderr, "%s\n", err_msg());
+        exit(1);
+    }
+    struct tensor y = tensor_view(p, b->dtype, d0, d1, 1, 1);
+    (void)op_cast(&b->be, &y, &x);
+    b->be.mem->release(b->be.cx, x.data);
+    return y;
+}
+
 static struct tensor make_index(struct bench *b, int64_t n, int64_t limit)
 {
     struct tensor t = make(b, n, 1);
@@ -69,9 +86,12 @@ static void drop(struct bench *b, struct tensor *t)
     t->data = NULL;
 }
 
-static bool wanted(const struct bench *b, const char *name)
+/* a row's name with its dtype; NULL where the filter leaves it out */
+static const char *wanted(const struct bench *b, const char *name)
 {
-    return !b->filter || strstr(name, b->filter);
+    static char text[128];
+    snprintf(text, sizeof text, "%-5s%s", b->dtype == DT_F32 ? "f32" : "bf16", name);
+    return !b->filter || strstr(text, b->filter) ? text : NULL;
 }
 
 static void check(int rc)
@@ -82,25 +102,26 @@ static void check(int rc)
 }
 
 /* The best of at least 3 runs and a third of a second. flops > 0: GFLOP/s, else bytes: GB/s. */
-#define BENCH(b, name, flops, bytes, call)                            \
-    do {                                                              \
-        if (!wanted(b, name)) break;                                  \
-        double best_ = 1e30, all_ = 0;                                \
-        check(call);                                                  \
-        for (int k_ = 0; k_ < 3 || (all_ < 0.3 && k_ < 1000); k_++) { \
-            const double t_ = now();                                  \
-            check(call);                                              \
-            const double s_ = now() - t_;                             \
-            all_ += s_;                                               \
-            best_ = s_ < best_ ? s_ : best_;                          \
-        }                                                             \
-        report(b, name, best_, (double)(flops), (double)(bytes));     \
+#define BENCH(b, name, flops, bytes, call)                                   \
+    do {                                                                     \
+        if (!wanted(b, name)) break;                                         \
+        double best_ = 1e30, all_ = 0;                                       \
+        check(call);                                                         \
+        for (int k_ = 0; k_ < 3 || (all_ < 0.3 && k_ < 1000); k_++) {        \
+            const double t_ = now();                                         \
+            check(call);                                                     \
+            const double s_ = now() - t_;                                    \
+            all_ += s_;                                                      \
+            best_ = s_ < best_ ? s_ : best_;                                 \
+        }                                                                    \
+        report(b, wanted(b, name), best_, (double)(flops), (double)(bytes)); \
     } while (0)
 
 static void report(const struct bench *b, const char *name, double s, double flops, double bytes)
 {
     const bool math = flops > 0;
-    const double rate = (math ? flops : bytes) / s, peak = math ? b->peak_flops : b->peak_bytes;
+    const double rate = (math ? flops : bytes) / s,
+                 peak = math ? b->peak_flops[b->dtype == DT_BF16] : b->peak_bytes;
     printf("%-42s %10.3f ms %9.1f %s %5.1f %%\n", name, 1e3 * s, 1e-9 * rate,
            math ? "GFLOP/s" : "GB/s   ", 100 * rate / peak);
     fflush(stdout);
@@ -133,24 +154,44 @@ FMA_LOOP(fma_avx2, __attribute__((target("avx2,fma"))), __m256, _mm256_set1_ps, 
 FMA_LOOP(fma_avx512, __attribute__((target("avx512f"))), __m512, _mm512_set1_ps, _mm512_fmadd_ps,
          _mm512_add_ps, _mm512_cvtss_f32)
 
+/* the factors' halves are bfloat16: 0.999f is 0x3f7f, 0xbe77 */
+#define DPBF16(x, y, z) _mm512_dpbf16_ps(z, (__m512bh)(x), (__m512bh)(y))
+FMA_LOOP(dot_bf16, __attribute__((target("avx512f,avx512bf16"))), __m512, _mm512_set1_ps, DPBF16,
+         _mm512_add_ps, _mm512_cvtss_f32)
+
+/* what all threads reach on `loop`, whose steps are `flops` operations each */
+static double loop_rate(const struct bench *b, float (*loop)(void), int flops)
+{
+    volatile float sink = 0;
+    const double t = now();
+#pragma omp parallel num_threads(b->be.threads)
+    {
+        const float s = loop();
+#pragma omp critical
+        sink = sink + s;
+    }
+    return (double)flops * CHAINS * STEPS * b->be.threads / (now() - t);
+}
+
 static void measure_peaks(struct bench *b)
 {
-    const char *isa = b->be.cx->rows->name;
-    const int lanes = strcmp(isa, "avx512") == 0 ? 16 : strcmp(isa, "avx2") == 0 ? 8 : 4;
+    const struct rows *r = b->be.cx->rows;
+    const int lanes = strncmp(r->name, "avx512", 6) == 0 ? 16
+                      : strcmp(r->name, "avx2") == 0     ? 8
+                                                         : 4;
     const int64_t bytes = 256 << 20;
     struct tensor x = make(b, bytes / 4, 1), y = make(b, bytes / 4, 1);
-    volatile float sink = 0;
     for (int k = 0; k < 5; k++) {
+        const double f32 = loop_rate(b,
+                                     lanes == 16  ? fma_avx512
+                                     : lanes == 8 ? fma_avx2
+                                                  : fma_base,
+                                     2 * lanes);
+        /* without the instruction bfloat16 is widened and multiplied as float32 */
+        const double bf16 = r->pairs ? loop_rate(b, dot_bf16, 4 * lanes) : f32;
+        b->peak_flops[0] = fmax(b->peak_flops[0], f32);
+        b->peak_flops[1] = fmax(b->peak_flops[1], bf16);
         double t = now();
-#pragma omp parallel num_threads(b->be.threads)
-        {
-            const float s = lanes == 16 ? fma_avx512() : lanes == 8 ? fma_avx2() : fma_base();
-#pragma omp critical
-            sink = sink + s;
-        }
-        b->peak_flops =
-            fmax(b->peak_flops, 2.0 * lanes * CHAINS * STEPS * b->be.threads / (now() - t));
-        t = now();
 #pragma omp parallel for schedule(static) num_threads(b->be.threads)
         for (int32_t i = 0; i < b->be.threads;
              i++) { /* long pieces, which the C library streams past the caches */
@@ -166,8 +207,10 @@ static void measure_peaks(struct bench *b)
     }
     drop(b, &x);
     drop(b, &y);
-    printf("%d threads, rows_%s: %.1f GFLOP/s in registers, %.1f GB/s copied or updated in place\n",
-           b->be.threads, isa, 1e-9 * b->peak_flops, 1e-9 * b->peak_bytes);
+    printf("%d threads, rows_%s: %.1f GFLOP/s in float32, %.1f in bfloat16, %.1f GB/s copied or "
+           "updated in place\n",
+           b->be.threads, r->name, 1e-9 * b->peak_flops[0], 1e-9 * b->peak_flops[1],
+           1e-9 * b->peak_bytes);
 }
 
 /* --- rows
@@ -177,10 +220,11 @@ static void gemm_row(struct bench *b, const char *name, int64_t M, int64_t n, in
                      bool tb, float beta)
 {
     if (!wanted(b, name)) return;
-    struct tensor x = make(b, ta ? k : M, ta ? M : k), w = make(b, tb ? n : k, tb ? k : n),
-                  y = make(b, M, n);
+    const int64_t size = dtype_size(b->dtype);
+    struct tensor x = make_act(b, ta ? k : M, ta ? M : k), w = make_act(b, tb ? n : k, tb ? k : n),
+                  y = beta != 0 ? make(b, M, n) : make_act(b, M, n);
     const bool vector = M <= 8; /* bound by the reading of w */
-    BENCH(b, name, vector ? 0 : 2 * M * n * k, 4 * (M * n + M * k + n * k),
+    BENCH(b, name, vector ? 0 : 2 * M * n * k, size * (M * n + M * k + n * k),
           op_gemm(&b->be, &y, &x, ta, &w, tb, NULL, 1, beta));
     drop(b, &x);
     drop(b, &w);
@@ -193,6 +237,8 @@ static void gemm_rows(struct bench *b)
     gemm_row(b, "gemm fwd o", T, C, C, false, true, 0);
     gemm_row(b, "gemm fwd gate_up", T, 2 * F, C, false, true, 0);
     gemm_row(b, "gemm fwd down", T, C, F, false, true, 0);
+    gemm_row(b, "gemm dx qkv", T, C, QKV, false, false, 0);
+    gemm_row(b, "gemm dw qkv", QKV, C, T, true, false, 1);
     gemm_row(b, "gemm dx gate_up", T, C, 2 * F, false, false, 0);
     gemm_row(b, "gemm dw gate_up", 2 * F, C, T, true, false, 1);
     gemm_row(b, "gemm dx down", T, F, C, false, false, 0);
@@ -202,36 +248,40 @@ static void gemm_rows(struct bench *b)
     gemm_row(b, "gemm decode, 1 row, head", 1, V, C, false, true, 0);
     gemm_row(b, "gemm small 64 x 64 x 64", 64, 64, 64, false, true, 0);
     gemm_row(b, "gemm small 256 x 192 x 64", 256, 192, 64, false, true, 0);
+    gemm_row(b, "gemm small dw 192 x 64 x 256", 192, 64, 256, true, false, 1);
 }
 
 static void row_rows(struct bench *b)
 {
-    struct tensor x = make(b, T, C), y = make(b, T, C), r = make(b, T, C), s = make(b, T, C),
-                  w = make(b, C, 1);
+    const int64_t size = dtype_size(b->dtype);
+    struct tensor x = make_act(b, T, C), y = make_act(b, T, C), r = make_act(b, T, C),
+                  s = make_act(b, T, C), w = make_act(b, C, 1), dx = make(b, T, C);
     struct tensor rstd = make(b, T, 1), dw = make(b, C, 1),
                   scratch = make(b, op_rmsnorm_bwd_scratch(T, C) / 4, 1);
-    BENCH(b, "rmsnorm fwd with residual", 0, 16 * T * C,
+    BENCH(b, "rmsnorm fwd with residual", 0, 4 * size * T * C,
           op_rmsnorm_fwd(&b->be, &y, &rstd, &s, &x, &r, &w, 1e-6f));
-    BENCH(b, "rmsnorm bwd", 0, 16 * T * C,
-          op_rmsnorm_bwd(&b->be, &x, &dw, &y, &s, &w, &rstd, &scratch));
-    struct tensor qkv = make(b, T, QKV), bias = make(b, QKV, 1), pos = make_index(b, T, T),
-                  table = make(b, T, D);
+    BENCH(b, "rmsnorm bwd", 0, (8 + 2 * size) * T * C,
+          op_rmsnorm_bwd(&b->be, &dx, &dw, &y, &s, &w, &rstd, &scratch));
+    struct tensor qkv = make_act(b, T, QKV), bias = make_act(b, QKV, 1), db = make(b, QKV, 1),
+                  pos = make_index(b, T, T), table = make(b, T, D);
     struct tensor q = tensor_cols(&qkv, 0, H * D),
                   table3 = tensor_view(table.data, DT_F32, T, 2, D / 2, 1);
-    struct tensor out = make(b, T, H * D), wd = make(b, D, 1), rh = make(b, T, H);
-    BENCH(b, "bias fwd", 0, 8 * T * QKV, op_bias_fwd(&b->be, &qkv, &bias));
-    BENCH(b, "bias bwd", 0, 4 * T * QKV, op_bias_bwd(&b->be, &bias, &qkv));
-    BENCH(b, "rope", 0, 8 * T * H * D, op_rope(&b->be, &q, D, &pos, &table3, false));
-    BENCH(b, "headnorm fwd", 0, 8 * T * H * D, op_headnorm_fwd(&b->be, &out, &rh, &q, &wd, 1e-6f));
-    BENCH(b, "headnorm bwd", 0, 12 * T * H * D,
-          op_headnorm_bwd(&b->be, &out, &wd, &out, &q, &wd, &rh, &scratch));
-    struct tensor gu = make(b, T, 2 * F), act = make(b, T, F);
-    BENCH(b, "swiglu fwd", 0, 12 * T * F, op_swiglu_fwd(&b->be, &act, &gu));
-    BENCH(b, "swiglu bwd", 0, 20 * T * F, op_swiglu_bwd(&b->be, &gu, &act, &gu));
-    BENCH(b, "gather", 0, 8 * T * C, op_gather(&b->be, &y, &x, &pos));
-    BENCH(b, "scatter_add", 0, 12 * T * C, op_scatter_add(&b->be, &y, &x, &pos));
-    struct tensor *all[] = { &x,    &y,   &r,     &s,   &w,  &rstd, &dw, &scratch, &qkv,
-                             &bias, &pos, &table, &out, &wd, &rh,   &gu, &act };
+    struct tensor out = make_act(b, T, H * D), wd = make_act(b, D, 1), dwd = make(b, D, 1),
+                  rh = make(b, T, H);
+    BENCH(b, "bias fwd", 0, 2 * size * T * QKV, op_bias_fwd(&b->be, &qkv, &bias));
+    BENCH(b, "bias bwd", 0, size * T * QKV, op_bias_bwd(&b->be, &db, &qkv));
+    BENCH(b, "rope", 0, 2 * size * T * H * D, op_rope(&b->be, &q, D, &pos, &table3, false));
+    BENCH(b, "headnorm fwd", 0, 2 * size * T * H * D,
+          op_headnorm_fwd(&b->be, &out, &rh, &q, &wd, 1e-6f));
+    BENCH(b, "headnorm bwd", 0, 3 * size * T * H * D,
+          op_headnorm_bwd(&b->be, &out, &dwd, &out, &q, &wd, &rh, &scratch));
+    struct tensor gu = make_act(b, T, 2 * F), act = make_act(b, T, F);
+    BENCH(b, "swiglu fwd", 0, 3 * size * T * F, op_swiglu_fwd(&b->be, &act, &gu));
+    BENCH(b, "swiglu bwd", 0, 5 * size * T * F, op_swiglu_bwd(&b->be, &gu, &act, &gu));
+    BENCH(b, "gather", 0, 2 * size * T * C, op_gather(&b->be, &y, &x, &pos));
+    BENCH(b, "scatter_add", 0, (8 + size) * T * C, op_scatter_add(&b->be, &dx, &x, &pos));
+    struct tensor *all[] = { &x,   &y,     &r,   &s,  &w,  &rstd, &dw,  &scratch, &qkv, &bias,
+                             &pos, &table, &out, &wd, &rh, &gu,   &act, &dx,      &db,  &dwd };
     for (size_t i = 0; i < COUNT_OF(all); i++)
         drop(b, all[i]);
 }
@@ -241,17 +291,17 @@ static void attention_row(struct bench *b, const char *name, const struct segmen
 {
     char text[96];
     double pairs = 0;
-    struct tensor q = make(b, rows, H * D), k = make(b, keys, K * D), v = make(b, keys, K * D),
-                  o = make(b, rows, H * D);
-    struct tensor lse = make(b, rows, H), dq = make(b, rows, H * D), dk = make(b, keys, K * D),
-                  dv = make(b, keys, K * D);
+    struct tensor q = make_act(b, rows, H * D), k = make_act(b, keys, K * D),
+                  v = make_act(b, keys, K * D), o = make_act(b, rows, H * D);
+    struct tensor lse = make(b, rows, H), dq = make_act(b, rows, H * D),
+                  dk = make_act(b, keys, K * D), dv = make_act(b, keys, K * D);
     for (int32_t i = 0; i < segs->n; i++) {
         const double n = segs->seg[i].len, p = segs->seg[i].prefix_len;
         pairs += n * p + n * (n + 1) / 2;
     }
     const bool decode = keys != rows;
     snprintf(text, sizeof text, "attention fwd %s", name);
-    BENCH(b, text, decode ? 0 : 4 * pairs * H * D, 8 * keys * K * D,
+    BENCH(b, text, decode ? 0 : 4 * pairs * H * D, 2 * dtype_size(b->dtype) * keys * K * D,
           op_attention_fwd(&b->be, &o, &lse, &q, &k, &v, segs, D, 0.125f));
     snprintf(text, sizeof text, "attention bwd %s", name);
     if (!decode)
@@ -285,10 +335,11 @@ static void attention_rows(struct bench *b)
 static void logp_rows(struct bench *b)
 {
     if (!wanted(b, "logp fwd") && !wanted(b, "logp bwd")) return;
-    struct tensor h = make(b, N, C), w = make(b, V, C), at = make_index(b, N, V),
+    struct tensor h = make_act(b, N, C), w = make_act(b, V, C), at = make_index(b, N, V),
                   logp = make(b, N, 1);
-    struct tensor lse = make(b, N, 1), coef = make(b, N, 1), dh = make(b, N, C), dw = make(b, V, C);
-    struct tensor scratch = make(b, op_logp_scratch(N, C, V, DT_F32) / 4 + 1, 1);
+    struct tensor lse = make(b, N, 1), coef = make(b, N, 1), dh = make_act(b, N, C),
+                  dw = make(b, V, C);
+    struct tensor scratch = make(b, op_logp_scratch(N, C, V, b->dtype) / 4 + 1, 1);
     BENCH(b, "logp fwd", 2.0 * N * C * V, 0,
           op_logp_fwd(&b->be, &logp, &lse, &h, &w, &at, &scratch));
     BENCH(b, "logp bwd", 6.0 * N * C * V, 0,
@@ -307,11 +358,15 @@ static void flat_rows(struct bench *b)
     double sum;
     struct tensor w = make(b, n, 1), m = make(b, n, 1), v = make(b, n, 1), g = make(b, n, 1);
     check(op_fill(&b->be, &v, 0.1f));
-    BENCH(b, "adamw", 0, 28 * n, op_adamw(&b->be, &w, &m, &v, &g, &opt, NULL));
+    struct tensor copy = make_act(b, b->dtype == DT_BF16 ? n : 0, 1);
+    const bool half = b->dtype == DT_BF16;
+    BENCH(b, "adamw", 0, (half ? 30 : 28) * n,
+          op_adamw(&b->be, &w, &m, &v, &g, &opt, half ? &copy : NULL));
+    BENCH(b, "cast", 0, (half ? 6 : 8) * n, op_cast(&b->be, half ? &copy : &m, &w));
     BENCH(b, "sumsq", 0, 4 * n, op_sumsq(&b->be, &sum, &g));
     BENCH(b, "add", 0, 12 * n, op_add(&b->be, &m, &g));
     BENCH(b, "fill", 0, 4 * n, op_fill(&b->be, &m, 0));
-    struct tensor *all[] = { &w, &m, &v, &g };
+    struct tensor *all[] = { &w, &m, &v, &g, &copy };
     for (size_t i = 0; i < COUNT_OF(all); i++)
         drop(b, all[i]);
 }
@@ -325,11 +380,14 @@ int main(int argc, char **argv)
         threads = threads * 10 + (*digits - '0');
     check(cpu_open(&b.be, threads));
     measure_peaks(&b);
-    gemm_rows(&b);
-    logp_rows(&b);
-    attention_rows(&b);
-    row_rows(&b);
-    flat_rows(&b);
+    for (int half = 0; half < 2; half++) {
+        b.dtype = half ? DT_BF16 : DT_F32;
+        gemm_rows(&b);
+        logp_rows(&b);
+        attention_rows(&b);
+        row_rows(&b);
+        flat_rows(&b);
+    }
     backend_close(&b.be);
     return 0;
 }

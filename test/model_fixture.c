@@ -53,19 +53,29 @@ static float draw_weight(const struct param *p, int32_t i, int64_t j)
     return (float)(p->decay ? 0.25 * z : bias ? 0.2 * z : 1 + 0.2 * z);
 }
 
-void fix_open(struct fix *f, const char *dir, int shape, bool train, bool recompute)
+void fix_open(struct fix *f, const char *dir, int shape, bool train, int recompute)
 {
     fix_open_as(f, dir, shape, DT_F32, train, recompute);
 }
 
 void fix_open_as(struct fix *f, const char *dir, int shape, enum dtype dtype, bool train,
-                 bool recompute)
+                 int recompute)
 {
     const struct model_size size = { 64, 64, 64, train, recompute };
     struct arch a;
     memset(f, 0, sizeof *f);
     fix_write(dir, "config.json", fix_config(shape));
     BUG_IF(arch_load(&a, dir) < 0);
+    f->sizes = (struct op_sizes){ .T = 64,
+                                  .C = a.C,
+                                  .F = a.F,
+                                  .H = a.H,
+                                  .K = a.K,
+                                  .D = a.D,
+                                  .V = a.V,
+                                  .group = 2 * FIX_LEN,
+                                  .A = dtype,
+                                  .train = train };
     BUG_IF(cpu_open(&f->be, 2) < 0);
     BUG_IF(model_init(&f->m, &f->be, &a, dtype) < 0);
     BUG_IF(model_plan_weights(&f->m, &f->plan, train) < 0);

@@ -13,10 +13,11 @@ struct fix { /* a model with memory for batches of up to T = N = 64 tokens */
     struct backend be;
     struct plan plan;
     struct model m;
+    struct op_sizes sizes; /* for the backend's own scratch; not reserved */
 };
 /* Shape's config.json is written to dir and read back; every weight is drawn (norms around 1, biases around 0). */
-void fix_open(struct fix *f, const char *dir, int shape, bool train, bool recompute); /* DT_F32 */
-void fix_open_as(struct fix *f, const char *dir, int shape, enum dtype dtype, bool train, bool recompute);
+void fix_open(struct fix *f, const char *dir, int shape, bool train, int recompute); /* DT_F32 */
+void fix_open_as(struct fix *f, const char *dir, int shape, enum dtype dtype, bool train, int recompute); /* recompute: layers */
 void fix_close(struct fix *f);
 
 enum { FIX_PAIRS = 4, FIX_LEN = 16 };

@@ -18,10 +18,10 @@ RESULTS = ["model/model.safetensors", "model/config.json", "sft/model.safetensor
 
 
 def job(root, name, **sections):
-    """SFT and BDPO of several epochs, batches of more than one micro-batch, evaluation in between; the path of its config. A root
-    that ends in bfloat16 computes in that; its files are float32 and so hold the master weights, all of them compared."""
+    """SFT and BDPO of several epochs, evaluation in between; the path of its config. A batch is several micro-batches, in a root that ends in
+    one-batch a single one. A root that ends in bfloat16 computes in that; its files are float32 and so hold the master weights, all of them compared."""
     c = t.make_config(root, model={"dtype": "bfloat16" if root.endswith("bfloat16") else "float32"}, sft={"epochs": 2, "warmup_ratio": 0.2}, preference={"epochs": 3, "schedule": "cosine", "weight_decay": 0.1},
-                      memory={"micro_batch_tokens": 40}, eval={"every": 4}, output=f"{root}/{name}",
+                      memory={"micro_batch_tokens": 2048 if root.endswith("one-batch") else 40}, eval={"every": 4}, output=f"{root}/{name}",
                       checkpoint={"every": 3, "keep": 2, "export": "epoch"}, **sections)
     path = f"{root}/{name}.json"
     t.write_json(path, c)
@@ -71,6 +71,24 @@ def chain(r, root, name, delays, want):
     return killed
 
 
+def test_many_kills(r, root, rng, seconds, want, kills):
+    """One chain of `kills` kills; what remains of the run after each is at most what it did since its last checkpoint, so lives get shorter with it."""
+    path, killed, starts, done = job(root, "many"), 0, 0, 0
+    while killed < kills and starts < 20 * kills:
+        was_killed, message = kill_after(path, rng.uniform(0, 0.25 * seconds))
+        starts += 1
+        killed += was_killed
+        if message:
+            r.check(False, f"many kills: start {starts}", message)
+            return
+        if not was_killed:  # at its end too soon: the next life starts anew, as one more run to be compared
+            compare(r, f"many kills: run {done}, after {killed} kills", f"{root}/many", want)
+            shutil.rmtree(f"{root}/many")
+            done += 1
+    r.check(t.bdpo("--config", path).code == 0 and killed == kills, f"many kills: {killed} in {starts} starts, {done + 1} runs")
+    compare(r, "many kills: the last run", f"{root}/many", want)
+
+
 def test_kills(r, root, rng, seconds, want, chains=3):
     print(f"a whole run takes {seconds:.2f} s")
     longest, whole = 0.3 * seconds, 0
@@ -117,12 +135,13 @@ def replace(path, text):
         f.write(text)
 
 
+STATE, REFERENCE = "state-00000-of-00001.bin", "reference.bin"
 FAULTS = {
-    "a byte of the weights": lambda d: flip(f"{d}/state.safetensors", os.path.getsize(f"{d}/state.safetensors") - 900),
-    "a byte of the header": lambda d: flip(f"{d}/state.safetensors", 20),
-    "state cut in half": lambda d: cut(f"{d}/state.safetensors"),
-    "state gone": lambda d: os.unlink(f"{d}/state.safetensors"),
-    "state empty": lambda d: os.truncate(f"{d}/state.safetensors", 0),
+    **{f"a byte of {part}": lambda d, at=at: flip(f"{d}/{STATE}", int(at * os.path.getsize(f"{d}/{STATE}")))
+       for part, at in [("the weights", 0.1), ("the first moment", 0.5), ("the second moment", 0.99), ("the header", 0)]},
+    "a byte of the reference": lambda d: flip(f"{d}/{REFERENCE}", 7),
+    **{f"{what} {name}": lambda d, do=do, name=name: do(f"{d}/{name}") for name in (STATE, REFERENCE)
+       for what, do in [("half of", cut), ("without", os.unlink), ("nothing in", lambda p: os.truncate(p, 0))]},
     "manifest gone": lambda d: os.unlink(f"{d}/manifest.json"),
     "manifest cut in half": lambda d: cut(f"{d}/manifest.json"),
     "manifest of another format": lambda d: replace(f"{d}/manifest.json", '{"version": 99}'),
@@ -151,7 +170,7 @@ def test_faults(r, root, want):
     shutil.rmtree(out)
     shutil.copytree(f"{root}/base", out)
     for name in names:
-        cut(f"{out}/checkpoints/{name}/state.safetensors")
+        cut(f"{out}/checkpoints/{name}/{STATE}")
     res = t.bdpo("--config", job(root, "spoilt"))
     r.check(res.code == 0 and all(n in res.err for n in names), "all broken: all named, from the beginning", "" if res.code == 0 else f"{res}")
     compare(r, "all broken: the same end", out, want)
@@ -162,7 +181,7 @@ def test_good_one_survives(r, root, want):
     out = f"{root}/keep"
     shutil.copytree(f"{root}/base", out)
     path = job(root, "keep")
-    cut(f"{out}/checkpoints/sft-000003/state.safetensors")
+    cut(f"{out}/checkpoints/sft-000003/{STATE}")
     # from step 2, stopped after step 3: replaced; then an older step is made the newest good one
     one = t.bdpo("--config", path, "--set", "max_hours=1e-9", "--set", "checkpoint.keep=1")
     os.rename(f"{out}/checkpoints/sft-000003", f"{root}/kept-3")
@@ -194,19 +213,25 @@ def left_alone(r, root):
 def main():
     ap = argparse.ArgumentParser(description=__doc__)
     ap.add_argument("--seed", type=int, default=random.randrange(1 << 30))
+    ap.add_argument("--kills", type=int, default=0, help="that many kills, in each of the kinds of run, and nothing else")
     a = ap.parse_args()
     print(f"--seed {a.seed}")
     r, root = Report(), tempfile.mkdtemp(prefix="bdpo-resume-")
     try:
-        seconds, want = left_alone(r, f"{root}/float32")
-        if r.failed == 0:
-            test_kills(r, f"{root}/float32", random.Random(a.seed), seconds, want)
-            test_faults(r, f"{root}/float32", want)
-            test_good_one_survives(r, f"{root}/float32", want)
-        seconds, rounded = left_alone(r, f"{root}/bfloat16")
-        r.check(rounded["model/model.safetensors"] != want["model/model.safetensors"], "bfloat16 is another computation")
-        if r.failed == 0:
-            test_kills(r, f"{root}/bfloat16", random.Random(a.seed), seconds, rounded, chains=1)
+        ends = {}
+        for kind in ("float32", "one-batch", "bfloat16"):
+            seconds, want = left_alone(r, f"{root}/{kind}")
+            ends[kind] = want["model/model.safetensors"]
+            if r.failed:
+                break
+            if a.kills:
+                test_many_kills(r, f"{root}/{kind}", random.Random(a.seed), seconds, want, a.kills)
+                continue
+            test_kills(r, f"{root}/{kind}", random.Random(a.seed), seconds, want, chains=2 if kind == "float32" else 1)
+            if kind == "float32":
+                test_faults(r, f"{root}/{kind}", want)
+                test_good_one_survives(r, f"{root}/{kind}", want)
+        r.check(len(set(ends.values())) == len(ends), "the kinds of run are different computations")
     finally:
         shutil.rmtree(root, ignore_errors=True)
     return r.last()

@@ -280,6 +280,7 @@ static void pack(const struct dataset *d, const int64_t *order, int64_t tokens_m
     }
 }
 
+/* What the measures say is met by the packing itself, which batch_fill holds to its room. */
 static void test_batch__random_packing(void **state)
 {
     (void)state;
@@ -288,54 +289,55 @@ static void test_batch__random_packing(void **state)
                       tokens_max = 1 + (int64_t)(rng_u64(9, 1, seed) % 90);
         struct dataset d;
         struct batch b;
-        int64_t T, N, P, seen[3] = { 0 }, order[64];
+        int64_t order[64];
         random_dataset(&d, n, seed % 2, seed, 40);
-        batch_bounds(&d, tokens_max, &T, &N, &P);
-        must(
-            batch_init(&b, T, N, P)); /* batch_fill stops the program where a bound does not hold */
         for (uint64_t k = 0; k < 20; k++) {
+            struct batch_size s = { 0 };
+            int64_t seen[3] = { 0 };
             rng_permutation(order, n, seed, rng_stream_of(RNG_TEST, k));
+            batch_measure(&s, &d, order, n, tokens_max);
+            must(batch_init(&b, s.T, s.N, s.P));
             pack(&d, order, tokens_max, &b, seen);
+            assert_true(seen[0] == s.T && seen[1] == s.N && seen[2] == s.P);
+            batch_release(&b);
         }
-        assert_true(seen[0] <= T && seen[1] <= N && seen[2] <= P);
-        batch_release(&b);
         dataset_release(&d);
     }
 }
 
-/* The bounds against every subset that fits: T and P are met, N by less than one row. */
-static void test_batch__bounds_exhaustive(void **state)
+/* Over whole epochs of steps: the largest of all micro-batches, none of which reaches over a step. */
+static void test_batch__order_measure(void **state)
 {
     (void)state;
-    for (uint64_t seed = 0; seed < 60; seed++) {
-        const int64_t n = 1 + (int64_t)(seed % 9),
-                      tokens_max = 1 + (int64_t)(rng_u64(9, 2, seed) % 30);
-        int64_t T, N, P, best[3] = { 0 }, sum = 0, longest = 0, widest = 0;
+    for (uint64_t seed = 0; seed < 40; seed++) {
+        const int64_t n = 2 + (int64_t)(rng_u64(9, 3, seed) % 40), tokens_max = 70;
+        const int64_t size = 1 + (int64_t)(seed % 7);
+        struct batch_size s = { 0 }, want = { 0 }, none = { 0 };
         struct dataset d;
-        random_dataset(&d, n, seed % 3, seed + 100, 12);
-        for (int64_t i = 0; i < n; i++) {
-            sum += example_tokens(&d.ex[i]);
-            longest = MAX(longest, example_tokens(&d.ex[i]));
-            widest = MAX(widest, (int64_t)d.ex[i].nw + d.ex[i].nl);
-        }
-        for (uint32_t set = 1; set < 1u << n; set++) {
-            int64_t t = 0, p = 0, targets = 0;
-            for (int64_t i = 0; i < n; i++) {
-                if (!(set >> i & 1)) continue;
-                t += example_tokens(&d.ex[i]);
-                targets += d.ex[i].nw + d.ex[i].nl;
-                p++;
+        struct order o;
+        random_dataset(&d, n, true, seed, 30);
+        must(order_init(&o, n, size, seed % 2, seed));
+        const int64_t steps = (o.shuffle ? 3 : 1) * order_steps_per_epoch(&o) - 1;
+        order_measure(&o, &s, &d, steps, tokens_max);
+        for (int64_t t = 0; t < steps; t++) {
+            const int64_t *idx, k = order_step(&o, t, &idx);
+            for (int64_t at = 0, m; at < k; at += m) {
+                int64_t T = 0, N = 0;
+                m = batch_fit(&d, idx + at, k - at, tokens_max);
+                for (int64_t i = at; i < at + m; i++) {
+                    T += example_tokens(&d.ex[idx[i]]);
+                    N += d.ex[idx[i]].nw + d.ex[idx[i]].nl;
+                }
+                want.T = MAX(want.T, T);
+                want.N = MAX(want.N, N);
+                want.P = MAX(want.P, m);
+                want.batches++;
             }
-            if (p > 1 && t > tokens_max) continue;
-            best[0] = MAX(best[0], t);
-            best[1] = MAX(best[1], targets);
-            best[2] = MAX(best[2], p);
         }
-        batch_bounds(&d, tokens_max, &T, &N, &P);
-        assert_int_equal(T, MAX(longest, MIN(tokens_max, sum)));
-        assert_true(T >= best[0]);
-        assert_in_range(N, best[1], best[1] + widest);
-        assert_int_equal(P, best[2]);
+        assert_memory_equal(&s, &want, sizeof s);
+        order_measure(&o, &none, &d, 0, tokens_max);
+        assert_true(none.T == 0 && none.N == 0 && none.P == 0 && none.batches == 0);
+        order_release(&o);
         dataset_release(&d);
     }
 }
@@ -369,7 +371,7 @@ int main(void)
         cmocka_unit_test(test_batch__pair_by_hand),
         cmocka_unit_test(test_batch__sft_by_hand),
         cmocka_unit_test(test_batch__random_packing),
-        cmocka_unit_test(test_batch__bounds_exhaustive),
+        cmocka_unit_test(test_batch__order_measure),
         cmocka_unit_test(test_batch__too_large),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

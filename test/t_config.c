@@ -83,9 +83,11 @@ static void expect(void **state, const struct option *o, json_t *value, bool goo
         if (!good && by_set) assert_memory_equal(err_msg(), "--set ", 6);
         if (good) {
             json_t *got = option_value(c, o);
+            const bool word = (o->flags & OPTION_SWITCH) && json_is_boolean(got) &&
+                              json_number_value(value) == (json_is_true(got) ? o->max : 0);
             const bool same = json_is_number(value) && json_is_number(got)
                                   ? json_number_value(got) == json_number_value(value)
-                                  : json_equal(got, value);
+                                  : json_equal(got, value) || word;
             const bool resolved =
                 json_is_null(value) && strcmp(o->path, "data.max_prompt_length") == 0;
             if (!same && !resolved) fail_msg("%s = %s was read as something else", o->path, v);
@@ -144,6 +146,9 @@ static void test_config__each_option_both_ways(void **state)
             break;
         }
         if (o->flags & OPTION_AUTO) expect(state, o, json_string("auto"), true);
+        if (!(o->flags & OPTION_SWITCH)) continue;
+        expect(state, o, json_true(), true);
+        expect(state, o, json_false(), true);
     }
 }
 
@@ -153,7 +158,8 @@ static void test_config__types(void **state)
     for (size_t i = 0; i < option_count; i++) {
         const struct option *o = &option_table[i];
         const bool number = o->type == OPTION_INT || o->type == OPTION_REAL;
-        const bool flag = o->type == OPTION_BOOL || o->type == OPTION_TRI;
+        const bool flag =
+            o->type == OPTION_BOOL || o->type == OPTION_TRI || (o->flags & OPTION_SWITCH);
         const bool needed = strcmp(o->path, "data.train") == 0; /* null: not given */
         const bool text = (o->type == OPTION_TEXT && !o->choices) || o->type == OPTION_PATHS;
         expect(state, o, json_object(), false);
@@ -337,7 +343,6 @@ static void test_config__cross_checks(void **state)
         { "backend=cuda", "\"cuda\" is not in this version" },
         { "optimizer.master=bfloat16", "\"bfloat16\" is not in this version" },
         { "optimizer.moments=int8", "\"int8\" is not one of \"float32\"" },
-        { "dist.gradients=sharded", "\"sharded\" is not in this version" },
         { "note=3", "note: expected a string" },
     };
     for (size_t i = 0; i < COUNT_OF(rows); i++)
@@ -380,7 +385,7 @@ static void test_config__defaults(void **state)
     assert_true(c->reference.cache && c->eval.at_end && c->eval.every == 0 &&
                 c->checkpoint.every == 50);
     assert_true(c->memory.micro_batch_tokens == CONFIG_AUTO &&
-                c->memory.gradient_checkpointing == CHECKPOINTING_AUTO);
+                c->memory.gradient_checkpointing == CONFIG_AUTO && c->memory.limit == CONFIG_AUTO);
     assert_true(c->model.dtype == DTYPE_BFLOAT16 && c->model.save_dtype == SAVE_AUTO);
     assert_true(c->seed == 42 && c->threads == 0 && c->max_hours == 0 && !c->cache_dir &&
                 c->faults.hang_timeout == 600);

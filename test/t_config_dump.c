@@ -60,9 +60,9 @@ static void test_config__diff(void **state)
     assert_int_equal(config_diff(a.data, z.data, &d), 0);
     assert_true(d.len == 0);
     for (size_t i = 0; i < option_count; i++) { /* the list of the interface, and no other */
-        static const char *const sections[] = { "checkpoint.", "faults.", "logging." };
+        static const char *const sections[] = { "checkpoint.", "faults.", "logging.", "memory." };
         bool is_free = false;
-        for (size_t k = 0; k < 3; k++)
+        for (size_t k = 0; k < COUNT_OF(sections); k++)
             is_free |= strncmp(option_table[i].path, sections[k], strlen(sections[k])) == 0;
         is_free |= strstr(" output cache_dir max_hours threads ", option_table[i].path) != NULL;
         assert_int_equal(is_free, (option_table[i].flags & OPTION_FREE) != 0);

@@ -141,7 +141,7 @@ static void test_cpu__pack_and_block(void **state)
         for (int64_t M = 1; M < 70 && r; M += M < 30 ? 1 : 13)
             for (int64_t N = 1; N < 70; N += N < 36 ? 3 : 11) {
                 const int64_t K = (M * N) % 23 + 1;
-                r->pack(t, LD, a, LD, false, true, M, K);
+                r->floats->pack(t, LD, a, LD, false, true, M, K);
                 for (int64_t i = 0; i < LD * K; i++)
                     assert_true(t[i] == (i % LD < M ? a[i % LD * LD + i / LD] : 0));
                 for (int add = 0; add < 2; add++) {

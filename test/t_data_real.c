@@ -186,11 +186,6 @@ static void test_data_real__hh_cut(void **state)
         assert_int_equal(l.d.ids[e->at], tokenizer_bos(l.tok));
         assert_int_not_equal(l.d.ids[e->at + 1], tokenizer_bos(l.tok));
     }
-    int64_t T, N, P;
-    batch_bounds(&l.d, 4096, &T, &N, &P);
-    assert_int_equal(T, 4096);
-    print_message("micro-batches of at most 4096 tokens: N <= %lld, P <= %lld\n", (long long)N,
-                  (long long)P);
     unload(&l);
 }
 

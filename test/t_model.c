@@ -12,6 +12,7 @@
 #include "../src/base/rng.h"
 #include "model_fixture.h"
 #include "model_ref.h"
+#include "../src/cpu/cpu.h"
 
 enum { S = 2 * FIX_PAIRS };
 static char dir[64];
@@ -250,6 +251,7 @@ static void test_model__shared_prompt_equals_separate_rows(void **state)
     }
 }
 
+/* None, one, some, all layers recomputed: less memory with each, the same bits. */
 static void test_model__recompute_is_bit_equal(void **state)
 {
     struct fix_pairs p;
@@ -262,17 +264,25 @@ static void test_model__recompute_is_bit_equal(void **state)
         const enum dtype dtype = k % 2 ? DT_BF16 : DT_F32;
         struct fix a, b;
         double la[S], lb[S];
-        fix_open_as(&a, dir, shape, dtype, true, false);
-        fix_open_as(&b, dir, shape, dtype, true, true);
-        assert_int_equal(b.m.n_acts, 1);
+        fix_open_as(&a, dir, shape, dtype, true, 0);
+        assert_int_equal(a.m.n_acts, a.m.arch.L);
         run(&a, &fb, la, coef);
-        run(&b, &fb, lb, coef);
-        assert_memory_equal(la, lb, sizeof la);
-        assert_memory_equal(a.m.grads.data, b.m.grads.data, (size_t)a.m.n_flat * sizeof(float));
-        if (a.m.arch.L > 1)
-            assert_true(b.plan.bytes[PLAN_ACTIVATIONS] < a.plan.bytes[PLAN_ACTIVATIONS]);
+        int64_t bytes = a.plan.bytes[PLAN_ACTIVATIONS];
+        for (int r = 1; r <= a.m.arch.L; r++) {
+            const bool last = r == a.m.arch.L; /* the last layer is never computed again */
+            fix_open_as(&b, dir, shape, dtype, true, r);
+            assert_int_equal(b.m.n_acts, last ? 1 : a.m.arch.L - r);
+            run(&b, &fb, lb, coef);
+            assert_memory_equal(la, lb, sizeof la);
+            assert_memory_equal(a.m.grads.data, b.m.grads.data, (size_t)a.m.n_flat * sizeof(float));
+            if (last)
+                assert_int_equal(b.plan.bytes[PLAN_ACTIVATIONS], bytes);
+            else
+                assert_true(b.plan.bytes[PLAN_ACTIVATIONS] < bytes);
+            bytes = b.plan.bytes[PLAN_ACTIVATIONS];
+            fix_close(&b);
+        }
         fix_close(&a);
-        fix_close(&b);
     }
 }
 
@@ -295,6 +305,35 @@ static void test_model__inference_buffers_give_the_same_logp(void **state)
         assert_true(!b.m.grads.data && !b.m.master.data && !a.m.master.data == !k);
         fix_close(&a);
         fix_close(&b);
+    }
+}
+
+/* What is reserved before is enough: a step allocates nothing in the backend, not even the first one. */
+static void test_model__steps_allocate_nothing(void **state)
+{
+    static const char *const isa[] = { "base", "avx2", "avx512", "avx512_bf16" };
+    struct fix_pairs p;
+    struct fix_batch fb;
+    (void)state;
+    fix_pairs_draw(&p, 6);
+    fix_batch_pairs(&fb, &p, 0, FIX_PAIRS);
+    for (int k = 0; k < 4 * FIX_SHAPES * (int)COUNT_OF(isa); k++) {
+        const bool train = k % 4 < 2;
+        struct fix f;
+        double logp[S];
+        fix_open_as(&f, dir, k / 4 % FIX_SHAPES, k % 2 ? DT_BF16 : DT_F32, train, 1);
+        if (cpu_force_isa(f.be.cx, isa[k / 4 / FIX_SHAPES])) {
+            const int64_t before = f.be.mem->allocations(f.be.cx);
+            const int64_t bytes = f.be.mem->scratch(f.be.cx, &f.sizes);
+            assert_true(bytes > 0);
+            assert_int_equal(f.be.mem->reserve(f.be.cx, &f.sizes), 0);
+            const int64_t made = f.be.mem->allocations(f.be.cx);
+            assert_true(made > before);
+            run(&f, &fb, logp, train ? coef : NULL);
+            run(&f, &fb, logp, train ? coef : NULL);
+            assert_int_equal(f.be.mem->allocations(f.be.cx), made);
+        }
+        fix_close(&f);
     }
 }
 
@@ -482,6 +521,7 @@ int main(void)
         cmocka_unit_test(test_model__shared_prompt_equals_separate_rows),
         cmocka_unit_test(test_model__recompute_is_bit_equal),
         cmocka_unit_test(test_model__inference_buffers_give_the_same_logp),
+        cmocka_unit_test(test_model__steps_allocate_nothing),
         cmocka_unit_test(test_model__two_runs_are_bit_equal),
         cmocka_unit_test(test_model__gradients_accumulate),
         cmocka_unit_test(test_model__ready_means_final),

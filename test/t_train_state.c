@@ -4,6 +4,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <cmocka.h>
+#include <zlib.h>
 #include <float.h>
 #include <math.h>
 #include <stdio.h>
@@ -41,7 +42,15 @@ static void trainer_open(struct trainer *t, const char *dir, int shape, enum dty
                             .name = "preference",
                             .model = t->f.m,
                             .micro_tokens = 64 };
-    assert_int_equal(optim_plan(&t->st.optim, &t->plan, &t->st.model, c), 0);
+    struct zero *z = &t->st.zero;
+    assert_int_equal(zero_init(z, NULL, &t->f.be, t->f.m.n_flat), 0);
+    assert_int_equal(zero_add_group(z, 0, t->f.m.n_flat), 0);
+    assert_int_equal(zero_split(z), 0);
+    assert_int_equal(zero_plan(z, &t->plan, &t->st.model.grads, false, false), 0);
+    z->state[ZERO_MASTER] = &t->st.model.master;
+    z->state[ZERO_MOMENT1] = &t->st.optim.m;
+    z->state[ZERO_MOMENT2] = &t->st.optim.v;
+    assert_int_equal(optim_plan(&t->st.optim, &t->plan, z->n_shard, c), 0);
     assert_int_equal(plan_grant(&t->plan, &t->f.be), 0);
     assert_int_equal(scores_init(&t->st.ref, 3), 0);
     assert_int_equal(scores_init(&t->st.ref_eval, 2), 0);
@@ -52,6 +61,7 @@ static void trainer_close(struct trainer *t)
     scores_release(&t->st.ref);
     scores_release(&t->st.ref_eval);
     plan_release(&t->plan, &t->f.be);
+    zero_release(&t->st.zero);
     fix_close(&t->f);
 }
 
@@ -91,9 +101,9 @@ static void adamw_steps(const char *dir, int shape, enum dtype dtype, const stru
             ss += ref_sumsq(d, tensor_count(&g));
             free(d);
         }
-        assert_int_equal(optim_norm(m, &norm), 0);
+        assert_int_equal(zero_norm(&t.st.zero, false, &norm), 0);
         assert_true(fabs(norm - sqrt(ss)) <= 1e-6 * norm);
-        assert_int_equal(optim_step(&t.st.optim, m, norm, lr), 0);
+        assert_int_equal(optim_step(&t.st.optim, m, &t.st.zero, norm, lr), 0);
         assert_int_equal(t.st.optim.opt.step, step);
         for (int32_t i = 0; i < m->n_params; i++) {
             const struct param *p = &m->params[i];
@@ -159,10 +169,10 @@ static void test_optim__clip(void **state)
         g[0] = (float)(0.6 * len);
         g[1] = (float)(-0.8 * len);
         const float other = w[2];
-        assert_int_equal(optim_norm(m, &norm), 0);
+        assert_int_equal(zero_norm(&t.st.zero, false, &norm), 0);
         assert_near(norm, len, 1e-6);
         w[0] = w[1] = 0;
-        assert_int_equal(optim_step(&t.st.optim, m, norm, 1e6), 0);
+        assert_int_equal(optim_step(&t.st.optim, m, &t.st.zero, norm, 1e6), 0);
         const double s = side ? 1 : 2 / (norm + 1e-6);
         assert_near(w[0], -0.6 * len * s, 1e-5);
         assert_near(w[1], 0.8 * len * s, 1e-5);
@@ -281,12 +291,12 @@ static void test_checkpoint__other_run(void **state)
     assert_int_equal(checkpoint_load(path, &a.st, other, true), 0);
     trainer_open(&b, out, FIX_LLAMA_TIED, DT_F32, &PLAIN); /* another model: sizes differ */
     assert_int_equal(checkpoint_load(path, &b.st, RUN, false), ERR_CHECKPOINT);
-    assert_msg("\"weights\"");
+    assert_msg("another model");
     trainer_close(&b);
     scores_release(&a.st.ref);
     assert_int_equal(scores_init(&a.st.ref, 4), 0); /* other data */
     assert_int_equal(checkpoint_load(path, &a.st, RUN, false), ERR_CHECKPOINT);
-    assert_msg("\"reference\"");
+    assert_msg("a reference for 3 rows");
     assert_int_equal(checkpoint_load(scratch(state, "none"), &a.st, RUN, false), ERR_CHECKPOINT);
     trainer_close(&a);
 }
@@ -353,15 +363,54 @@ static void spoil(const char *path, int64_t at, char byte)
     free(text);
 }
 
+/* Replace a piece of a manifest, and give it the checksum that goes with it. */
+static void edit(const char *path, const char *was, const char *now)
+{
+    struct buf b = { 0 };
+    char *text, *at;
+    size_t len;
+    assert_int_equal(file_read(&text, &len, path, 1 << 26), 0);
+    at = strstr(text, was);
+    if (!at) fail_msg("\"%s\" is not in %s", was, path);
+    buf_add(&b, text, (size_t)(at - text));
+    buf_adds(&b, now);
+    buf_adds(&b, at + strlen(was));
+    *(strstr(b.data, ",\n  \"crc32\": ")) = 0;
+    b.len = strlen(b.data);
+    buf_addf(&b, ",\n  \"crc32\": %lu\n}\n", crc32_z(0, (uint8_t *)b.data, b.len));
+    scratch_put(path, b.data, b.len);
+    buf_release(&b);
+    free(text);
+}
+
 static void test_checkpoint__broken(void **state)
 {
     static const char manifest[] = "checkpoints/sft-000002/manifest.json",
-                      data[] = "checkpoints/sft-000002/state.safetensors";
+                      data[] = "checkpoints/sft-000002/state-00000-of-00001.bin",
+                      reference[] = "checkpoints/sft-000002/reference.bin";
+    static const struct {
+        const char *was, *now, *msg;
+    } edits[] = {
+        { "\"version\": 2", "\"version\": 1", "format 1" },
+        { "\"version\": 2", "\"version\": 1e300", "version" },
+        { "\"stage\": \"sft\"", "\"stage\": \"preference\"", "of preference" },
+        { "\"stage\"", "\"stagf\"", "stage" },
+        { "\"step\": 2", "\"step\": 3", "says step 3" },
+        { "\"step\": 2", "\"step\": -2", "\"step\"" },
+        { "\"updates\": 0", "\"updates\": 0.5", "\"updates\"" },
+        { "\"ranks\": 1", "\"ranks\": 2", "files" },
+        { "\"ranks\": 1", "\"ranks\": 0", "files" },
+        { "\"ranks\": 1", "\"ranks\": 1000000000", "ranks" },
+        { "\"begin\": 0", "\"begin\": 9000000000000000000", "begin" },
+        { "state-00000-of-00001.bin", "../state-00000-of-00001.bin", "does not list" },
+        { "\"name\": \"reference.bin\"", "\"name\": \"/dev/zero\"", "does not list" },
+        { "\"layout\": [", "\"layoux\": [", "layout" },
+    };
     struct trainer t;
     struct checkpoint_info found;
     const char *out = scratch_dir(state);
     trainer_open(&t, out, FIX_LLAMA_TIED, DT_F32, &PLAIN);
-    for (int kind = 0; kind < 8; kind++) {
+    for (size_t kind = 0; kind < 10 + COUNT_OF(edits); kind++) {
         save_at(&t, out, STAGE_SFT, 1, 2);
         save_at(&t, out, STAGE_SFT, 2, 2);
         if (kind == 0) spoil(scratch(state, data), -1, 1);
@@ -370,11 +419,15 @@ static void test_checkpoint__broken(void **state)
         if (kind == 3) scratch_put(scratch(state, data), "", 0);
         if (kind == 4) assert_int_equal(dir_remove(scratch(state, data)), 0);
         if (kind == 5) assert_int_equal(dir_remove(scratch(state, manifest)), 0);
-        if (kind == 6) scratch_put(scratch(state, manifest), "{\"version\": 1, \"step\": -1}", 26);
-        if (kind == 7) scratch_put(scratch(state, manifest), "{\"version\": 1e300}", 18);
+        if (kind == 6) scratch_put(scratch(state, manifest), "{\"version\": 2, \"step\": -1}", 26);
+        if (kind == 7) spoil(scratch(state, reference), 4, 1);
+        if (kind == 8) assert_int_equal(dir_remove(scratch(state, reference)), 0);
+        if (kind == 9) spoil(scratch(state, manifest), 40, '5' ^ '6');
+        if (kind > 9) edit(scratch(state, manifest), edits[kind - 10].was, edits[kind - 10].now);
         assert_int_equal(checkpoint_open(scratch(state, "checkpoints/sft-000002"), &found),
                          ERR_CHECKPOINT);
         assert_msg("sft-000002");
+        if (kind > 9) assert_msg(edits[kind - 10].msg);
         assert_int_equal(checkpoint_newest(out, &found), 1);
         assert_string_equal(found.name, "sft-000001");
     }

@@ -35,6 +35,13 @@ int err_note(int code, const char *fmt, ...) PRINTF_LIKE(2, 3);
 const char *err_msg(void);
 /* Exit code of the public interface for an err code (0 for >= 0). */
 int err_exit_code(int code);
+/* One of several processes of a run that is not to repeat what another says: from now on what it writes to stderr is dropped, but for
+ * err_print and bug. */
+void err_quiet(void);
+/* Print text and a newline on the stderr that the process was started with. */
+void err_print(const char *text);
+/* Its file descriptor. */
+int err_fd(void);
 /* Broken invariant: print and abort. */
 void bug(const char *file, int line, const char *what) __attribute__((noreturn));
 

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 #include "base.h"
+#include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static _Thread_local char msg[8192];
 
@@ -87,9 +89,35 @@ int err_exit_code(int code)
     }
 }
 
+/* of the start's stderr; -1: stderr is that itself */
+static int loud = -1;
+
+void err_quiet(void)
+{
+    const int nothing = open("/dev/null", O_WRONLY | O_CLOEXEC);
+    if (nothing < 0 || loud >= 0) return;
+    fflush(stderr);
+    loud = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 3);
+    if (loud >= 0) dup2(nothing, STDERR_FILENO);
+    close(nothing);
+}
+
+int err_fd(void)
+{
+    return loud < 0 ? STDERR_FILENO : loud;
+}
+
+void err_print(const char *text)
+{
+    fflush(stderr);
+    dprintf(err_fd(), "%s\n", text);
+}
+
 void bug(const char *file, int line, const char *what)
 {
-    fprintf(stderr, "BUG %s:%d: %s\n", file, line, what);
+    char text[1024];
+    snprintf(text, sizeof text, "BUG %s:%d: %s", file, line, what);
+    err_print(text);
     abort();
 }
 

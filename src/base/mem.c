@@ -109,3 +109,18 @@ int mem_asprintf(char **out, const char *fmt, ...)
     if (rc < 0) buf_release(&b);
     return rc;
 }
+
+const char *bytes_human(char out[32], int64_t bytes)
+{
+    static const char *const unit[] = { "KiB", "MiB", "GiB", "TiB", "PiB", "EiB" };
+    double x = (double)bytes;
+    size_t i = 0;
+    if (bytes < 1024) {
+        snprintf(out, 32, "%lld B", (long long)bytes);
+        return out;
+    }
+    for (x /= 1024; x >= 1023.95 && i + 1 < COUNT_OF(unit); i++)
+        x /= 1024;
+    snprintf(out, 32, "%.1f %s", x, unit[i]);
+    return out;
+}

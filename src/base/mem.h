@@ -33,6 +33,8 @@ int mem_strndup(char **out, const char *s, size_t len);
 int mem_strdup(char **out, const char *s);
 /* *out = printf-formatted heap string; the caller frees. */
 int mem_asprintf(char **out, const char *fmt, ...) PRINTF_LIKE(2, 3);
+/* "1.9 GiB" into out[32]; returns out. */
+const char *bytes_human(char out[32], int64_t bytes);
 
 #ifdef __cplusplus
 }

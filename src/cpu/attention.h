@@ -36,7 +36,7 @@ static inline struct att_view att_read(const struct rows *r, float *buf, const s
 static inline void att_transpose(const struct rows *r, float *out, const struct tensor *x,
                                  int64_t row, int64_t n, int64_t col, int64_t D)
 {
-    r->pack(out, ATT_K, cpu_at_const(x->data, x->dtype, row * x->ld + col), x->ld,
+    r->floats->pack(out, ATT_K, cpu_at_const(x->data, x->dtype, row * x->ld + col), x->ld,
             x->dtype == DT_BF16, true, n, D);
 }
 

@@ -39,9 +39,23 @@ static struct sums group_span(const struct segments *segs, int64_t group, bool k
     return (struct sums){ .first = *n ? first : 0 };
 }
 
-static int64_t bwd_floats(const struct att *a, enum dtype A)
+static int64_t bwd_floats(const struct att *a, int64_t far)
 {
     const int64_t rows = att_rows_max(a), GD = a->G * a->D;
+    return 5 * a->D * ATT_K + 2 * rows * ATT_K + 3 * rows * GD + far;
+}
+
+int64_t cpu_attention_bwd_arena(const struct op_sizes *s)
+{
+    const struct att a = { .K = s->K, .G = s->H / s->K, .D = s->D };
+    const int64_t far = s->A == DT_F32 ? 0 : s->group * (a.G + 2) * a.D;
+    return bwd_floats(&a, far) * (int64_t)sizeof(float);
+}
+
+/* Floats for the gradients of a group's rows, where these are bfloat16 and summed up over blocks. */
+static int64_t far_floats(const struct att *a, enum dtype A)
+{
+    const int64_t GD = a->G * a->D;
     int64_t far = 0;
     for (int64_t i = 0; i < a->segs->n_groups && A != DT_F32; i++) {
         int64_t nq, nk;
@@ -49,7 +63,7 @@ static int64_t bwd_floats(const struct att *a, enum dtype A)
         (void)group_span(a->segs, i, true, &nk);
         far = MAX(far, nq * GD + 2 * nk * a->D);
     }
-    return 5 * a->D * ATT_K + 2 * rows * ATT_K + 3 * rows * GD + far;
+    return far;
 }
 
 static struct bwd_buf bwd_carve(const struct att *a, float *p)
@@ -205,7 +219,7 @@ int cpu_attention_bwd(struct ctx *cx, struct tensor *dq, struct tensor *dk, stru
     for (int32_t s = 0; s < segs->n; s++)
         work += (int64_t)segs->seg[s].len * (segs->seg[s].prefix_len + segs->seg[s].len) * H *
                 head_size;
-    TRY(cpu_arena(cx, bwd_floats(&a, q->dtype) * (int64_t)sizeof(float)));
+    TRY(cpu_arena(cx, bwd_floats(&a, far_floats(&a, q->dtype)) * (int64_t)sizeof(float)));
     /* a task owns its group's rows of one kv head in dq, dk and dv, so it adds them up in a fixed
      * order */
 #pragma omp parallel for schedule(dynamic) num_threads(cpu_team(cx, work))

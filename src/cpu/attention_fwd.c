@@ -23,6 +23,12 @@ static int64_t fwd_floats(const struct att *a)
     return a->D * ATT_K * 2 + rows * ATT_K + MAX(a->G * ATT_Q, rows) * (2 * a->D + 2);
 }
 
+int64_t cpu_attention_fwd_arena(const struct op_sizes *s)
+{
+    const struct att a = { .K = s->K, .G = s->H / s->K, .D = s->D };
+    return fwd_floats(&a) * (int64_t)sizeof(float);
+}
+
 static struct fwd_buf fwd_carve(const struct att *a, float *p)
 {
     const int64_t rows = att_rows_max(a), all = MAX(a->G * ATT_Q, rows);

@@ -7,9 +7,10 @@
 #include <string.h>
 #include <sys/mman.h>
 
-enum { THREADS_MAX = 1024, HEADER = 64 };
+enum { THREADS_MAX = 1024, HEADER = 64, PAGE = 4096 };
 
-static const struct rows *const tables[] = { &rows_avx512, &rows_avx2, &rows_base };
+static const struct rows *const tables[] = { &rows_avx512_bf16, &rows_avx512, &rows_avx2,
+                                             &rows_base };
 
 static bool can_run(const struct rows *r)
 {
@@ -18,6 +19,7 @@ static bool can_run(const struct rows *r)
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                       __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
     if (r == &rows_avx2) return avx2;
+    if (r == &rows_avx512_bf16 && !__builtin_cpu_supports("avx512bf16")) return false;
     return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vl");
@@ -25,12 +27,9 @@ static bool can_run(const struct rows *r)
 
 bool cpu_force_isa(struct ctx *cx, const char *name)
 {
-    const bool bf16 = strcmp(name, "avx512_bf16") == 0;
-    if (bf16 && !cpu_has_bf16_unit()) return false;
     for (size_t i = 0; i < COUNT_OF(tables); i++) {
-        if (strcmp(tables[i]->name, bf16 ? "avx512" : name) != 0 || !can_run(tables[i])) continue;
+        if (strcmp(tables[i]->name, name) != 0 || !can_run(tables[i])) continue;
         cx->rows = tables[i];
-        cx->bf16 = bf16;
         return true;
     }
     return false;
@@ -58,6 +57,7 @@ int cpu_arena(struct ctx *cx, int64_t bytes)
     if (!p)
         return err_set(ERR_OOM, "out of memory: %lld bytes of scratch for the CPU backend",
                        (long long)all);
+    cx->allocations++;
     free(cx->arena);
     cx->arena = p;
     cx->arena_bytes = each;
@@ -71,6 +71,7 @@ int cpu_shared(struct ctx *cx, int64_t bytes)
     if (!p)
         return err_set(ERR_OOM, "out of memory: %lld bytes of scratch for the CPU backend",
                        (long long)bytes);
+    cx->allocations++;
     free(cx->shared);
     cx->shared = p;
     cx->shared_bytes = bytes;
@@ -102,7 +103,6 @@ int cpu_open(struct backend *be, int32_t threads)
     cx->threads = threads ? threads : MIN(cores(), THREADS_MAX);
     for (size_t i = 0; i < COUNT_OF(tables) && !cx->rows; i++)
         if (can_run(tables[i])) cx->rows = tables[i];
-    cx->bf16 = cx->rows == &rows_avx512 && cpu_has_bf16_unit();
     be->name = "cpu";
     be->cx = cx;
     be->op = &cpu_ops;
@@ -116,7 +116,6 @@ void cpu_close(struct ctx *cx)
     if (!cx) return;
     free(cx->arena);
     free(cx->shared);
-    cpu_bf16_unit_close(cx->unit);
     free(cx);
 }
 
@@ -135,11 +134,18 @@ struct head {
     int64_t mapped; /* bytes of the mapping, 0: from the heap */
 };
 
+/* Write to each page, so that what cannot be had is missed now and not in some later step. */
+static void touch(const struct ctx *cx, char *p, int64_t bytes)
+{
+#pragma omp parallel for schedule(static) num_threads(cx->threads)
+    for (int64_t at = 0; at < bytes; at += PAGE)
+        *(volatile char *)(p + at) = 0;
+}
+
 static int mem_alloc(struct ctx *cx, void **out, int64_t bytes)
 {
     const int64_t big = 4 << 20;
     int64_t all;
-    (void)cx;
     *out = NULL;
     if (bytes < 0 || !add_ok(bytes, HEADER + 63, &all))
         return err_set(ERR_OOM, "a size overflows 64 bits");
@@ -150,11 +156,13 @@ static int mem_alloc(struct ctx *cx, void **out, int64_t bytes)
         if (p == MAP_FAILED) p = NULL;
         /* only a hint: without huge pages all works, slower */
         if (p) (void)madvise(p, (size_t)all, MADV_HUGEPAGE);
+        if (p) touch(cx, p, all);
     } else {
         p = aligned_alloc(64, (size_t)all);
         if (p) memset(p, 0, (size_t)all);
     }
     if (!p) return err_set(ERR_OOM, "out of memory: %lld bytes", (long long)bytes);
+    cx->allocations++;
     struct head h = { .mapped = all >= big ? all : 0 };
     memcpy(p, &h, sizeof h);
     *out = p + HEADER;
@@ -182,10 +190,34 @@ static int mem_copy(struct ctx *cx, void *dst, const void *src, int64_t bytes)
     return 0;
 }
 
+static int64_t mem_scratch(const struct ctx *cx, const struct op_sizes *s)
+{
+    const struct cpu_need n = cpu_need_of(cx, s);
+    return cx->threads * round_up(n.arena, 64) + round_up(n.shared, 64) + cpu_library_bytes(cx, s);
+}
+
+static int mem_reserve(struct ctx *cx, const struct op_sizes *s)
+{
+    const struct cpu_need n = cpu_need_of(cx, s);
+    TRY(cpu_arena(cx, n.arena));
+    TRY(cpu_shared(cx, n.shared));
+    memset(cx->arena, 0, (size_t)(cx->threads * cx->arena_bytes));
+    if (cx->shared) memset(cx->shared, 0, (size_t)cx->shared_bytes);
+    return 0;
+}
+
+static int64_t mem_allocations(const struct ctx *cx)
+{
+    return cx->allocations;
+}
+
 const struct memops cpu_mem = {
     .alloc = mem_alloc,
     .release = mem_release,
     .to_device = mem_copy,
     .to_host = mem_copy,
     .copy = mem_copy,
+    .scratch = mem_scratch,
+    .reserve = mem_reserve,
+    .allocations = mem_allocations,
 };

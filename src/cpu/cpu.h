@@ -5,7 +5,6 @@
 #include "../ops/ops.h"
 #include "rows.h"
 
-struct bf16_unit; /* oneDNN's engine and the products made so far */
 enum { SUMSQ_BLOCKS = 1024 };
 struct ctx {
     int32_t threads;
@@ -14,14 +13,24 @@ struct ctx {
     int64_t arena_bytes; /* a thread's share, a multiple of 64 */
     void *shared; /* one scratch for all threads; owned; grows likewise */
     int64_t shared_bytes;
-    bool bf16;              /* multiply bfloat16 by the processor's own instructions */
-    struct bf16_unit *unit; /* NULL until the first product; owned */
+    int64_t allocations; /* made so far */
     double partial[SUMSQ_BLOCKS];
 };
 
 extern const struct ops cpu_ops;
 extern const struct memops cpu_mem;
 
+/* Bytes of each thread's arena, and of the shared scratch, that the kernels of a model need (scratch.c). */
+struct cpu_need {
+    int64_t arena, shared;
+};
+struct cpu_need cpu_need_of(const struct ctx *cx, const struct op_sizes *s);
+int64_t cpu_library_bytes(const struct ctx *cx, const struct op_sizes *s); /* what libraries take beside */
+/* Of single kernels: a norm of n columns; products of few rows of K columns. */
+int64_t cpu_attention_fwd_arena(const struct op_sizes *s);
+int64_t cpu_attention_bwd_arena(const struct op_sizes *s);
+int64_t cpu_norm_arena(int64_t n);
+int64_t cpu_few_shared(int64_t K);
 /* Make every thread's arena at least `bytes` long. */
 int cpu_arena(struct ctx *cx, int64_t bytes);
 /* The arena of thread i: 64-byte aligned. */
@@ -49,14 +58,11 @@ struct product {
     int64_t ldy;
     enum dtype y_dtype;
 };
-int cpu_product(struct ctx *cx, const struct product *p); /* the fastest of these two and oneDNN's in float */
+int64_t cpu_product_shared(const struct ctx *cx, const struct product *p); /* bytes of cx->shared that it takes; pointers are not read */
+int64_t cpu_panels_shared(const struct ctx *cx, const struct product *p);
+int cpu_product(struct ctx *cx, const struct product *p); /* by panels, or by oneDNN where all is float */
 /* By own panels (panels.c). Bit-equal for all thread counts. Uses cx->shared. */
 int cpu_panels(struct ctx *cx, const struct product *p);
-/* By oneDNN (bf16_unit.c): a and b BF16, on a processor with bfloat16 instructions (cx->bf16). */
-int cpu_bf16_unit(struct ctx *cx, const struct product *p);
-bool cpu_has_bf16_unit(void);
-void cpu_bf16_unit_close(struct bf16_unit *u);
-
 /* n elements of p (F32 or BF16) from `at`, as floats: where they are, or widened into buf. */
 static inline const float *cpu_read(const struct rows *r, float *buf, const void *p, enum dtype d,
                                     int64_t at, int64_t n)
@@ -84,7 +90,6 @@ static inline const void *cpu_at_const(const void *p, enum dtype d, int64_t i)
 {
     return (const char *)p + i * dtype_size(d);
 }
-/* Use the named table ("base", "avx2", "avx512", or "avx512_bf16": avx512 and the processor's
- * bfloat16 products) from now on; false where this machine cannot run it. */
+/* Use the named table ("base", "avx2", "avx512", "avx512_bf16") from now on; false where this machine cannot run it. */
 bool cpu_force_isa(struct ctx *cx, const char *name);
 #endif

@@ -25,6 +25,17 @@ static int sgemm(struct ctx *cx, const struct product *p)
     return 0;
 }
 
+static bool by_panels(const struct product *p)
+{
+    return p->a.dtype == DT_BF16 || p->b.dtype == DT_BF16 || p->y_dtype == DT_BF16;
+}
+
+int64_t cpu_product_shared(const struct ctx *cx, const struct product *p)
+{
+    if (!by_panels(p) || p->M == 0 || p->N == 0 || p->K == 0) return 0;
+    return cpu_panels_shared(cx, p);
+}
+
 int cpu_product(struct ctx *cx, const struct product *p)
 {
     if (p->M == 0 || p->N == 0) return 0;
@@ -34,10 +45,12 @@ int cpu_product(struct ctx *cx, const struct product *p)
                    (size_t)(p->N * dtype_size(p->y_dtype)));
         return 0;
     }
-    const bool half_a = p->a.dtype == DT_BF16, half_b = p->b.dtype == DT_BF16;
-    if (half_a && half_b && cx->bf16) return cpu_bf16_unit(cx, p);
-    if (half_a || half_b || p->y_dtype == DT_BF16) return cpu_panels(cx, p);
-    return sgemm(cx, p);
+    return by_panels(p) ? cpu_panels(cx, p) : sgemm(cx, p);
+}
+
+int64_t cpu_few_shared(int64_t K)
+{
+    return FEW * K * (int64_t)sizeof(float);
 }
 
 /* Few rows against all of b, as in decoding: reading b once is all that counts. */
@@ -92,7 +105,7 @@ int cpu_gemm(struct ctx *cx, struct tensor *y, const struct tensor *a, bool ta,
     return cpu_product(cx, &p);
 }
 
-/* Panels are made in passing and cost a hundredth of the product, so no copy is kept. */
+/* Panels are made in passing and cost a few hundredths of the product, so no copy is kept. */
 int cpu_pack_bytes(struct ctx *cx, int64_t *bytes, const struct tensor *b, bool tb)
 {
     (void)cx;

@@ -12,6 +12,11 @@ static float rstd_of(float sumsq, int64_t n, float eps)
     return 1.0f / sqrtf(sumsq / (float)n + eps);
 }
 
+int64_t cpu_norm_arena(int64_t n)
+{
+    return 3 * n * (int64_t)sizeof(float);
+}
+
 /* What both directions need where the tensors are bfloat16: the weight as floats (shared), and
  * three rows of n floats for each thread. */
 static int prepare(struct ctx *cx, const float **w, const struct tensor *weight, int64_t n)
@@ -19,7 +24,7 @@ static int prepare(struct ctx *cx, const float **w, const struct tensor *weight,
     *w = weight->data;
     if (weight->dtype == DT_F32) return 0;
     TRY(cpu_shared(cx, n * (int64_t)sizeof **w));
-    TRY(cpu_arena(cx, 3 * n * (int64_t)sizeof **w));
+    TRY(cpu_arena(cx, cpu_norm_arena(n)));
     cx->rows->widen(cx->shared, weight->data, n);
     *w = cx->shared;
     return 0;

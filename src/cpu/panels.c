@@ -4,15 +4,16 @@
 #include "cpu.h"
 #include <string.h>
 
-/* Of a block: rows, columns, depth. The panel of b [DEPTH, panel_b] stays in the L1 cache, TASK_ROWS rows of a in the
- * L2, a block of y in the L3. */
-enum { ROWS = 1024, COLS = 1024, DEPTH = 256, TASK_ROWS = 120, TASK_COLS = 256 };
-enum { TILE_MAX = 12 * 32, SMALL = 1 << 18 };
+/* Of a block: rows and columns; its depth is that of the panels. A block of y stays in the L3 cache; a thread takes a
+ * task of some rows by TASK_COLS at a time. */
+enum { ROWS = 2048, COLS = 1024, TASK_COLS = 256 };
+enum { TILE_MAX = 14 * 32, SMALL = 1 << 18 };
 
 struct block { /* y[m0.., n0..] (+)= a panels times b panels, over k of the depth */
-    int64_t m0, m, n0, n, k0, k;
-    float *a, *b; /* panels */
-    float *c;     /* where it is summed up: y, or an f32 block beside a y of bfloat16 */
+    const struct panels *q;
+    int64_t m0, m, n0, n, k0, k, rows; /* rows: of a panel */
+    float *a, *b;                      /* panels */
+    float *c; /* where it is summed up: y, or an f32 block beside a y of bfloat16 */
     int64_t ldc;
     bool add, last;
 };
@@ -23,26 +24,26 @@ static const void *element(const struct mat *x, int64_t i, int64_t k)
     return (const char *)x->p + at * dtype_size(x->dtype);
 }
 
-/* A panel of op(a), or of op(b) transposed: either is seen as [rows, depth]. What a panel is wider than a tile is
- * filled with the rows that follow: reading them is cheaper than leaving them out. */
+/* A panel of op(a), or of op(b) transposed: either is seen as [rows, depth]. */
 static void pack_panel(const struct rows *r, float *out, int64_t width, const struct mat *x,
                        int64_t first, int64_t rows, const struct block *g, float alpha)
 {
-    r->pack(out, width, element(x, first, g->k0), x->ld, x->dtype == DT_BF16, !x->t,
-            MIN(width, rows), g->k);
+    g->q->pack(out, width, element(x, first, g->k0), x->ld, x->dtype == DT_BF16, !x->t,
+               MIN(width, rows), g->k);
     if (alpha != 1) r->scale(out, alpha, width * g->k);
 }
 
-static void edge(const struct rows *r, float *c, int64_t ldc, const float *a, const float *b,
-                 int64_t m, int64_t n, int64_t k, bool add)
+static void edge(const struct rows *r, const struct block *g, float *c, const float *a,
+                 const float *b, int64_t m, int64_t n)
 {
     _Alignas(64) float t[TILE_MAX];
-    r->tile(t, r->panel_b, a, b, k, false);
+    const int64_t ldt = g->q->panel_b;
+    g->q->tile(t, ldt, a, b, g->rows, false);
     for (int64_t i = 0; i < m; i++) {
-        if (add)
-            r->add(c + i * ldc, t + i * r->panel_b, n);
+        if (g->add)
+            r->add(c + i * g->ldc, t + i * ldt, n);
         else
-            memcpy(c + i * ldc, t + i * r->panel_b, (size_t)n * sizeof *c);
+            memcpy(c + i * g->ldc, t + i * ldt, (size_t)n * sizeof *c);
     }
 }
 
@@ -50,15 +51,16 @@ static void edge(const struct rows *r, float *c, int64_t ldc, const float *a, co
 static void multiply(const struct rows *r, const struct product *p, const struct block *g,
                      int64_t i0, int64_t i1, int64_t j0, int64_t j1)
 {
-    for (int64_t j = j0; j < j1; j += r->panel_b)
-        for (int64_t i = i0; i < i1; i += r->tile_rows) {
-            const float *a = g->a + i / r->tile_rows * r->panel_a * g->k, *b = g->b + j * g->k;
+    const struct panels *q = g->q;
+    for (int64_t j = j0; j < j1; j += q->panel_b)
+        for (int64_t i = i0; i < i1; i += q->tile_rows) {
+            const float *a = g->a + i / q->tile_rows * q->panel_a * g->rows,
+                        *b = g->b + j * g->rows;
             float *c = g->c + i * g->ldc + j;
-            if (i + r->tile_rows <= i1 && j + r->panel_b <= j1)
-                r->tile(c, g->ldc, a, b, g->k, g->add);
+            if (i + q->tile_rows <= i1 && j + q->panel_b <= j1)
+                q->tile(c, g->ldc, a, b, g->rows, g->add);
             else
-                edge(r, c, g->ldc, a, b, MIN(r->tile_rows, i1 - i), MIN(r->panel_b, j1 - j), g->k,
-                     g->add);
+                edge(r, g, c, a, b, MIN(q->tile_rows, i1 - i), MIN(q->panel_b, j1 - j));
         }
     if (!g->last || p->y_dtype != DT_BF16) return;
     for (int64_t i = i0; i < i1; i++)
@@ -70,50 +72,80 @@ static void multiply(const struct rows *r, const struct product *p, const struct
  * K alone decides: the result does not depend on the team. */
 static void team_block(const struct rows *r, const struct product *p, const struct block *g)
 {
-    const int64_t step = r->tile_rows, pa = div_up(g->m, step), pb = div_up(g->n, r->panel_b);
-    const int64_t rows = TASK_ROWS / step * step, tm = div_up(g->m, rows),
-                  tn = div_up(g->n, TASK_COLS);
+    const struct panels *q = g->q;
+    const int64_t step = q->tile_rows, pa = div_up(g->m, step), pb = div_up(g->n, q->panel_b);
+    const int64_t tm = div_up(g->m, q->task_rows), tn = div_up(g->n, TASK_COLS);
     struct mat bt = p->b;
     bt.t = !bt.t;
 #pragma omp for schedule(static) nowait
     for (int64_t i = 0; i < pa; i++)
-        pack_panel(r, g->a + i * r->panel_a * g->k, r->panel_a, &p->a, g->m0 + i * step,
+        pack_panel(r, g->a + i * q->panel_a * g->rows, q->panel_a, &p->a, g->m0 + i * step,
                    g->m - i * step, g, p->alpha);
 #pragma omp for schedule(static)
     for (int64_t j = 0; j < pb; j++)
-        pack_panel(r, g->b + j * r->panel_b * g->k, r->panel_b, &bt, g->n0 + j * r->panel_b,
-                   g->n - j * r->panel_b, g, 1);
+        pack_panel(r, g->b + j * q->panel_b * g->rows, q->panel_b, &bt, g->n0 + j * q->panel_b,
+                   g->n - j * q->panel_b, g, 1);
 #pragma omp for schedule(dynamic)
     for (int64_t t = 0; t < tm * tn; t++) {
-        const int64_t i = t % tm * rows, j = t / tm * TASK_COLS;
-        multiply(r, p, g, i, MIN(i + rows, g->m), j, MIN(j + TASK_COLS, g->n));
+        const int64_t i = t % tm * q->task_rows, j = t / tm * TASK_COLS;
+        multiply(r, p, g, i, MIN(i + q->task_rows, g->m), j, MIN(j + TASK_COLS, g->n));
     }
+}
+
+static const struct panels *panels_for(const struct rows *r, const struct product *p)
+{
+    const bool pairs = r->pairs && p->a.dtype == DT_BF16 && p->b.dtype == DT_BF16 && p->alpha == 1;
+    return pairs ? r->pairs : r->floats;
+}
+
+struct layout { /* of the scratch: panels of a [a floats], of b [b], a block of y [c] */
+    int64_t depth, a, b, c;
+};
+
+static struct layout layout_of(const struct panels *q, const struct product *p)
+{
+    const int64_t all = div_up(p->K, q->per),
+                  rows = round_up(div_up(all, div_up(all, q->depth)), 8);
+    const int64_t m = MIN(p->M, ROWS), n = MIN(p->N, COLS);
+    struct layout l = { .depth = rows * q->per };
+    l.a = round_up(div_up(m, q->tile_rows) * q->panel_a * rows, 16);
+    l.b = round_up(round_up(n, q->panel_b) * rows, 16);
+    if (p->y_dtype == DT_BF16) l.c = m * n;
+    return l;
+}
+
+int64_t cpu_panels_shared(const struct ctx *cx, const struct product *p)
+{
+    const struct layout l = layout_of(panels_for(cx->rows, p), p);
+    return (l.a + l.b + l.c) * (int64_t)sizeof(float);
 }
 
 int cpu_panels(struct ctx *cx, const struct product *p)
 {
     const struct rows *r = cx->rows;
     const bool half = p->y_dtype == DT_BF16;
-    const int64_t depth = round_up(div_up(p->K, div_up(p->K, DEPTH)), 8);
-    const int64_t m_max = MIN(p->M, ROWS), n_max = MIN(p->N, COLS);
-    const int64_t na = round_up(div_up(m_max, r->tile_rows) * r->panel_a * depth, 16);
-    const int64_t nb = round_up(round_up(n_max, r->panel_b) * depth, 16);
+    const struct panels *q = panels_for(r, p);
+    const struct layout l = layout_of(q, p);
+    const int64_t depth = l.depth, na = l.a, nb = l.b;
     float *mem;
-    TRY(cpu_shared(cx, (na + nb + (half ? m_max * n_max : 0)) * (int64_t)sizeof *mem));
+    TRY(cpu_shared(cx, cpu_panels_shared(cx, p)));
     mem = cx->shared;
     const int team = p->M * p->N <= SMALL / p->K ? 1 : cx->threads;
 #pragma omp parallel num_threads(team)
     for (int64_t n0 = 0; n0 < p->N; n0 += COLS)
         for (int64_t m0 = 0; m0 < p->M; m0 += ROWS)
             for (int64_t k0 = 0; k0 < p->K; k0 += depth) {
-                const int64_t m = MIN(ROWS, p->M - m0), n = MIN(COLS, p->N - n0);
+                const int64_t m = MIN(ROWS, p->M - m0), n = MIN(COLS, p->N - n0),
+                              k = MIN(depth, p->K - k0);
                 const struct block g = {
+                    .q = q,
                     .m0 = m0,
                     .m = m,
                     .n0 = n0,
                     .n = n,
                     .k0 = k0,
-                    .k = MIN(depth, p->K - k0),
+                    .k = k,
+                    .rows = div_up(k, q->per),
                     .a = mem,
                     .b = mem + na,
                     .c = half ? mem + na + nb : (float *)p->y + m0 * p->ldy + n0,

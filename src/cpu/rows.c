@@ -24,6 +24,27 @@ static void widen(float *y, const uint16_t *x, int64_t n)
         out[i] = (uint32_t)x[i] << 16;
 }
 
+#if defined(__AVX512BF16__)
+/* The instruction takes denormals as zero, so a block that has one goes the long way. */
+static void narrow(uint16_t *y, const float *x, int64_t n)
+{
+    for (int64_t i = 0; i < n; i += 16) {
+        const __mmask16 some = n - i >= 16 ? 0xffff : (__mmask16)((1u << (n - i)) - 1);
+        const __m512 v = _mm512_maskz_loadu_ps(some, x + i);
+        __m256i out = (__m256i)_mm512_cvtneps_pbh(v);
+        if (_mm512_fpclass_ps_mask(v, 0x20)) {
+            const __m512i u = _mm512_castps_si512(v),
+                          odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1)),
+                          near =
+                              _mm512_add_epi32(_mm512_add_epi32(u, odd), _mm512_set1_epi32(0x7fff));
+            const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+            out = _mm512_cvtepi32_epi16(_mm512_srli_epi32(near, 16));
+            out = _mm256_mask_mov_epi16(out, nan, (__m256i)_mm512_cvtneps_pbh(v));
+        }
+        _mm256_mask_storeu_epi16(y + i, some, out);
+    }
+}
+#else
 static void narrow(uint16_t *y, const float *x, int64_t n)
 {
     const bits_mem *in = (const bits_mem *)x;
@@ -33,6 +54,7 @@ static void narrow(uint16_t *y, const float *x, int64_t n)
         y[i] = (uint16_t)((u & 0x7fffffff) > 0x7f800000 ? quiet : near);
     }
 }
+#endif
 
 static void scale(float *y, float a, int64_t n)
 {
@@ -320,9 +342,6 @@ const struct rows PASTE(rows_, ROWS_ISA) = {
     .adamw = adamw,
     .block = block,
     .dots = dots,
-    .pack = pack,
-    .tile = tile,
-    .panel_a = PANEL_A,
-    .panel_b = PANEL_B,
-    .tile_rows = MR,
+    .floats = &panels_floats,
+    .pairs = PANELS_PAIRS,
 };

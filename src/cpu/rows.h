@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * rows.h - inner loops of the CPU backend: one table per instruction set, built from rows.c three
+ * rows.h - inner loops of the CPU backend: one table per instruction set, built from rows.c four
  * times and chosen at run time. All pointers may be unaligned; n >= 0; sums run in several lanes in
  * a fixed order, so a result depends on the table and the input alone. Private to src/cpu and its
  * tests. */
@@ -10,6 +10,20 @@
 struct adamw_row { /* struct adamw, prepared for f32: d = scale g; m += mix1 (d - m); v = beta2 v +
                     * mix2 d^2; w = keep w - step m / (root sqrt(v) + eps) */
     float scale, mix1, beta2, mix2, keep, step, root, eps;
+};
+
+/* How large products are cut. A panel row holds `per` steps of k for each of `width` rows or columns; an element of it is 4 bytes:
+ * a float, or two bfloat16, of which the second is 0 behind an odd K. */
+struct panels {
+    /* out[r, i] = (i < n ? x(i, k) : 0), r < div_up(K, per): x(i, k) is x[i * ldx + k] with across, else x[k * ldx + i];
+     * bfloat16 with half (always, where per is 2). width: a multiple of 16. */
+    void (*pack)(float *out, int64_t width, const void *x, int64_t ldx, bool half, bool across,
+                 int64_t n, int64_t K);
+    /* c[tile_rows, panel_b] (+= with add, else =) a b from panels a [R, panel_a], of which tile_rows
+     * count, and b [R, panel_b]: one sum over the panel rows in order */
+    void (*tile)(float *c, int64_t ldc, const float *a, const float *b, int64_t R, bool add);
+    int64_t per, panel_a, panel_b, tile_rows;
+    int64_t depth, task_rows; /* panel rows of a block; rows of a that a thread takes at a time: its L2 cache holds them */
 };
 
 struct rows {
@@ -65,14 +79,8 @@ struct rows {
      * as the L2 cache holds: bound by its reading */
     void (*dots)(float *y, int64_t ldy, const float *x, int64_t ldx, int64_t M, const void *w,
                  int64_t ldw, bool half, int64_t N, int64_t K);
-    /* A panel of a large product, out[k * width + i] = (i < n ? x(i, k) : 0), k < K: x(i, k) is
-     * x[i * ldx + k] with across, else x[k * ldx + i]; bfloat16 with half. width: a multiple of 8. */
-    void (*pack)(float *out, int64_t width, const void *x, int64_t ldx, bool half, bool across,
-                 int64_t n, int64_t K);
-    /* c[tile_rows, panel_b] (+= with add, else =) a b from panels a [K, panel_a], of which tile_rows
-     * count, and b [K, panel_b]: one sum over k in order */
-    void (*tile)(float *c, int64_t ldc, const float *a, const float *b, int64_t K, bool add);
-    int64_t panel_a, panel_b, tile_rows;
+    /* Products by panels: of floats, and of pairs of bfloat16 (NULL without the processor's instruction for these) */
+    const struct panels *floats, *pairs;
 };
-extern const struct rows rows_base, rows_avx2, rows_avx512;
+extern const struct rows rows_base, rows_avx2, rows_avx512, rows_avx512_bf16;
 #endif

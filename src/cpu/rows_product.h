@@ -172,9 +172,9 @@ static void pack(float *out, int64_t width, const void *x, int64_t ldx, bool hal
         pack_along(out, width, x, ldx, false, n, K);
 }
 
-enum { PANEL_A = (MR + TB - 1) / TB * TB, PANEL_B = 2 * W };
+enum { PANEL_A = (MR + 7) / 8 * 8, PANEL_B = 2 * W };
 
-static void tile(float *c, int64_t ldc, const float *a, const float *b, int64_t K, bool add_c)
+static void tile(float *c, int64_t ldc, const float *a, const float *b, int64_t R, bool add_c)
 {
     vf s[MR][2];
     for (int i = 0; i < MR; i++) {
@@ -182,7 +182,7 @@ static void tile(float *c, int64_t ldc, const float *a, const float *b, int64_t 
         __builtin_prefetch(c + i * ldc, 1);
         __builtin_prefetch(c + i * ldc + PANEL_B - 1, 1);
     }
-    for (int64_t k = 0; k < K; k++) {
+    for (int64_t k = 0; k < R; k++) {
         const vf b0 = ld(b), b1 = ld(b + W);
         for (int i = 0; i < MR; i++) {
             s[i][0] += b0 * a[i];
@@ -198,6 +198,145 @@ static void tile(float *c, int64_t ldc, const float *a, const float *b, int64_t 
         st(p + W, s[i][1]);
     }
 }
+
+static const struct panels panels_floats = {
+    .pack = pack,
+    .tile = tile,
+    .per = 1,
+    .panel_a = PANEL_A,
+    .panel_b = PANEL_B,
+    .tile_rows = MR,
+    .depth = 256,
+    .task_rows = 120 / MR * MR,
+};
+
+#if defined(__AVX512BF16__)
+enum { PAIR_MR = 14, PAIR_A = 16, PAIR_B = 32, PAIR_TB = 16 };
+
+/* 16 x 16 elements of 4 bytes, transposed in registers */
+INLINE void transpose_pairs(float *out, int64_t lo, __m512i *r)
+{
+    __m512i t[16];
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4)
+        for (int j = 0; j < 2; j++) {
+            r[i + 2 * j] = _mm512_unpacklo_epi64(t[i + j], t[i + j + 2]);
+            r[i + 2 * j + 1] = _mm512_unpackhi_epi64(t[i + j], t[i + j + 2]);
+        }
+    for (int i = 0; i < 4; i++) { /* r[i + 4 q]: columns i, 4 + i, 8 + i, 12 + i of rows 4 q.. */
+        const __m512i x = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88),
+                      y = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd),
+                      z = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88),
+                      w = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+        t[i] = _mm512_shuffle_i32x4(x, z, 0x88);
+        t[i + 4] = _mm512_shuffle_i32x4(y, w, 0x88);
+        t[i + 8] = _mm512_shuffle_i32x4(x, z, 0xdd);
+        t[i + 12] = _mm512_shuffle_i32x4(y, w, 0xdd);
+    }
+    for (int i = 0; i < 16; i++)
+        _mm512_storeu_si512(out + i * lo, t[i]);
+}
+
+/* n lanes of 32 */
+INLINE __mmask32 lanes32(int64_t n)
+{
+    return n >= 32 ? 0xffffffff : n <= 0 ? 0 : (1u << n) - 1;
+}
+
+static void pairs_across(float *out, int64_t width, const uint16_t *x, int64_t ldx, int64_t n,
+                         int64_t K)
+{
+    for (int64_t i0 = 0; i0 < width; i0 += 16) {
+        const int64_t m = MAX(MIN(n - i0, (int64_t)16), 0);
+        for (int64_t k = 0; k < K; k += 32) {
+            const __mmask32 some = lanes32(K - k);
+            const int64_t rows = MIN((K - k + 1) / 2, (int64_t)16);
+            __m512i r[16];
+            float t[256];
+            for (int i = 0; i < 16; i++)
+                r[i] = _mm512_maskz_loadu_epi16(i < m ? some : 0, x + (i < m ? i0 + i : 0) * ldx + k);
+            if (rows == 16) {
+                transpose_pairs(out + k / 2 * width + i0, width, r);
+                continue;
+            }
+            transpose_pairs(t, 16, r);
+            for (int64_t i = 0; i < rows; i++)
+                memcpy(out + (k / 2 + i) * width + i0, t + i * 16, 16 * sizeof *t);
+        }
+    }
+}
+
+static void pairs_along(float *out, int64_t width, const uint16_t *x, int64_t ldx, int64_t n,
+                        int64_t K)
+{
+    for (int64_t k = 0; k < K; k += 2)
+        for (int64_t i = 0; i < width; i += 16) {
+            const __mmask16 some = (__mmask16)lanes32(MIN(n - i, (int64_t)16));
+            const __mmask16 second = k + 1 < K ? some : 0;
+            const uint16_t *p = x + k * ldx + i, *q = second ? p + ldx : p;
+            const __m512i a = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, p)),
+                          b = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(second, q));
+            _mm512_storeu_si512(out + k / 2 * width + i,
+                                _mm512_or_si512(a, _mm512_slli_epi32(b, 16)));
+        }
+}
+
+static void pack_pairs(float *out, int64_t width, const void *x, int64_t ldx, bool half,
+                       bool across, int64_t n, int64_t K)
+{
+    (void)half;
+    if (across)
+        pairs_across(out, width, x, ldx, n, K);
+    else
+        pairs_along(out, width, x, ldx, n, K);
+}
+
+static void tile_pairs(float *c, int64_t ldc, const float *a, const float *b, int64_t R, bool add_c)
+{
+    __m512 s[PAIR_MR][2];
+    for (int i = 0; i < PAIR_MR; i++) {
+        s[i][0] = s[i][1] = _mm512_setzero_ps();
+        __builtin_prefetch(c + i * ldc, 1);
+        __builtin_prefetch(c + i * ldc + PAIR_B - 1, 1);
+    }
+    for (int64_t k = 0; k < R; k++) {
+        const __m512bh b0 = (__m512bh)_mm512_loadu_ps(b), b1 = (__m512bh)_mm512_loadu_ps(b + 16);
+        for (int i = 0; i < PAIR_MR; i++) {
+            const __m512bh x = (__m512bh)_mm512_set1_ps(a[i]);
+            s[i][0] = _mm512_dpbf16_ps(s[i][0], x, b0);
+            s[i][1] = _mm512_dpbf16_ps(s[i][1], x, b1);
+        }
+        a += PAIR_A;
+        b += PAIR_B;
+    }
+    for (int i = 0; i < PAIR_MR; i++) {
+        float *p = c + i * ldc;
+        if (add_c) {
+            s[i][0] = _mm512_add_ps(s[i][0], _mm512_loadu_ps(p));
+            s[i][1] = _mm512_add_ps(s[i][1], _mm512_loadu_ps(p + 16));
+        }
+        _mm512_storeu_ps(p, s[i][0]);
+        _mm512_storeu_ps(p + 16, s[i][1]);
+    }
+}
+
+static const struct panels panels_pairs = {
+    .pack = pack_pairs,
+    .tile = tile_pairs,
+    .per = 2,
+    .panel_a = PAIR_A,
+    .panel_b = PAIR_B,
+    .tile_rows = PAIR_MR,
+    .depth = 512,
+    .task_rows = 168,
+};
+#define PANELS_PAIRS &panels_pairs
+#else
+#define PANELS_PAIRS NULL
+#endif
 
 INLINE vf dots_ld(const void *w, int64_t k, bool half)
 {

@@ -123,65 +123,41 @@ void batch_fill(struct batch *b, const struct dataset *d, const int64_t *idx, in
     }
 }
 
-/* --- bounds ----------------------------------------------------------------------------------------------------- */
+/* --- sizes ------------------------------------------------------------------------------------------------------ */
 
-struct weight { /* tokens to compute and tokens to predict of an example */
-    int64_t t, n;
-};
-
-static int by_tokens(const void *a, const void *b)
+static void grow(struct batch_size *s, int64_t T, int64_t N, int64_t P)
 {
-    const int64_t x = ((const struct weight *)a)->t, y = ((const struct weight *)b)->t;
-    return (x > y) - (x < y);
+    s->T = MAX(s->T, T);
+    s->N = MAX(s->N, N);
+    s->P = MAX(s->P, P);
+    s->batches += P > 0;
 }
 
-/* Most predicted per computed token first; both are below 2^31, so that the products are exact. */
-static int by_density(const void *a, const void *b)
+void batch_measure(struct batch_size *s, const struct dataset *d, const int64_t *idx, int64_t n,
+                   int64_t tokens_max)
 {
-    const struct weight *x = a, *y = b;
-    const int64_t l = y->n * x->t, r = x->n * y->t;
-    return (l > r) - (l < r);
-}
-
-/* Items that fit `room` taken whole in order, the first that does not in part: an upper bound on sum n. */
-static int64_t knapsack(const struct weight *w, int64_t n, int64_t room)
-{
-    int64_t sum = 0;
+    int64_t T = 0, N = 0, P = 0;
     for (int64_t i = 0; i < n; i++) {
-        if (w[i].t > room)
-            return sum + (int64_t)((double)w[i].n * (double)room / (double)w[i].t) + 1;
-        room -= w[i].t;
-        sum += w[i].n;
+        const struct example *e = &d->ex[idx[i]];
+        const int64_t t = example_tokens(e);
+        if (P > 0 && T + t > tokens_max) {
+            grow(s, T, N, P);
+            T = N = P = 0;
+        }
+        T += t;
+        N += (int64_t)e->nw + e->nl;
+        P++;
     }
-    return sum;
+    grow(s, T, N, P);
 }
 
-void batch_bounds(const struct dataset *d, int64_t tokens_max, int64_t *T, int64_t *N, int64_t *P)
+void order_measure(struct order *o, struct batch_size *s, const struct dataset *d, int64_t steps,
+                   int64_t tokens_max)
 {
-    struct weight *w = NULL;
-    int64_t n = 0, sum = 0, alone = 0, longest = 0;
-    const bool sorted = MEM_NEW(&w, d->n) == 0;
-    for (int64_t i = 0; i < d->n; i++) {
-        const struct example *e = &d->ex[i];
-        const struct weight x = { example_tokens(e), (int64_t)e->nw + e->nl };
-        longest = MAX(longest, x.t);
-        sum += x.t;
-        if (x.t > tokens_max)
-            alone = MAX(alone, x.n); /* a micro-batch of its own */
-        else if (sorted)
-            w[n++] = x;
+    for (int64_t t = 0; t < steps; t++) {
+        const int64_t *idx;
+        const int64_t n = order_step(o, t, &idx);
+        batch_measure(s, d, idx, n, tokens_max);
+        if (!o->shuffle && t + 1 == order_steps_per_epoch(o)) break; /* the epochs are alike */
     }
-    *T = MAX(longest, MIN(tokens_max, sum));
-    *N = 2 *
-         *T; /* at least one computed token for each two predicted: a prompt of 1, responses of 1 */
-    *P = MIN(d->n, MAX(*T, (int64_t)1));
-    if (!sorted) return;
-    qsort(w, (size_t)n, sizeof *w, by_density);
-    *N = MAX(alone, knapsack(w, n, tokens_max));
-    qsort(w, (size_t)n, sizeof *w, by_tokens);
-    int64_t room = tokens_max, p = 0;
-    while (p < n && w[p].t <= room)
-        room -= w[p++].t;
-    *P = MAX(p, (int64_t)(d->n > 0));
-    free(w);
 }

@@ -49,7 +49,12 @@ int64_t example_tokens(const struct example *e);
 int64_t batch_fit(const struct dataset *d, const int64_t *idx, int64_t n, int64_t tokens_max);
 /* Fill b with examples idx[0..n); they must fit (a bug otherwise). Allocates nothing. */
 void batch_fill(struct batch *b, const struct dataset *d, const int64_t *idx, int64_t n);
-/* Upper bounds over every micro-batch that batch_fit can make of this dataset in any order (no example twice): T, N, P.
- * T and P are exact for the worst order up to how rows happen to fit; N is the fractional-knapsack bound. */
-void batch_bounds(const struct dataset *d, int64_t tokens_max, int64_t *T, int64_t *N, int64_t *P);
+/* What micro-batches hold at most, and how many were looked at. */
+struct batch_size {
+    int64_t T, N, P, batches;
+};
+/* Raise *s to the largest T, N, P of the micro-batches that batch_fit makes of idx[0..n) in order, and count them. */
+void batch_measure(struct batch_size *s, const struct dataset *d, const int64_t *idx, int64_t n, int64_t tokens_max);
+/* The same over the steps [0, steps) of an order. */
+void order_measure(struct order *o, struct batch_size *s, const struct dataset *d, int64_t steps, int64_t tokens_max);
 #endif

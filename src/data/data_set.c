@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "data_rows.h"
 #include "../base/rng.h"
+#include "../base/signals.h"
 #include "../io/file.h"
 #include <omp.h>
 #include <stdio.h>
@@ -130,6 +131,9 @@ static void ids_shrink(struct ids *v)
 
 static int chunk_end(struct loader *l, int32_t file)
 {
+    if (signals_pending())
+        return err_set(ERR_STOPPED, "stopped by %s while the data were read; start again to go on",
+                       signals_name(signals_pending()));
     const int32_t want = l->rules.opts->threads;
     const int threads = want > 0 ? want : omp_get_max_threads();
     const char *name = l->d->files[file];

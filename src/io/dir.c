@@ -17,9 +17,17 @@ bool dir_exists(const char *path)
     return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
 }
 
+/* The new name is durable too: what is synced inside would be lost with it. */
 static int make_one(const char *path)
 {
-    if (mkdir(path, 0777) == 0 || dir_exists(path)) return 0;
+    if (mkdir(path, 0777) == 0) {
+        char *parent;
+        TRY(path_parent(&parent, path));
+        const int rc = dir_sync(parent);
+        free(parent);
+        return rc;
+    }
+    if (dir_exists(path)) return 0;
     if (errno == EEXIST)
         return err_at(ERR_IO, path, 0, 0, "cannot make a directory: a file has that name");
     return err_at(ERR_IO, path, 0, 0, "cannot make the directory: %s", strerror(errno));
@@ -121,6 +129,14 @@ int dir_remove(const char *path)
     return rc;
 }
 
+int dir_abandon(const char *path, int rc)
+{
+    char keep[2048]; /* dir_remove may fail too, and the first error is the cause */
+    snprintf(keep, sizeof keep, "%s", err_msg());
+    dir_remove(path);
+    return err_set(rc, "%s", keep);
+}
+
 int dir_sync(const char *path)
 {
     const int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -153,6 +169,57 @@ int64_t disk_free(const char *path)
     }
     free(p);
     return bytes;
+}
+
+const char *disk_room(char out[96], const char *path, int fd, int e, int64_t need)
+{
+    char a[32], b[32];
+    struct stat st;
+    int64_t left = e == ENOSPC || e == EDQUOT ? disk_free(path) : -1;
+    *out = 0;
+    if (left < 0) return out;
+    if (fd >= 0 && fstat(fd, &st) == 0) left += (int64_t)st.st_blocks * 512;
+    if (need >= 0)
+        snprintf(out, 96, " (needs %s, %s free)", bytes_human(a, need), bytes_human(b, left));
+    else
+        snprintf(out, 96, " (%s free)", bytes_human(b, left));
+    return out;
+}
+
+static int move(const char *from, const char *to)
+{
+    if (rename(from, to) == 0) return 0;
+    return err_set(ERR_IO, "cannot rename %s to %s: %s", from, to, strerror(errno));
+}
+
+static int replace(const char *dir, const char *tmp, const char *old, const char *parent)
+{
+    TRY(dir_remove(old)); /* left by a killed run */
+    if (!dir_exists(dir)) {
+        TRY(move(tmp, dir));
+        return dir_sync(parent);
+    }
+    if (renameat2(AT_FDCWD, tmp, AT_FDCWD, dir, RENAME_EXCHANGE) == 0) {
+        TRY(dir_sync(parent));
+        return dir_remove(tmp);
+    }
+    TRY(move(dir, old));
+    const int rc = move(tmp, dir);
+    if (rc < 0) {
+        rename(old, dir); /* as it was; the error is already set */
+        return rc;
+    }
+    TRY(dir_sync(parent));
+    return dir_remove(old);
+}
+
+int dir_replace(const char *dir, const char *tmp, const char *old)
+{
+    char *parent;
+    TRY(path_parent(&parent, dir));
+    const int rc = replace(dir, tmp, old, parent);
+    free(parent);
+    return rc;
 }
 
 /* the lock ------------------------------------------------------------------------------------ */

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "file.h"
+#include "../base/watch.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -41,6 +42,7 @@ int file_read_some(int fd, const char *path, void *out, size_t len, size_t *got)
 {
     ssize_t n;
     *got = 0;
+    watch_beat();
     do {
         n = read(fd, out, len);
     } while (n < 0 && errno == EINTR);
@@ -104,13 +106,10 @@ static bool out_is_open(const struct file_out *f)
 /* Say why a write failed, with the room that is left where the disk is full; drops the file. */
 static int out_fail(struct file_out *f, const char *verb, int e)
 {
-    char room[64] = "";
-    if (f->tmp && (e == ENOSPC || e == EDQUOT)) {
-        const int64_t left = disk_free(f->path);
-        if (left >= 0) snprintf(room, sizeof room, " (%.1f MiB free)", (double)left / 1048576);
-    }
+    char room[96];
     err_set(ERR_IO, "%s: error: cannot %s after %lld bytes: %s%s", f->path, verb,
-            (long long)f->bytes, strerror(e), room);
+            (long long)f->bytes, strerror(e),
+            disk_room(room, f->path, f->fd, e, f->need ? f->need : -1));
     file_abandon(f);
     return ERR_IO;
 }
@@ -163,6 +162,21 @@ int file_create_named(struct file_out *f, const char *path)
     return rc;
 }
 
+int file_reserve(struct file_out *f, int64_t bytes)
+{
+    int rc;
+    if (!out_is_open(f)) return err_set(ERR_IO, "cannot write: the file is not open");
+    f->need = bytes;
+    if (!f->tmp || bytes == 0) return 0;
+    do {
+        rc = fallocate(f->fd, FALLOC_FL_KEEP_SIZE, 0, bytes);
+    } while (rc != 0 && errno == EINTR);
+    /* others mean that it cannot be said beforehand */
+    if (rc != 0 && (errno == ENOSPC || errno == EDQUOT || errno == EFBIG))
+        return out_fail(f, "write", errno);
+    return 0;
+}
+
 static int write_all(struct file_out *f, const uint8_t *p, size_t len)
 {
     while (len) {
@@ -185,6 +199,7 @@ static int out_flush(struct file_out *f)
 int file_put(struct file_out *f, const void *data, size_t len)
 {
     const uint8_t *p = data;
+    watch_beat();
     if (!out_is_open(f)) return err_set(ERR_IO, "cannot write: the file is not open");
     if (len == 0) return 0;
     if (f->held + len > HOLD_BYTES) TRY(out_flush(f));
@@ -250,7 +265,8 @@ int file_write_all(const char *path, const void *data, size_t len)
 {
     struct file_out f;
     TRY(file_create(&f, path));
-    int rc = file_put(&f, data, len);
+    int rc = file_reserve(&f, (int64_t)len);
+    if (rc == 0) rc = file_put(&f, data, len);
     if (rc == 0) rc = file_commit(&f);
     file_abandon(&f);
     return rc;
@@ -264,6 +280,7 @@ int file_copy(const char *from, const char *to)
     int64_t size;
     TRY(file_open(&fd, &size, from));
     TRY_OUT(file_create(&f, to));
+    TRY_OUT(file_reserve(&f, size));
     for (;;) {
         size_t got;
         TRY_OUT(file_read_some(fd, from, piece, sizeof piece, &got));

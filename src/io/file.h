@@ -13,7 +13,7 @@ int file_read_some(int fd, const char *path, void *out, size_t len, size_t *got)
 int file_read(char **out, size_t *len, const char *path, int64_t max);
 bool file_exists(const char *path);
 bool dir_exists(const char *path);
-/* Create a directory and its parents (mode 0777 & ~umask). ERR_IO naming path and reason. */
+/* Create a directory and its parents (mode 0777 & ~umask), each new name fsynced. ERR_IO naming path and reason. */
 int dir_make(const char *path);
 /* "dir/name"; the caller frees. */
 int path_join(char **out, const char *dir, const char *name);
@@ -23,10 +23,18 @@ const char *path_base(const char *path);
 int path_parent(char **out, const char *path);
 /* Delete a directory tree (or a file); symlinks in it are unlinked, never followed. Absent is fine. */
 int dir_remove(const char *path);
+/* Delete what a save that failed with `rc` left, keeping its message; returns rc. */
+int dir_abandon(const char *path, int rc);
 /* fsync a directory. */
 int dir_sync(const char *path);
 /* Bytes free for this user on the file system of path (or of its nearest existing parent); -1 where unknown. */
 int64_t disk_free(const char *path);
+/* The end of a message about a write that failed with errno e: " (needs 1.9 MiB, 64.0 KiB free)" where the disk or quota is full, else "". need < 0:
+ * unknown. fd >= 0: what that file takes already counts as free, since it is about to be dropped. Returns out. */
+const char *disk_room(char out[96], const char *path, int fd, int e, int64_t need);
+/* The directory TMP takes DIR's place: in one step where the file system can swap names, else what stood there steps aside to OLD first. Durable before
+ * what stood there is deleted. TMP, DIR and OLD are neighbours. ERR_IO. */
+int dir_replace(const char *dir, const char *tmp, const char *old);
 
 /* A file being written as PATH.tmp-PID; nothing appears at PATH before file_commit. Valid when zeroed. */
 struct file_out {
@@ -34,10 +42,13 @@ struct file_out {
     char *path, *tmp;
     int64_t bytes;
     uint32_t crc; /* zlib crc32 of all bytes written */
+    int64_t need; /* bytes that it will have, for messages; 0: not said */
     uint8_t *hold; /* write buffer */
     size_t held;
 };
 int file_create(struct file_out *f, const char *path);
+/* It will have `bytes`: take the room now, so that a full disk is found before the first of them is written. Where the file system cannot, nothing. */
+int file_reserve(struct file_out *f, int64_t bytes);
 int file_put(struct file_out *f, const void *data, size_t len);
 /* Flush, fsync, check the size, rename to PATH, fsync the parent. On failure the temporary file is gone and PATH as before
  * (but where only the fsync of the parent failed: PATH is the new file then). */

@@ -68,9 +68,9 @@ static int add_metadata(struct buf *b, const char *const *pair)
     return buf_adds(b, "}");
 }
 
-/* The 8 bytes of the length, then the padded JSON. */
+/* The 8 bytes of the length, then the padded JSON. *total: bytes of the whole file. */
 static int build_header(struct buf *b, const struct st_decl *decls, int64_t n,
-                        const char *const *metadata)
+                        const char *const *metadata, int64_t *total)
 {
     int64_t at = 0, bytes, end;
     TRY(buf_add(b, "\0\0\0\0\0\0\0\0{", 9));
@@ -93,6 +93,7 @@ static int build_header(struct buf *b, const struct st_decl *decls, int64_t n,
     if (b->len - 8 > HEADER_MAX) return err_set(ERR_IO, "the safetensors header is too large");
     for (int i = 0; i < 8; i++)
         b->data[i] = (char)((b->len - 8) >> (8 * i) & 0xff);
+    *total = at + (int64_t)b->len;
     return 0;
 }
 
@@ -108,6 +109,7 @@ int st_writer_open(struct st_writer **out, const char *path, const struct st_dec
 {
     struct buf header = { 0 };
     struct st_writer *w;
+    int64_t total = 0;
     int rc = 0;
     *out = NULL;
     TRY(MEM_NEW(&w, 1));
@@ -116,8 +118,9 @@ int st_writer_open(struct st_writer **out, const char *path, const struct st_dec
     w->n = n;
     w->now = -1;
     TRY_OUT(check_names(decls, n));
-    TRY_OUT(build_header(&header, decls, n, metadata));
+    TRY_OUT(build_header(&header, decls, n, metadata, &total));
     TRY_OUT(file_create(&w->file, path));
+    TRY_OUT(file_reserve(&w->file, total));
     TRY_OUT(file_put(&w->file, header.data, header.len));
     advance(w);
     *out = w;

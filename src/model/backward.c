@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "layer.h"
+#include "../base/watch.h"
 
 /* Through the head: dhsel, the head's gradient, then dx = dL/d(input of the final norm). */
 static int head_backward(struct model *m, const struct batch *b, const double *coef)
@@ -99,10 +100,21 @@ static int layer_recompute(struct model *m, int64_t l, struct acts *t, const str
     return layer_forward(m, l, t, segs);
 }
 
+/* The layer before last was the last one to write there. */
+static int clear_window(const struct model *m, const struct layer *y)
+{
+    const struct param *first = &m->params[y->norm1], *last = &m->params[y->end - 1];
+    struct tensor window = tensor_rows(&m->grads, first->grad_at,
+                                       last->grad_at + tensor_count(&last->w) - first->grad_at);
+    return op_fill(m->be, &window, 0);
+}
+
 static int layer_backward(struct model *m, int64_t l, int64_t T, const struct segments *segs)
 {
     struct acts t = layer_acts(m, l, T);
-    if (m->recompute) TRY(layer_recompute(m, l, &t, segs));
+    watch_beat();
+    if (m->grad_windows) TRY(clear_window(m, &m->layers[l]));
+    if (l < m->first_kept) TRY(layer_recompute(m, l, &t, segs));
     TRY(mlp_backward(m, &m->layers[l], &t));
     return attention_backward(m, &m->layers[l], &t, segs);
 }

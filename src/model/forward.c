@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "layer.h"
+#include "../base/watch.h"
 #include <math.h>
 
 float layer_scale(const struct arch *a)
@@ -9,9 +10,10 @@ float layer_scale(const struct arch *a)
 
 struct acts layer_acts(const struct model *m, int64_t l, int64_t T)
 {
-    const struct acts *s = &m->acts[m->n_acts > 1 ? l : 0];
+    const bool shared = l < m->first_kept;
+    const struct acts *s = &m->acts[shared ? 0 : l - m->first_kept];
     struct acts t = {
-        .x = tensor_rows(m->recompute ? &m->block_in[l] : &s->x, 0, T),
+        .x = tensor_rows(shared && m->block_in ? &m->block_in[l] : &s->x, 0, T),
         .rstd1 = tensor_rows(&s->rstd1, 0, T),
         .h1 = tensor_rows(&s->h1, 0, T),
         .qkv = tensor_rows(&s->qkv, 0, T),
@@ -65,6 +67,7 @@ int layer_forward(const struct model *m, int64_t l, struct acts *t, const struct
 {
     const struct layer *y = &m->layers[l];
     struct tensor branch = tensor_rows(&m->stream, 0, t->x.dim[0]);
+    watch_beat();
     TRY(attention(m, y, t, segs));
     TRY(linear_fwd(m, &y->o, &branch, &t->att));
     TRY(op_rmsnorm_fwd(m->be, &t->h2, &t->rstd2, &t->x2, &t->x, &branch, &m->params[y->norm2].w,

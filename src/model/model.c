@@ -105,18 +105,46 @@ int model_init(struct model *m, const struct backend *be, const struct arch *a, 
     for (int32_t i = 0; i < m->n_params; i++) {
         struct param *p = &m->params[i];
         p->w.ld = tensor_row(&p->w);
-        p->offset = m->n_flat;
+        p->offset = p->grad_at = m->n_flat;
         m->n_flat += round_up(tensor_count(&p->w), ALIGN_ELEMENTS);
     }
     return 0;
 }
 
+/* First element after parameter i. */
+static int64_t param_end(const struct model *m, int32_t i)
+{
+    return i + 1 < m->n_params ? m->params[i + 1].offset : m->n_flat;
+}
+
+/* Embedding, two windows, final norm and head; returns the elements of all. Every layer has the same size. */
+static int64_t place_windows(struct model *m)
+{
+    const struct layer *first = &m->layers[0];
+    const int64_t embed = param_end(m, m->embed), windows = MIN(m->arch.L, (int64_t)2);
+    const int64_t window = param_end(m, first->end - 1) - m->params[first->norm1].offset;
+    for (int64_t l = 0; l < m->arch.L; l++) {
+        const struct layer *y = &m->layers[l];
+        const int64_t from = m->params[y->norm1].offset;
+        BUG_IF(param_end(m, y->end - 1) - from != window);
+        for (int32_t i = y->norm1; i < y->end; i++)
+            m->params[i].grad_at = embed + l % 2 * window + m->params[i].offset - from;
+    }
+    for (int32_t i = m->final_norm; i < m->n_params; i++)
+        m->params[i].grad_at =
+            embed + windows * window + m->params[i].offset - m->params[m->final_norm].offset;
+    return embed + windows * window + m->n_flat - m->params[m->final_norm].offset;
+}
+
 int model_plan_weights(struct model *m, struct plan *p, bool train)
 {
+    const int64_t held = m->shard.n ? m->shard.elements : m->n_flat;
+    int64_t grads = m->n_flat;
     TRY(plan_book(p, PLAN_WEIGHTS, &m->weights, m->dtype, m->n_flat, 1, 1, 1));
     if (!train) return 0;
-    if (m->dtype != DT_F32) TRY(plan_book(p, PLAN_MASTER, &m->master, DT_F32, m->n_flat, 1, 1, 1));
-    return plan_book(p, PLAN_GRADIENTS, &m->grads, DT_F32, m->n_flat, 1, 1, 1);
+    if (m->dtype != DT_F32) TRY(plan_book(p, PLAN_MASTER, &m->master, DT_F32, held, 1, 1, 1));
+    if (m->grad_windows) grads = place_windows(m);
+    return plan_book(p, PLAN_GRADIENTS, &m->grads, DT_F32, grads, 1, 1, 1);
 }
 
 int model_plan_rope(struct model *m, struct plan *p, int64_t positions)
@@ -128,13 +156,12 @@ int model_plan_rope(struct model *m, struct plan *p, int64_t positions)
     return plan_book(p, PLAN_BATCH, &m->rope, DT_F32, positions, 2, m->arch.D / 2, 1);
 }
 
-static int plan_layer(struct acts *t, const struct model *m, struct plan *p, int64_t T,
-                      bool own_input)
+static int plan_layer(struct acts *t, const struct model *m, struct plan *p, int64_t T)
 {
     const struct arch *a = &m->arch;
     const enum dtype A = m->dtype;
     const enum plan_cat c = PLAN_ACTIVATIONS;
-    if (own_input) TRY(plan_book(p, c, &t->x, A, T, a->C, 1, 1));
+    TRY(plan_book(p, c, &t->x, A, T, a->C, 1, 1));
     TRY(plan_book(p, c, &t->rstd1, DT_F32, T, 1, 1, 1));
     TRY(plan_book(p, c, &t->h1, A, T, a->C, 1, 1));
     TRY(plan_book(p, c, &t->qkv, A, T, (a->H + 2 * a->K) * a->D, 1, 1));
@@ -189,16 +216,16 @@ int model_plan_buffers(struct model *m, struct plan *p, const struct model_size 
     BUG_IF(T < 1 || N < 1 || T > INT32_MAX || N > INT32_MAX || m->acts);
     m->T_max = T;
     m->N_max = N;
-    m->recompute = size->train && size->recompute;
-    m->n_acts = size->train && !m->recompute ? (int32_t)a->L : 1;
+    m->first_kept = (int32_t)(size->train ? MIN(size->recompute, a->L - 1) : a->L);
+    m->n_acts = size->train ? (int32_t)a->L - m->first_kept : 1;
     TRY(MEM_NEW(&m->acts, m->n_acts));
     TRY(MEM_NEW(&m->host, N));
     TRY(model_plan_rope(m, p, size->positions));
     for (int32_t i = 0; i < m->n_acts; i++)
-        TRY(plan_layer(&m->acts[i], m, p, T, !m->recompute));
-    if (m->recompute) {
-        TRY(MEM_NEW(&m->block_in, a->L));
-        for (int64_t l = 0; l < a->L; l++)
+        TRY(plan_layer(&m->acts[i], m, p, T));
+    if (size->train && m->first_kept > 0) {
+        TRY(MEM_NEW(&m->block_in, m->first_kept));
+        for (int64_t l = 0; l < m->first_kept; l++)
             TRY(plan_book(p, PLAN_ACTIVATIONS, &m->block_in[l], A, T, a->C, 1, 1));
     }
     TRY(plan_head(m, p, T, N, size->train));
@@ -240,7 +267,7 @@ struct tensor model_grad(const struct model *m, int32_t i)
     struct tensor g = m->params[i].w;
     BUG_IF(!m->grads.data);
     g.dtype = DT_F32;
-    g.data = (float *)m->grads.data + m->params[i].offset;
+    g.data = (float *)m->grads.data + m->params[i].grad_at;
     return g;
 }
 

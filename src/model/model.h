@@ -15,6 +15,7 @@ struct param_slice { /* one Hugging Face tensor: rows [row, row + rows) of a par
 struct param { /* q, k, v and gate, up are stored fused: one matrix each */
     struct tensor w;         /* model.dtype, 1-d or 2-d; a view into model.weights */
     int64_t offset;          /* elements from the start of the flat weights (64-byte aligned) */
+    int64_t grad_at;         /* of its gradient in model.grads; = offset unless grad_windows */
     bool decay;              /* weight decay applies: matrices only */
     int32_t n_slices;
     struct param_slice slice[PARAM_SLICES_MAX];
@@ -35,6 +36,15 @@ struct acts {
     struct tensor x, rstd1, h1, qkv, qk, rstd_q, rstd_k, att, lse, x2, rstd2, h2, gu, act;
 };
 
+/* Which elements of the master weights this process holds. All zero: all. */
+struct model_shard {
+    const struct flat_part *part; /* [n] in order, borrowed */
+    int32_t n;
+    int64_t elements;             /* of all parts together */
+    int (*fetch)(void *payload, int64_t at, int64_t n, float *out); /* reads elements wherever they are held */
+    void *payload;
+};
+
 struct model { /* valid when zeroed */
     struct arch arch;
     const struct backend *be;
@@ -44,15 +54,17 @@ struct model { /* valid when zeroed */
     struct layer *layers;
     int64_t n_flat;             /* elements of the flat weights with padding */
     struct tensor weights;      /* flat [n_flat] of `dtype` */
-    struct tensor master;       /* flat f32 [n_flat]: what the optimizer changes, weights being its rounding; data NULL where
+    struct model_shard shard;   /* set before model_plan_weights */
+    struct tensor master;       /* f32, the shard's elements of [n_flat]: what the optimizer changes, weights being its rounding; data NULL where
                                  * dtype is DT_F32 (weights are the master) or nothing is trained */
-    struct tensor grads;        /* flat f32 [n_flat]; data NULL where not training */
+    struct tensor grads;        /* f32 [n_flat], or the windows; data NULL where not training */
+    bool grad_windows;          /* set before model_plan_weights: gradients of two layers at a time, which share memory in turns, and of
+                                 * the other parameters. model_backward zeroes a layer's before it writes them */
 
     struct tensor rope;         /* [positions, 2, D/2] */
-    struct acts *acts;          /* [n_acts]: L when every layer is kept, else 1 (recomputed, or inference) */
-    int32_t n_acts;
-    bool recompute;
-    struct tensor *block_in;    /* [L] layer inputs, when recomputing */
+    struct acts *acts;          /* [n_acts]: one set for each layer from first_kept on; 1 in inference */
+    int32_t n_acts, first_kept; /* layers before first_kept share the first set: recomputed, or (all of them) inference */
+    struct tensor *block_in;    /* [first_kept] their inputs, in training */
     struct tensor stream, xf, rstd_f, hf; /* a branch's output [T,C] before it is added; the final norm */
     struct tensor hsel, logp, lse;     /* response positions: hidden, log-probability, log-sum-exp */
     struct tensor dx, dh, dqkv, dact, datt, dhsel, coef, scratch; /* backward; dx f32, the residual stream's gradient */
@@ -66,12 +78,13 @@ struct model { /* valid when zeroed */
 struct model_size { /* what buffers must hold */
     int64_t T, N, positions; /* tokens and response positions of a micro-batch; positions of the rope table */
     bool train;              /* gradients and backward buffers */
-    bool recompute;          /* keep layer inputs only */
+    int64_t recompute;       /* of this many layers, the first ones, only the inputs are kept. At most L - 1 count: when the
+                              * backward begins, the last layer's values are still there */
 };
 
 /* Parameter table and layers from arch; no memory for tensors yet. dtype: DT_F32 or DT_BF16. */
 int model_init(struct model *m, const struct backend *be, const struct arch *a, enum dtype dtype);
-/* Book weights (and gradients, and the master where dtype is not DT_F32). */
+/* Book weights (and gradients, and the shard of the master where dtype is not DT_F32). */
 int model_plan_weights(struct model *m, struct plan *p, bool train);
 /* Book activations and scratch for batches up to `size`. */
 int model_plan_buffers(struct model *m, struct plan *p, const struct model_size *size);
@@ -84,9 +97,10 @@ int model_upload_rope(const struct model *m);
 void model_release(struct model *m);
 
 /* weights.c ------------------------------------------------------------------------------------------------------ */
-/* Elements [at, at + n) of the exact weights, as float32: the master where there is one, else the weights. */
+/* Elements [at, at + n) of the exact weights, as float32: the master where there is one (through shard.fetch where it is a shard), else the
+ * weights. */
 int model_get(const struct model *m, int64_t at, int64_t n, float *out);
-/* The same elements = in[n]: the master where there is one, and the weights, rounded to nearest even. */
+/* The same elements = in[n]: the master where there is one (what the shard holds of it), and the weights, rounded to nearest even. */
 int model_put(struct model *m, int64_t at, int64_t n, const float *in);
 /* Fill weights and master from DIR's safetensors (F32, F16, BF16). Missing tensor, wrong shape, NaN or Inf, or a value that dtype cannot hold: ERR_INPUT
  * with expected and found.
@@ -96,7 +110,8 @@ int model_load(struct model *m, const char *dir);
 int model_random(struct model *m, uint64_t seed);
 /* The dtype of most elements in DIR's files (F32, F16 or BF16); without files ST_F32, which loses nothing. */
 enum st_dtype model_dir_dtype(const char *dir, const struct arch *a);
-/* Round every exact weight to what `dtype` can hold, as model_save will (F32: nothing changes). */
+/* Round every exact weight to what `dtype` can hold, as model_save will (F32: nothing changes). Of a sharded master: what the shard holds,
+ * and these elements of the weights. */
 int model_round(struct model *m, enum st_dtype dtype);
 /* Write the exact weights as a Hugging Face directory `dir` (created whole under a temporary name, then renamed; an existing one is replaced): model.safetensors, or shards of at
  * most shard_bytes with an index; config.json from source_dir with its dtype set; tokenizer and template files copied. */
@@ -115,7 +130,8 @@ struct tensor model_grad(const struct model *m, int32_t i);
 int model_forward(struct model *m, const struct batch *b);
 /* logp[S] (host, double): sums over each sequence's response tokens. After model_forward. Synchronises. */
 int model_logp(struct model *m, const struct batch *b, double *logp);
-/* A callback when the gradients of parameters [first, first + n) are final for this micro-batch. May be NULL. */
+/* A callback when the gradients of parameters [first, first + n), which stand in one piece from model_grad(first) on, are final for this micro-batch: the head and final
+ * norm, the layers from the last to the first, the embedding. With grad_windows a layer's may be written again after the next call. May be NULL. */
 typedef int model_ready_fn(void *payload, int32_t first, int32_t n);
 /* grads += sum over sequences of coef[s] d logp[s] / d weights. coef[S] host. Once after model_logp of the same batch. */
 int model_backward(struct model *m, const struct batch *b, const double *coef, model_ready_fn *ready, void *payload);

@@ -1,13 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 #include "model.h"
-#include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
-enum { CHUNK = 1 << 20 }; /* elements in host memory at a time */
+enum { CHUNK = 1 << 18 }; /* elements in host memory at a time */
 
 struct item { /* one Hugging Face tensor to write */
     const struct param *p;
@@ -203,51 +200,12 @@ static int fill_directory(struct saver *sv, const char *source_dir, int64_t shar
     return dir_sync(sv->tmp);
 }
 
-/* Remove what a failed save left, keeping its error: dir_remove may fail too, and the first one is
- * the cause. */
-static void drop_half(const char *tmp, int rc)
-{
-    char keep[1024];
-    snprintf(keep, sizeof keep, "%s", err_msg());
-    dir_remove(tmp);
-    err_set(rc, "%s", keep);
-}
-
-static int move(const char *from, const char *to)
-{
-    if (rename(from, to) == 0) return 0;
-    return err_set(ERR_IO, "cannot rename %s to %s: %s", from, to, strerror(errno));
-}
-
-/* tmp takes dir's place in one step where the file system can swap names; else the old one steps
- * aside first. Nothing is deleted before the new name is durable. */
-static int replace_directory(const char *dir, const char *tmp, const char *old, const char *parent)
-{
-    TRY(dir_remove(old)); /* left by a killed run */
-    if (!dir_exists(dir)) {
-        TRY(move(tmp, dir));
-        return dir_sync(parent);
-    }
-    if (renameat2(AT_FDCWD, tmp, AT_FDCWD, dir, RENAME_EXCHANGE) == 0) {
-        TRY(dir_sync(parent));
-        return dir_remove(tmp);
-    }
-    TRY(move(dir, old));
-    const int rc = move(tmp, dir);
-    if (rc < 0) {
-        rename(old, dir); /* as it was; the error is already set */
-        return rc;
-    }
-    TRY(dir_sync(parent));
-    return dir_remove(old);
-}
-
 int model_save(struct model *m, const char *dir, const char *source_dir, enum st_dtype dtype,
                int64_t shard_bytes)
 {
     struct saver sv = { .m = m, .dtype = dtype };
     size_t len = strlen(dir);
-    char *to = NULL, *tmp = NULL, *old = NULL, *parent = NULL;
+    char *to = NULL, *tmp = NULL, *old = NULL;
     int rc;
     BUG_IF(dtype != ST_F32 && dtype != ST_F16 && dtype != ST_BF16);
     while (len > 1 && dir[len - 1] == '/')
@@ -255,19 +213,17 @@ int model_save(struct model *m, const char *dir, const char *source_dir, enum st
     TRY_OUT(mem_strndup(&to, dir, len));
     TRY_OUT(mem_asprintf(&tmp, "%s.tmp", to));
     TRY_OUT(mem_asprintf(&old, "%s.old", to));
-    TRY_OUT(path_parent(&parent, to));
     TRY_OUT(dir_remove(tmp)); /* left by a killed run */
     sv.tmp = tmp;
     TRY_OUT(fill_directory(&sv, source_dir, shard_bytes));
-    TRY_OUT(replace_directory(to, tmp, old, parent));
+    TRY_OUT(dir_replace(to, tmp, old));
 out:
-    if (rc < 0 && sv.tmp) drop_half(tmp, rc);
+    if (rc < 0 && sv.tmp) dir_abandon(tmp, rc);
     free(sv.items);
     free(sv.decls);
     free(sv.chunk);
     free(to);
     free(tmp);
     free(old);
-    free(parent);
     return rc;
 }

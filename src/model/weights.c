@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "model.h"
 #include "../base/rng.h"
+#include "../base/watch.h"
 #include <float.h>
 #include <math.h>
 #include <stdio.h>
@@ -8,7 +9,7 @@
 #include <string.h>
 
 /* elements in host memory at a time, allocated and on the stack */
-enum { CHUNK = 1 << 20, PIECE = 1 << 13 };
+enum { CHUNK = 1 << 18, PIECE = 1 << 13 };
 /* the largest float32 that rounds to a finite bfloat16 */
 static const float BF16_LIMIT = 0x1.fefffep127f;
 
@@ -165,6 +166,7 @@ int model_get(const struct model *m, int64_t at, int64_t n, float *out)
     const struct backend *be = m->be;
     const struct tensor *exact = m->master.data ? &m->master : &m->weights;
     uint16_t half[PIECE];
+    if (m->master.data && m->shard.n) return m->shard.fetch(m->shard.payload, at, n, out);
     if (exact->dtype == DT_F32)
         return be->mem->to_host(be->cx, out, (const float *)exact->data + at, n * 4);
     for (int64_t i = 0; i < n; i += PIECE) {
@@ -175,14 +177,30 @@ int model_get(const struct model *m, int64_t at, int64_t n, float *out)
     return 0;
 }
 
+/* What the shard holds of elements [at, at + n) of the master. */
+static int put_master(struct model *m, int64_t at, int64_t n, const float *in)
+{
+    const struct backend *be = m->be;
+    const struct flat_part all = { 0, m->n_flat, 0 }, *part = m->shard.n ? m->shard.part : &all;
+    for (int32_t i = 0; i < MAX(m->shard.n, 1); i++) {
+        const int64_t begin = MAX(at, part[i].begin), end = MIN(at + n, part[i].end);
+        float *to = (float *)m->master.data + part[i].at;
+        if (begin >= end) continue;
+        TRY(be->mem->to_device(be->cx, to + (begin - part[i].begin), in + (begin - at),
+                               (end - begin) * 4));
+    }
+    return 0;
+}
+
 int model_put(struct model *m, int64_t at, int64_t n, const float *in)
 {
     const struct backend *be = m->be;
-    const struct tensor *exact = m->master.data ? &m->master : &m->weights;
     uint16_t half[PIECE];
-    if (exact->dtype == DT_F32)
-        TRY(be->mem->to_device(be->cx, (float *)exact->data + at, in, n * 4));
-    for (int64_t i = 0; m->dtype == DT_BF16 && i < n; i += PIECE) {
+    watch_beat();
+    if (m->master.data) TRY(put_master(m, at, n, in));
+    if (m->dtype == DT_F32)
+        return be->mem->to_device(be->cx, (float *)m->weights.data + at, in, n * 4);
+    for (int64_t i = 0; i < n; i += PIECE) {
         const int64_t k = MIN((int64_t)PIECE, n - i);
         st_from_f32(half, in + i, k, ST_BF16);
         TRY(be->mem->to_device(be->cx, (uint16_t *)m->weights.data + at + i, half, k * 2));
@@ -243,21 +261,38 @@ out:
     return rc;
 }
 
+/* The exact weights of one part, which this process holds. */
+static int round_part(struct model *m, struct flat_part part, enum st_dtype dtype, float *chunk,
+                      uint16_t *half)
+{
+    const struct backend *be = m->be;
+    for (int64_t at = part.begin; at < part.end; at += CHUNK) {
+        const int64_t n = MIN((int64_t)CHUNK, part.end - at);
+        const float *own = (const float *)m->master.data + part.at + (at - part.begin);
+        if (m->master.data)
+            TRY(be->mem->to_host(be->cx, chunk, own, n * 4));
+        else
+            TRY(model_get(m, at, n, chunk));
+        st_from_f32(half, chunk, n, dtype);
+        st_to_f32(chunk, half, n, dtype);
+        TRY(model_put(m, at, n, chunk));
+    }
+    return 0;
+}
+
 int model_round(struct model *m, enum st_dtype dtype)
 {
+    const struct flat_part all = { 0, m->n_flat, 0 };
+    const bool sharded = m->master.data && m->shard.n;
     float *chunk = NULL;
     uint16_t *half = NULL;
     int rc = 0;
     if (dtype == ST_F32) return 0;
     TRY_OUT(MEM_NEW(&chunk, CHUNK));
     TRY_OUT(MEM_NEW(&half, CHUNK));
-    for (int64_t at = 0; at < m->n_flat; at += CHUNK) {
-        const int64_t n = MIN((int64_t)CHUNK, m->n_flat - at);
-        TRY_OUT(model_get(m, at, n, chunk));
-        st_from_f32(half, chunk, n, dtype);
-        st_to_f32(chunk, half, n, dtype);
-        TRY_OUT(model_put(m, at, n, chunk));
-    }
+    if (!sharded) TRY_OUT(round_part(m, all, dtype, chunk, half));
+    for (int32_t i = 0; sharded && i < m->shard.n; i++)
+        TRY_OUT(round_part(m, m->shard.part[i], dtype, chunk, half));
 out:
     free(chunk);
     free(half);

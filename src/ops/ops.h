@@ -55,12 +55,26 @@ struct ops { /* one table per backend; every slot is filled or the link fails */
 OPS(OP)
 #undef OP
 
+struct op_sizes { /* the largest of a run, for the scratch that a backend has of its own */
+    int64_t T, C, F, H, K, D, V;
+    int64_t group; /* tokens of the longest group of segments */
+    enum dtype A;
+    bool train;
+};
 struct memops { /* memory of a backend, apart from math */
-    int (*alloc)(struct ctx *cx, void **out, int64_t bytes); /* 64-byte aligned, zeroed; ERR_OOM */
+    int (*alloc)(struct ctx *cx, void **out, int64_t bytes); /* 64-byte aligned, zeroed, and really there (touched); ERR_OOM */
     void (*release)(struct ctx *cx, void *p);
     int (*to_device)(struct ctx *cx, void *dst, const void *host, int64_t bytes);
     int (*to_host)(struct ctx *cx, void *host, const void *src, int64_t bytes);
     int (*copy)(struct ctx *cx, void *dst, const void *src, int64_t bytes); /* device to device, may not overlap */
+    int64_t (*scratch)(const struct ctx *cx, const struct op_sizes *s);     /* bytes that the kernels take for themselves */
+    int (*reserve)(struct ctx *cx, const struct op_sizes *s); /* take them now: kernels up to these sizes allocate nothing; ERR_OOM */
+    int64_t (*allocations)(const struct ctx *cx);             /* made so far by alloc, reserve and kernels */
+};
+
+/* Elements [begin, end) of a flat array that a smaller array holds from its element `at` on. */
+struct flat_part {
+    int64_t begin, end, at;
 };
 
 struct backend {

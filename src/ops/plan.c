@@ -4,8 +4,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char *const cat_names[PLAN_CATS] = { "weights",     "master", "gradients", "moments",
-                                                  "activations", "head",   "scratch",   "batch" };
+static const char *const cat_names[PLAN_CATS] = { "weights", "master",      "gradients",
+                                                  "moments", "activations", "head",
+                                                  "scratch", "batch",       "communication" };
 
 const char *plan_cat_name(enum plan_cat c)
 {
@@ -93,19 +94,4 @@ void plan_release(struct plan *p, const struct backend *be)
     if (p->granted) drop(p, be);
     free(p->items);
     memset(p, 0, sizeof *p);
-}
-
-const char *bytes_human(char out[32], int64_t bytes)
-{
-    static const char *const unit[] = { "KiB", "MiB", "GiB", "TiB", "PiB", "EiB" };
-    double x = (double)bytes;
-    size_t i = 0;
-    if (bytes < 1024) {
-        snprintf(out, 32, "%lld B", (long long)bytes);
-        return out;
-    }
-    for (x /= 1024; x >= 1023.95 && i + 1 < COUNT_OF(unit); i++)
-        x /= 1024;
-    snprintf(out, 32, "%.1f %s", x, unit[i]);
-    return out;
 }

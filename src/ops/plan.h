@@ -8,7 +8,7 @@
 extern "C" {
 #endif
 
-enum plan_cat { PLAN_WEIGHTS, PLAN_MASTER, PLAN_GRADIENTS, PLAN_MOMENTS, PLAN_ACTIVATIONS, PLAN_HEAD, PLAN_SCRATCH, PLAN_BATCH, PLAN_CATS };
+enum plan_cat { PLAN_WEIGHTS, PLAN_MASTER, PLAN_GRADIENTS, PLAN_MOMENTS, PLAN_ACTIVATIONS, PLAN_HEAD, PLAN_SCRATCH, PLAN_BATCH, PLAN_COMM, PLAN_CATS };
 struct plan_item {
     enum plan_cat cat;
     struct tensor *view; /* gets its data at plan_grant; borrowed, must outlive the plan */
@@ -31,8 +31,6 @@ int plan_grant(struct plan *p, const struct backend *be);
 /* "plan: weights 1.9 GiB, ..." one line; adds to b. */
 int plan_print(const struct plan *p, struct buf *b);
 void plan_release(struct plan *p, const struct backend *be);
-/* "1.9 GiB" into out[32]; returns out. */
-const char *bytes_human(char out[32], int64_t bytes);
 #ifdef __cplusplus
 }
 #endif

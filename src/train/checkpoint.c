@@ -1,368 +1,177 @@
 /* SPDX-License-Identifier: MIT */
 #include "checkpoint.h"
-#include <dirent.h>
-#include <errno.h>
-#include <fnmatch.h>
+#include "manifest.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
-#include <zlib.h>
 
-enum { CHUNK = 1 << 18, STATE_TENSORS = 5, VERSION = 1 };
-
-/* What a checkpoint saves, in the order of the file; the reference's are host memory in double. */
-struct state {
-    const char *name;
-    struct tensor *t; /* on the backend, f32; NULL with `host` NULL: the exact weights */
-    double *host;     /* or host memory */
-    int64_t n;
-};
-
-static void state_list(struct state s[STATE_TENSORS], const struct stage *st)
+/* One file of all of it: rank 0 asks the others for what they hold. */
+static struct shard own_shard(const struct stage *st)
 {
-    struct stage *w =
-        (struct stage *)(uintptr_t)st; /* views only; the caller decides about writing */
-    const int64_t n = st->model.n_flat;
-    s[0] = (struct state){ "weights", NULL, NULL, n };
-    s[1] = (struct state){ "moment1", &w->optim.m, NULL, n };
-    s[2] = (struct state){ "moment2", &w->optim.v, NULL, n };
-    s[3] = (struct state){ "reference", NULL, st->ref.w, 2 * st->ref.n };
-    s[4] = (struct state){ "reference_eval", NULL, st->ref_eval.w, 2 * st->ref_eval.n };
+    return (struct shard){ .rank = 0, .ranks = 1, .begin = 0, .end = st->model.n_flat };
 }
 
-static int put_state(struct st_writer *w, const struct stage *st, const struct state *s,
-                     float *host)
+/* Of the whole state, while the ranks that hold it serve. */
+static int get_state(void *payload, enum state_part part, int64_t at, int64_t n, float *out)
 {
-    const struct backend *be = &st->su->be;
-    if (s->host) {
-        /* scores keep w and l apart: [w | l] in the file */
-        const struct scores *r = s->host == st->ref.w ? &st->ref : &st->ref_eval;
-        TRY(st_writer_put_raw(w, r->w, r->n * 8));
-        return st_writer_put_raw(w, r->l, r->n * 8);
-    }
-    for (int64_t at = 0; at < s->n; at += CHUNK) {
-        const int64_t n = MIN((int64_t)CHUNK, s->n - at);
-        if (!s->t)
-            TRY(model_get(&st->model, at, n, host));
-        else
-            TRY(be->mem->to_host(be->cx, host, (const float *)s->t->data + at, n * 4));
-        TRY(st_writer_put_f32(w, host, n));
+    struct stage *st = payload;
+    if (part == STATE_MASTER) return model_get(&st->model, at, n, out);
+    return zero_fetch(&st->zero, part == STATE_MOMENT1 ? ZERO_MOMENT1 : ZERO_MOMENT2, at, n, out);
+}
+
+/* What this rank holds of it. */
+static int put_state(void *payload, enum state_part part, int64_t at, int64_t n, const float *in)
+{
+    struct stage *st = payload;
+    if (part == STATE_MASTER) return model_put(&st->model, at, n, in);
+    return zero_store(&st->zero, part == STATE_MOMENT1 ? ZERO_MOMENT1 : ZERO_MOMENT2, at, n, in);
+}
+
+int64_t checkpoint_bytes(int64_t elements, int64_t pairs)
+{
+    return shard_bytes(elements) + 16 * pairs + 65536;
+}
+
+/* [[name, offset, elements] ...] of every tensor in the flat state, in its order. */
+static int make_layout(const struct model *m, json_t **out)
+{
+    json_t *list = *out = json_array();
+    for (int32_t i = 0; i < m->n_params; i++) {
+        const struct param *p = &m->params[i];
+        for (int32_t k = 0; k < p->n_slices; k++) {
+            const struct param_slice *s = &p->slice[k];
+            const int64_t row = tensor_count(&p->w) / p->w.dim[0];
+            if (json_array_append_new(list, json_pack("[sII]", s->name,
+                                                      (json_int_t)(p->offset + s->row * row),
+                                                      (json_int_t)(s->rows * row))))
+                return err_set(ERR_OOM, "out of memory for a manifest");
+        }
     }
     return 0;
 }
 
-static int write_state(const char *path, const struct stage *st, int64_t *bytes, uint32_t *crc)
+/* saving ---------------------------------------------------------------------------------------------------------- */
+
+struct paths { /* owned */
+    char *dir, *tmp, *final, *old;
+};
+
+static int paths_make(struct paths *p, const char *output, const char *name)
 {
-    struct state s[STATE_TENSORS];
-    struct st_decl decl[STATE_TENSORS];
-    struct st_writer *w = NULL;
-    float *host = NULL;
+    TRY(path_join(&p->dir, output, "checkpoints"));
+    TRY(mem_asprintf(&p->tmp, "%s/.tmp-%s", p->dir, name));
+    TRY(mem_asprintf(&p->old, "%s/.del-%s", p->dir, name));
+    return path_join(&p->final, p->dir, name);
+}
+
+static void paths_release(struct paths *p)
+{
+    free(p->dir);
+    free(p->tmp);
+    free(p->final);
+    free(p->old);
+}
+
+static int write_reference(struct manifest *m, const struct stage *st, const char *dir)
+{
+    const struct scores *s[] = { &st->ref, &st->ref_eval };
+    struct file_out f = { .fd = -1 };
+    char *path = NULL;
     int rc;
-    state_list(s, st);
-    for (int i = 0; i < STATE_TENSORS; i++)
-        decl[i] = (struct st_decl){ s[i].name, s[i].host ? ST_F64 : ST_F32, 1, { s[i].n } };
-    TRY_OUT(MEM_NEW(&host, CHUNK));
-    TRY_OUT(st_writer_open(&w, path, decl, STATE_TENSORS, NULL));
-    for (int i = 0; i < STATE_TENSORS; i++)
-        TRY_OUT(put_state(w, st, &s[i], host));
-    *bytes = st_writer_bytes(w);
-    *crc = st_writer_crc(w);
-    rc = st_writer_close(w);
-    w = NULL;
-out:
-    if (w) st_writer_abandon(w);
-    free(host);
-    return rc;
-}
-
-static int write_manifest(const char *path, const struct stage *st, int64_t metrics_bytes,
-                          const char *fingerprint, int64_t bytes, uint32_t crc)
-{
-    struct buf b = { 0 };
-    json_t *o = json_object();
-    int rc = 0;
-    const struct {
-        const char *key;
-        int64_t value;
-    } ints[] = {
-        { "version", VERSION },
-        { "step", st->step },
-        { "steps", st->steps },
-        { "updates", st->optim.opt.step },
-        { "skipped", st->skipped },
-        { "skipped_run", st->skipped_run },
-        { "metrics_bytes", metrics_bytes },
-        { "micro_batch_tokens", st->micro_tokens },
-        { "threads", st->su->be.threads },
-        { "state_bytes", bytes },
-        { "state_crc32", crc },
-    };
-    TRY_OUT(metrics_text(o, "stage", st->name));
-    for (size_t i = 0; i < COUNT_OF(ints); i++)
-        TRY_OUT(metrics_int(o, ints[i].key, ints[i].value));
-    if (json_object_set_new(o, "run", json_loads(fingerprint, 0, NULL)))
-        TRY_OUT(err_set(ERR_OOM, "out of memory for a manifest"));
-    TRY_OUT(json_dump(&b, o, 2));
-    TRY_OUT(buf_adds(&b, "\n"));
-    TRY_OUT(file_write_all(path, b.data, b.len));
-out:
-    json_decref(o);
-    buf_release(&b);
-    return rc;
-}
-
-/* "sft-000050" or "preference-000050" to stage and step; false for any other name. */
-static bool parse_name(const char *name, struct checkpoint_info *info)
-{
-    static const char *const prefix[] = {
-        [STAGE_SFT] = "sft-", [STAGE_PREFERENCE] = "preference-"
-    };
-    for (int k = STAGE_SFT; k <= STAGE_PREFERENCE; k++) {
-        const size_t len = strlen(prefix[k]);
-        int64_t step = 0;
-        if (strncmp(name, prefix[k], len) != 0) continue;
-        const char *p = name + len;
-        if (strlen(p) < 6 || strlen(p) > 18) return false;
-        for (; *p; p++) {
-            if (*p < '0' || *p > '9') return false;
-            step = step * 10 + (*p - '0');
-        }
-        memset(info, 0, sizeof *info);
-        snprintf(info->name, sizeof info->name, "%s", name);
-        info->kind = (enum stage_kind)k;
-        info->step = step;
-        return true;
+    TRY_OUT(path_join(&path, dir, "reference.bin"));
+    TRY_OUT(file_create(&f, path));
+    TRY_OUT(file_reserve(&f, 16 * (st->ref.n + st->ref_eval.n)));
+    for (int i = 0; i < 2; i++) {
+        TRY_OUT(file_put(&f, s[i]->w, (size_t)s[i]->n * sizeof(double)));
+        TRY_OUT(file_put(&f, s[i]->l, (size_t)s[i]->n * sizeof(double)));
     }
-    return false;
-}
-
-/* Order of age: the stages follow each other, steps within. */
-static bool newer(const struct checkpoint_info *a, const struct checkpoint_info *b)
-{
-    return a->kind != b->kind ? a->kind > b->kind : a->step > b->step;
-}
-
-/* Names of all checkpoints under OUTPUT, newest first. The caller frees *list. */
-static int list_checkpoints(const char *output, struct checkpoint_info **list, int64_t *n)
-{
-    int64_t cap = 0;
-    char *dir = NULL;
-    *list = NULL;
-    *n = 0;
-    int rc = path_join(&dir, output, "checkpoints");
-    if (rc < 0) return rc;
-    DIR *d = opendir(dir);
-    const struct dirent *e;
-    while (d && (e = readdir(d))) {
-        struct checkpoint_info info;
-        if (!parse_name(e->d_name, &info)) continue;
-        TRY_OUT(MEM_GROW(list, &cap, *n + 1));
-        int64_t at = (*n)++;
-        for (; at > 0 && newer(&info, &(*list)[at - 1]); at--)
-            (*list)[at] = (*list)[at - 1];
-        (*list)[at] = info;
-    }
+    m->pairs = st->ref.n;
+    m->eval_pairs = st->ref_eval.n;
+    m->reference_bytes = f.bytes;
+    m->reference_crc = f.crc;
+    TRY_OUT(file_commit(&f));
 out:
-    if (d) closedir(d);
-    free(dir);
+    file_abandon(&f);
+    free(path);
     return rc;
 }
 
-/* Of `last`, just written, and those before it keep the newest `keep`. What is newer was passed over as broken, or belongs to a run that went
- * another way. A directory is renamed before it is deleted, so that no half of it is ever taken for whole. */
-static int rotate(const char *output, const struct checkpoint_info *last, int64_t keep)
+/* Everything but the shards: reference.bin, and manifest.json over all files. By one rank, when the shards of all stand. */
+static int write_rest(const char *dir, const struct stage *st, struct shard *shards, int32_t ranks,
+                      int64_t metrics_bytes, const char *fingerprint)
 {
-    struct checkpoint_info *list;
-    int64_t n, kept = 0;
-    int rc = list_checkpoints(output, &list, &n);
-    for (int64_t i = 0; rc == 0 && i < n; i++) {
-        char *old = NULL, *gone = NULL;
-        if (!newer(&list[i], last) && kept++ < MAX(keep, (int64_t)1)) continue;
-        rc = mem_asprintf(&old, "%s/checkpoints/%s", output, list[i].name);
-        if (rc == 0) rc = mem_asprintf(&gone, "%s/checkpoints/.del-%s", output, list[i].name);
-        if (rc == 0) rc = dir_remove(gone);
-        if (rc == 0 && rename(old, gone) < 0)
-            rc = err_set(ERR_IO, "cannot rename %s: %s", old, strerror(errno));
-        if (rc == 0) rc = dir_remove(gone);
-        free(old);
-        free(gone);
-    }
-    free(list);
+    struct manifest m = { .stage = st->name,
+                          .step = st->step,
+                          .steps = st->steps,
+                          .updates = st->optim.opt.step,
+                          .skipped = st->skipped,
+                          .skipped_run = st->skipped_run,
+                          .eval_due = st->eval_due,
+                          .metrics_bytes = metrics_bytes,
+                          .micro_tokens = st->micro_tokens,
+                          .recompute = st->su->recompute,
+                          .threads = st->su->be.threads,
+                          .elements = st->model.n_flat,
+                          .ranks = ranks,
+                          .shards = shards };
+    int rc;
+    TRY_OUT(write_reference(&m, st, dir));
+    TRY_OUT(make_layout(&st->model, &m.layout));
+    m.run = json_loads(fingerprint, 0, NULL);
+    if (!m.run) TRY_OUT(err_set(ERR_OOM, "out of memory for a manifest"));
+    TRY_OUT(manifest_write(&m, dir));
+    TRY_OUT(dir_sync(dir));
+out:
+    m.shards = NULL; /* borrowed */
+    manifest_release(&m);
     return rc;
 }
 
-int checkpoint_save(const char *output, const struct stage *st, int64_t metrics_bytes,
+int checkpoint_save(const char *output, struct stage *st, int64_t metrics_bytes,
                     const char *fingerprint, int64_t keep, struct checkpoint_info *info)
 {
-    char *dir = NULL, *tmp = NULL, *final = NULL, *state = NULL, *manifest = NULL;
-    int64_t bytes = 0;
-    uint32_t crc = 0;
+    struct paths p = { 0 };
+    struct shard own = own_shard(st);
     int rc;
     memset(info, 0, sizeof *info);
     info->kind = st->kind;
     info->step = st->step;
     info->metrics_bytes = metrics_bytes;
     snprintf(info->name, sizeof info->name, "%s-%06lld", st->name, (long long)st->step);
-    TRY_OUT(mem_asprintf(&dir, "%s/checkpoints", output));
-    TRY_OUT(mem_asprintf(&tmp, "%s/.tmp-%s", dir, info->name));
-    TRY_OUT(mem_asprintf(&final, "%s/%s", dir, info->name));
-    TRY_OUT(mem_asprintf(&state, "%s/state.safetensors", tmp));
-    TRY_OUT(mem_asprintf(&manifest, "%s/manifest.json", tmp));
-    TRY_OUT(dir_remove(tmp));
-    TRY_OUT(dir_make(tmp));
-    TRY_OUT(write_state(state, st, &bytes, &crc));
-    TRY_OUT(write_manifest(manifest, st, metrics_bytes, fingerprint, bytes, crc));
-    TRY_OUT(dir_sync(tmp));
-    TRY_OUT(dir_remove(
-        final)); /* only a broken one can stand there: a good one would have been resumed from */
-    if (rename(tmp, final) < 0)
-        TRY_OUT(err_set(ERR_IO, "cannot rename %s to %s: %s", tmp, final, strerror(errno)));
-    TRY_OUT(dir_sync(dir));
-    TRY_OUT(rotate(output, info, keep));
+    TRY_OUT(paths_make(&p, output, info->name));
+    TRY_OUT(dir_remove(p.tmp));
+    TRY_OUT(dir_make(p.tmp));
+    TRY_OUT(shard_write(&own, p.tmp, st->model.n_flat, get_state, st));
+    TRY_OUT(write_rest(p.tmp, st, &own, 1, metrics_bytes, fingerprint));
+    TRY_OUT(dir_replace(p.final, p.tmp, p.old));
+    TRY_OUT(checkpoint_rotate(output, info, keep));
 out:
-    if (rc < 0 && tmp) {
-        struct buf keep_message = { 0 };
-        buf_adds(&keep_message, err_msg());
-        dir_remove(tmp);
-        err_set(rc, "%s", keep_message.data ? keep_message.data : "");
-        buf_release(&keep_message);
-    }
-    free(dir);
-    free(tmp);
-    free(final);
-    free(state);
-    free(manifest);
+    if (rc < 0 && p.tmp) dir_abandon(p.tmp, rc);
+    paths_release(&p);
     return rc;
 }
 
-static int need_int(const json_t *root, const char *key, const char *path, int64_t *out)
-{
-    const json_t *v = json_object_get(root, key);
-    if (!json_is_integer(v) || json_integer_value(v) < 0)
-        return err_set(ERR_CHECKPOINT, "%s: \"%s\" is not a number of at least 0", path, key);
-    *out = json_integer_value(v);
-    return 0;
-}
+/* loading --------------------------------------------------------------------------------------------------------- */
 
-static int file_crc(const char *path, int64_t *bytes, uint32_t *crc)
-{
-    uint8_t *hold = NULL;
-    size_t got;
-    int fd;
-    TRY(file_open(&fd, bytes, path));
-    int rc = MEM_NEW(&hold, 1 << 20);
-    *crc = (uint32_t)crc32(0, NULL, 0);
-    *bytes = 0;
-    while (rc == 0 && (rc = file_read_some(fd, path, hold, 1 << 20, &got)) == 0 && got > 0) {
-        *crc = (uint32_t)crc32(*crc, hold, (uInt)got);
-        *bytes += (int64_t)got;
-    }
-    free(hold);
-    close(fd);
-    return rc;
-}
-
-int checkpoint_open(const char *path, struct checkpoint_info *info)
-{
-    struct json_doc d = { 0 };
-    char *manifest = NULL, *state = NULL;
-    int64_t bytes, want_bytes, want_crc, version, step;
-    uint32_t crc;
-    int rc = 0;
-    if (!parse_name(path_base(path), info))
-        return err_set(ERR_CHECKPOINT,
-                       "%s: not a checkpoint directory (sft-NNNNNN or preference-NNNNNN)", path);
-    TRY_OUT(path_join(&manifest, path, "manifest.json"));
-    TRY_OUT(path_join(&state, path, "state.safetensors"));
-    TRY_OUT(json_doc_read(&d, manifest));
-    TRY_OUT(need_int(d.root, "version", manifest, &version));
-    if (version != VERSION)
-        TRY_OUT(err_set(ERR_CHECKPOINT, "%s: format %lld, this program reads %d", manifest,
-                        (long long)version, VERSION));
-    TRY_OUT(need_int(d.root, "step", manifest, &step));
-    if (step != info->step)
-        TRY_OUT(err_set(ERR_CHECKPOINT, "%s: says step %lld", manifest, (long long)step));
-    TRY_OUT(need_int(d.root, "metrics_bytes", manifest, &info->metrics_bytes));
-    TRY_OUT(need_int(d.root, "state_bytes", manifest, &want_bytes));
-    TRY_OUT(need_int(d.root, "state_crc32", manifest, &want_crc));
-    TRY_OUT(file_crc(state, &bytes, &crc));
-    if (bytes != want_bytes)
-        TRY_OUT(err_set(ERR_CHECKPOINT, "%s: has %lld bytes, the manifest says %lld", state,
-                        (long long)bytes, (long long)want_bytes));
-    if ((int64_t)crc != want_crc)
-        TRY_OUT(err_set(ERR_CHECKPOINT, "%s: checksum differs from the manifest's", state));
-out:
-    json_doc_release(&d);
-    free(manifest);
-    free(state);
-    return rc < 0 ? ERR_CHECKPOINT : 0;
-}
-
-int checkpoint_newest(const char *output, struct checkpoint_info *info)
-{
-    struct checkpoint_info *list;
-    int64_t n;
-    int found = 0, rc = list_checkpoints(output, &list, &n);
-    for (int64_t i = 0; rc == 0 && !found && i < n; i++) {
-        char *path = NULL;
-        rc = mem_asprintf(&path, "%s/checkpoints/%s", output, list[i].name);
-        if (rc == 0 && checkpoint_open(path, info) == 0)
-            found = 1;
-        else if (rc == 0)
-            fprintf(stderr, "warning: checkpoint passed over: %s\n", err_msg());
-        free(path);
-    }
-    free(list);
-    return rc < 0 ? rc : found;
-}
-
-static int get_state(const struct st_set *set, const char *path, struct stage *st,
-                     const struct state *s, float *host)
-{
-    const struct backend *be = &st->su->be;
-    const struct st_tensor *t = st_find(set, s->name);
-    if (!t || t->count != s->n || t->dtype != (s->host ? ST_F64 : ST_F32))
-        return err_set(ERR_CHECKPOINT, "%s: tensor \"%s\" has %lld elements, this run needs %lld",
-                       path, s->name, (long long)(t ? t->count : 0), (long long)s->n);
-    if (s->host) {
-        const struct scores *r = s->host == st->ref.w ? &st->ref : &st->ref_eval;
-        TRY(st_read_raw(set, t, 0, r->n * 8, r->w));
-        return st_read_raw(set, t, r->n * 8, r->n * 8, r->l);
-    }
-    for (int64_t at = 0; at < s->n; at += CHUNK) {
-        const int64_t n = MIN((int64_t)CHUNK, s->n - at);
-        TRY(st_read_f32(set, t, at, n, host));
-        if (!s->t)
-            TRY(model_put(&st->model, at, n, host));
-        else
-            TRY(be->mem->to_device(be->cx, (float *)s->t->data + at, host, n * 4));
-    }
-    return 0;
-}
-
-static int check_run(const struct json_doc *d, const char *manifest, const struct stage *st,
+static int check_run(const struct manifest *m, const char *dir, const struct stage *st,
                      const char *fingerprint, bool allow_change)
 {
     struct buf was = { 0 }, diff = { 0 };
-    int64_t micro, threads;
     int rc;
-    TRY_OUT(json_dump(&was, json_object_get(d->root, "run"), 0));
+    TRY_OUT(json_dump(&was, m->run, 0));
     TRY_OUT(config_diff(was.data, fingerprint, &diff));
     if (rc > 0 && !allow_change)
         TRY_OUT(err_set(ERR_CHECKPOINT,
                         "%s: this run differs from the one that wrote it: %s; go on with "
                         "--allow-change, or start anew with --set checkpoint.resume=never",
-                        manifest, diff.data));
+                        dir, diff.data));
     if (rc > 0) fprintf(stderr, "warning: going on with changes: %s\n", diff.data);
-    TRY_OUT(need_int(d->root, "micro_batch_tokens", manifest, &micro));
-    TRY_OUT(need_int(d->root, "threads", manifest, &threads));
-    if (micro != st->micro_tokens || threads != st->su->be.threads)
+    if (m->micro_tokens != st->micro_tokens || m->threads != st->su->be.threads)
         fprintf(stderr,
                 "warning: the checkpoint was written with %lld threads and %lld tokens a "
                 "micro-batch, this run has %d and %lld: "
                 "sums may round differently\n",
-                (long long)threads, (long long)micro, st->su->be.threads,
+                (long long)m->threads, (long long)m->micro_tokens, st->su->be.threads,
                 (long long)st->micro_tokens);
     rc = 0;
 out:
@@ -371,80 +180,78 @@ out:
     return rc;
 }
 
-int checkpoint_load(const char *dir, struct stage *st, const char *fingerprint, bool allow_change)
+/* The same tensors in the same places? */
+static int check_layout(const struct manifest *m, const char *dir, const struct stage *st)
 {
-    struct json_doc d = { 0 };
-    struct st_set set = { 0 };
-    struct state s[STATE_TENSORS];
-    char *manifest = NULL, *state = NULL;
-    float *host = NULL;
+    json_t *want = NULL;
+    struct buf a = { 0 }, b = { 0 };
     int rc;
-    TRY_OUT(path_join(&manifest, dir, "manifest.json"));
-    TRY_OUT(path_join(&state, dir, "state.safetensors"));
-    TRY_OUT(json_doc_read(&d, manifest));
-    TRY_OUT(check_run(&d, manifest, st, fingerprint, allow_change));
-    TRY_OUT(need_int(d.root, "step", manifest, &st->step));
-    TRY_OUT(need_int(d.root, "updates", manifest, &st->optim.opt.step));
-    TRY_OUT(need_int(d.root, "skipped", manifest, &st->skipped));
-    TRY_OUT(need_int(d.root, "skipped_run", manifest, &st->skipped_run));
-    TRY_OUT(st_open_file(&set, state));
-    TRY_OUT(MEM_NEW(&host, CHUNK));
-    state_list(s, st);
-    for (int i = 0; i < STATE_TENSORS; i++)
-        TRY_OUT(get_state(&set, state, st, &s[i], host));
+    TRY_OUT(make_layout(&st->model, &want));
+    if (m->elements == st->model.n_flat && json_equal(m->layout, want)) goto out;
+    size_t i = 0;
+    while (i < json_array_size(want) &&
+           json_equal(json_array_get(m->layout, i), json_array_get(want, i)))
+        i++;
+    json_t *had = json_array_get(m->layout, i), *has = json_array_get(want, i);
+    if (had) TRY_OUT(json_dump(&a, had, 0));
+    if (has) TRY_OUT(json_dump(&b, has, 0));
+    rc = err_set(ERR_CHECKPOINT,
+                 "%s: holds another model: its tensor %zu (name, offset, elements) is %.200s, "
+                 "this run's %.200s",
+                 dir, i, a.data ? a.data : "not there", b.data ? b.data : "not there");
 out:
-    st_close(&set);
-    json_doc_release(&d);
-    free(manifest);
-    free(state);
-    free(host);
-    return rc < 0 ? ERR_CHECKPOINT : 0;
-}
-
-static int sweep(const char *output, const char *sub, const char *pattern)
-{
-    const struct dirent *e;
-    char *dir = NULL;
-    int rc = path_join(&dir, output, sub);
-    DIR *d = rc == 0 ? opendir(dir) : NULL;
-    while (rc == 0 && d && (e = readdir(d))) {
-        char *path = NULL;
-        if (fnmatch(pattern, e->d_name, 0) != 0) continue;
-        rc = path_join(&path, dir, e->d_name);
-        if (rc == 0) rc = dir_remove(path);
-        free(path);
-    }
-    if (d) closedir(d);
-    free(dir);
+    json_decref(want);
+    buf_release(&a);
+    buf_release(&b);
     return rc;
 }
 
-int checkpoint_sweep(const char *output)
+static int read_reference(const struct manifest *m, const char *dir, struct stage *st)
 {
-    static const struct {
-        const char *sub, *pattern;
-    } left[] = { { "checkpoints", ".tmp-*" }, { "checkpoints", ".del-*" },
-                 { "models", "epoch-*.tmp" }, { "models", "epoch-*.old" },
-                 { "", "sft.tmp" },           { "", "sft.old" },
-                 { "", "model.tmp" },         { "", "model.old" },
-                 { "", "*.json.tmp-*" } };
-    for (size_t i = 0; i < COUNT_OF(left); i++)
-        TRY(sweep(output, left[i].sub, left[i].pattern));
-    return 0;
+    struct scores *s[] = { &st->ref, &st->ref_eval };
+    char *path = NULL, *text = NULL;
+    size_t len = 0, at = 0;
+    int rc;
+    if (m->pairs != st->ref.n || m->eval_pairs != st->ref_eval.n)
+        return err_set(ERR_CHECKPOINT,
+                       "%s: has a reference for %lld rows and %lld of evaluation, this run needs "
+                       "%lld and %lld",
+                       dir, (long long)m->pairs, (long long)m->eval_pairs, (long long)st->ref.n,
+                       (long long)st->ref_eval.n);
+    TRY_OUT(path_join(&path, dir, "reference.bin"));
+    TRY_OUT(file_read(&text, &len, path, INT64_MAX - 2));
+    if (len != 16 * (size_t)(st->ref.n + st->ref_eval.n))
+        TRY_OUT(err_set(ERR_CHECKPOINT, "%s: has %zu bytes", path, len));
+    for (int i = 0; i < 4; i++) {
+        struct scores *to = s[i / 2];
+        memcpy(i % 2 ? to->l : to->w, text + at, (size_t)to->n * sizeof(double));
+        at += (size_t)to->n * sizeof(double);
+    }
+out:
+    free(path);
+    free(text);
+    return rc;
 }
 
-int checkpoint_wipe(const char *output)
+int checkpoint_load(const char *dir, struct stage *st, const char *fingerprint, bool allow_change)
 {
-    static const char *const names[] = {
-        "checkpoints",  "sft",         "models",           "model",      "metrics.jsonl",
-        "timing.jsonl", "status.json", "fingerprint.json", "config.json"
-    };
-    for (size_t i = 0; i < COUNT_OF(names); i++) {
-        char *path = NULL;
-        TRY(path_join(&path, output, names[i]));
-        const int rc = dir_remove(path);
-        free(path);
-        TRY(rc);
-    }
-    return 0;
+    const struct shard own = own_shard(st);
+    struct manifest m = { 0 };
+    struct shard_set set = { 0 };
+    int rc;
+    TRY_OUT(manifest_read(&m, dir));
+    TRY_OUT(check_run(&m, dir, st, fingerprint, allow_change));
+    TRY_OUT(check_layout(&m, dir, st));
+    TRY_OUT(shard_set_open(&set, dir, m.shards, (int32_t)m.ranks, m.elements));
+    TRY_OUT(shard_set_read(&set, own.begin, own.end, put_state, st));
+    TRY_OUT(read_reference(&m, dir, st));
+    st->step = m.step;
+    st->optim.opt.step = m.updates;
+    st->skipped = m.skipped;
+    st->skipped_run = m.skipped_run;
+    st->eval_due = m.eval_due;
+out:
+    shard_set_close(&set);
+    manifest_release(&m);
+    return rc < 0 ? ERR_CHECKPOINT : 0;
 }

@@ -5,7 +5,7 @@
 #include "../base/mem.h"
 #include "../loss/loss.h"
 
-enum { CONFIG_AUTO = -1 }; /* an integer option that was left to "auto" */
+enum { CONFIG_AUTO = -1 }; /* a number that was left to "auto" */
 
 struct strlist {
     char **item; /* owned */
@@ -37,7 +37,7 @@ enum { BAD_ROW_ERROR, BAD_ROW_SKIP };
 enum { PROMPTS_RAW, PROMPTS_USER };
 enum { EXPORT_STAGE, EXPORT_EPOCH };
 enum { BACKEND_AUTO, BACKEND_CPU, BACKEND_CUDA };
-enum { CHECKPOINTING_AUTO = -1, CHECKPOINTING_OFF, CHECKPOINTING_ON };
+enum { CHECKPOINTING_ALL = 65536 };
 enum { PROGRESS_AUTO = -1, PROGRESS_OFF, PROGRESS_ON };
 
 struct config {
@@ -66,8 +66,9 @@ struct config {
     char *loss; /* name; preference.loss */
     struct loss_opts loss_opts; /* defaults of the loss, then what the file says */
     struct {
-        int64_t micro_batch_tokens; /* CONFIG_AUTO */
-        int32_t gradient_checkpointing;
+        int64_t micro_batch_tokens;     /* CONFIG_AUTO */
+        int64_t gradient_checkpointing; /* layers computed again, CHECKPOINTING_ALL (true), CONFIG_AUTO */
+        double limit;                   /* GiB; CONFIG_AUTO */
     } memory;
     struct {
         int32_t gradients;

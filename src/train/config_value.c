@@ -57,7 +57,8 @@ int option_expects(struct buf *b, const struct option *o, const struct loss_def 
         TRY(buf_adds(b, "true, false or \"auto\""));
         break;
     case OPTION_INT:
-        TRY(buf_addf(b, "a whole number in %s", range));
+        TRY(buf_addf(b, "%sa whole number in %s", o->flags & OPTION_SWITCH ? "true, false, " : "",
+                     range));
         break;
     case OPTION_REAL:
         TRY(buf_addf(b, "a number in %s", range));
@@ -118,7 +119,8 @@ static bool is_quoted_value(const struct option *o, const json_t *v)
     if (!json_is_string(v)) return false;
     if (json_doc_parse_any(&d, "", 1, json_string_value(v), json_string_length(v)) == 0) {
         const bool number = o->type == OPTION_INT || o->type == OPTION_REAL;
-        yes = number ? json_is_number(d.root) : json_is_boolean(d.root);
+        yes = (number && json_is_number(d.root)) ||
+              ((!number || o->flags & OPTION_SWITCH) && json_is_boolean(d.root));
     }
     json_doc_release(&d);
     return yes;
@@ -254,6 +256,8 @@ static int read_flag(struct config *c, const struct option *o, const json_t *v)
     const int32_t tri = yes;
     if (o->type == OPTION_BOOL)
         memcpy(field(c, o), &yes, sizeof yes);
+    else if (o->type == OPTION_INT)
+        memcpy(field(c, o), &(int64_t){ yes ? (int64_t)o->max : 0 }, sizeof(int64_t));
     else
         memcpy(field(c, o), &tri, sizeof tri);
     return 0;
@@ -280,11 +284,13 @@ int option_read(struct config *c, const struct option *o, const json_t *value,
     case OPTION_INT:
     case OPTION_REAL:
         if (json_is_number(value)) return read_number(c, o, value, loss);
-        if ((o->flags & OPTION_AUTO) && is_auto) {
+        if ((o->flags & OPTION_SWITCH) && json_is_boolean(value)) return read_flag(c, o, value);
+        if (!(o->flags & OPTION_AUTO) || !is_auto) break;
+        if (o->type == OPTION_INT)
             memcpy(field(c, o), &(int64_t){ CONFIG_AUTO }, sizeof(int64_t));
-            return 0;
-        }
-        break;
+        else
+            memcpy(field(c, o), &(double){ CONFIG_AUTO }, sizeof(double));
+        return 0;
     case OPTION_CHOICE:
         if (json_is_string(value))
             return read_choice(c, o, json_string_value(value), json_string_length(value));
@@ -344,9 +350,11 @@ json_t *option_value(const struct config *c, const struct option *o)
     case OPTION_INT:
         memcpy(&n, f, sizeof n);
         if ((o->flags & OPTION_AUTO) && n == CONFIG_AUTO) return json_string("auto");
+        if ((o->flags & OPTION_SWITCH) && (n == 0 || n == (int64_t)o->max)) return json_boolean(n);
         return (o->flags & OPTION_NULL) && n == 0 ? json_null() : json_integer(n);
     case OPTION_REAL:
         memcpy(&x, f, sizeof x);
+        if ((o->flags & OPTION_AUTO) && x == CONFIG_AUTO) return json_string("auto");
         return (o->flags & OPTION_NULL) && x == 0 ? json_null() : json_real(x);
     case OPTION_CHOICE:
         memcpy(&word, f, sizeof word);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "evaluate.h"
-#include "stage.h"
+#include "../base/watch.h"
+#include "sizing.h"
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,20 +20,27 @@ static int choose(char **out, const char *given, const char *output, const char 
 }
 
 /* Score every row of d with the weights in dir, in a model of its own that is let go. */
+static int open_model(struct stage *st, struct setup *su, const struct setup *base, const char *dir,
+                      enum stage_kind kind, const struct dataset *d)
+{
+    TRY(arch_load(&su->arch, dir));
+    if (su->arch.V < base->arch.V)
+        return err_set(ERR_INPUT, "%s: has %lld token ids, %s has %lld: the tokenizers differ", dir,
+                       (long long)su->arch.V, base->cfg->model.path, (long long)base->arch.V);
+    TRY(stage_open(st, su, kind, d, d, false));
+    return model_load(&st->model, dir);
+}
+
 static int score_with(const struct setup *base, const char *dir, enum stage_kind kind,
                       const struct dataset *d, struct scores *s)
 {
     struct setup su = *base; /* borrows all but the architecture */
     struct stage st = { 0 };
     int rc;
-    TRY(arch_load(&su.arch, dir));
-    if (su.arch.V < base->arch.V)
-        return err_set(ERR_INPUT, "%s: has %lld token ids, %s has %lld: the tokenizers differ", dir,
-                       (long long)su.arch.V, base->cfg->model.path, (long long)base->arch.V);
-    TRY_OUT(stage_open(&st, &su, kind, d, NULL, false));
-    TRY_OUT(model_load(&st.model, dir));
+    TRY_OUT(dist_agree(su.dist, open_model(&st, &su, base, dir, kind, d)));
     TRY_OUT(scores_init(s, d->n));
-    TRY_OUT(score_all(s, &st.model, &st.batch, d, su.micro_tokens));
+    TRY_OUT(score_all(s, su.dist, su.cfg->dist.deterministic, &st.model, &st.batch, d,
+                      su.micro_tokens));
 out:
     stage_release(&st);
     return rc;
@@ -103,7 +111,36 @@ out:
     return rc;
 }
 
-int evaluate_run(const struct config *c, const char *model, const char *per_pair)
+/* Both models in turn are scored in micro-batches of the size that fits; nothing is trained. */
+static int choose_sizes(struct setup *su, enum stage_kind kind, const struct dataset *d)
+{
+    const struct run_stage stage = { kind, &su->arch, d, d, false };
+    const struct sizing_want want = { su->cfg->memory.micro_batch_tokens, 0 };
+    const struct sizing_run run = { .stage = &stage,
+                                    .n = 1,
+                                    .base = forecast_base(&d, 1, su->tok_bytes),
+                                    .small_batch = SIZING_CPU_SMALL_BATCH };
+    struct sizing s;
+    return sizing_choose(&s, su, &run, &want);
+}
+
+/* Everything that can be wrong with the input, before the work. */
+static int evaluate_open(struct setup *su, const struct config *c, struct dist *dist,
+                         struct dataset *d, struct file_out *pairs, const char *per_pair)
+{
+    const enum data_kind kind = c->preference.present ? DATA_PAIRS : DATA_SFT;
+    if (c->data.eval.n == 0)
+        return err_set(
+            ERR_INPUT,
+            "data.eval: evaluate needs a file; set it in the config or with --set data.eval=FILE");
+    TRY(setup_open(su, c, dist));
+    TRY(setup_data(su, d, &c->data.eval, kind));
+    if (per_pair && dist_rank(dist) == 0 && file_create_named(pairs, per_pair) < 0)
+        return ERR_INPUT;
+    return setup_backend(su);
+}
+
+int evaluate_run(const struct config *c, struct dist *dist, const char *model, const char *per_pair)
 {
     const enum stage_kind kind = c->preference.present ? STAGE_PREFERENCE : STAGE_SFT;
     const struct loss_def *loss = kind == STAGE_PREFERENCE ? loss_find(c->loss) : NULL;
@@ -114,28 +151,23 @@ int evaluate_run(const struct config *c, const char *model, const char *per_pair
     struct metrics m;
     char *policy = NULL, *reference = NULL;
     int rc;
-    if (c->data.eval.n == 0)
-        return err_set(
-            ERR_INPUT,
-            "data.eval: evaluate needs a file; set it in the config or with --set data.eval=FILE");
-    TRY_OUT(setup_open(&su, c));
-    TRY_OUT(setup_data(&su, &d, &c->data.eval, kind == STAGE_SFT ? DATA_SFT : DATA_PAIRS));
+    TRY_OUT(dist_agree(dist, evaluate_open(&su, c, dist, &d, &pairs, per_pair)));
+    TRY_OUT(dist_watch(dist, c->faults.hang_timeout, NULL, NULL));
     TRY_OUT(choose(&policy, model, c->output, "model", c->model.path));
     TRY_OUT(choose(&reference, c->reference.path, c->output, "sft", c->model.path));
-    if (per_pair && file_create_named(&pairs, per_pair) < 0)
-        TRY_OUT(ERR_INPUT); /* before the work */
-    TRY_OUT(setup_backend(&su));
-    su.micro_tokens = setup_micro_tokens(c, &d);
+    TRY_OUT(choose_sizes(&su, kind, &d));
     if (loss && (loss->flags & LOSS_REF)) {
         fprintf(stderr, "policy: %s, reference: %s\n", policy, reference);
         TRY_OUT(score_with(&su, reference, kind, &d, &ref));
     }
     TRY_OUT(score_with(&su, policy, kind, &d, &pi));
     const struct stage st = { .su = &su, .cfg = c, .kind = kind, .loss = loss };
-    stage_measure(&st, &d, &pi, ref.n ? &ref : NULL, &m);
+    stage_metrics(&st, &d, &pi, ref.n ? &ref : NULL, &m);
+    if (dist_rank(dist) > 0) goto out;
     if (per_pair) TRY_OUT(write_pairs(&pairs, &d, &pi, &ref));
     TRY_OUT(print_metrics(&m, loss));
 out:
+    watch_stop();
     file_abandon(&pairs);
     scores_release(&pi);
     scores_release(&ref);

@@ -3,8 +3,9 @@
 #ifndef BDPO_EVALUATE_H
 #define BDPO_EVALUATE_H
 #include "config.h"
+#include "../dist/dist.h"
 
-/* Print one JSON object with the metrics' keys on stdout, plain and as an evaluation row of metrics.jsonl spells them (eval/). model NULL: OUTPUT/model, else model.path. The reference: reference.path, else
+/* All ranks, rank 0 writing: print one JSON object with the metrics' keys on stdout, plain and as an evaluation row of metrics.jsonl spells them (eval/). model NULL: OUTPUT/model, else model.path. The reference: reference.path, else
  * OUTPUT/sft, else model.path. per_pair (may be NULL): a file that gets one JSON line a pair. Without a preference section: SFT's loss. */
-int evaluate_run(const struct config *c, const char *model, const char *per_pair);
+int evaluate_run(const struct config *c, struct dist *dist, const char *model, const char *per_pair);
 #endif

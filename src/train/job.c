@@ -1,7 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 #include "job.h"
 #include "fingerprint.h"
+#include "machine.h"
+#include "planning.h"
 #include "output.h"
+#include "replica.h"
+#include "../base/signals.h"
+#include "../base/watch.h"
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,54 +18,32 @@ static const int64_t SHARD_BYTES = 5000000000;
 struct job {
     const struct config *cfg;
     struct setup su;
-    struct dataset data[2], eval[2]; /* by enum stage_kind */
-    struct scores ref[2];            /* by reference.path: of the pairs and of the evaluation set */
-    bool has_eval;
+    struct inputs in;
+    struct config resolved;  /* cfg with the memory settings that are in use; borrows */
+    struct forecast peak[2]; /* by enum stage_kind */
+    struct scores ref[2];    /* by reference.path: of the pairs and of the evaluation set */
     struct output out;
     struct status status;
     double started, last_save; /* seconds */
+    int64_t saved[3];          /* stage + 1, step and eval_due of the last checkpoint; 0: none */
 };
 
-static bool stage_present(const struct config *c, enum stage_kind k)
-{
-    return k == STAGE_SFT ? c->sft.present : c->preference.present;
-}
-
-static int load_data(struct job *j)
-{
-    const struct config *c = j->cfg;
-    j->has_eval = c->data.eval.n > 0 && (c->eval.every > 0 || c->eval.at_end);
-    for (int k = STAGE_SFT; k <= STAGE_PREFERENCE; k++) {
-        const struct strlist *own = k == STAGE_SFT ? &c->sft.train : &c->preference.train;
-        const enum data_kind kind = k == STAGE_SFT ? DATA_SFT : DATA_PAIRS;
-        if (!stage_present(c, (enum stage_kind)k)) continue;
-        TRY(setup_data(&j->su, &j->data[k], own->n ? own : &c->data.train, kind));
-        j->su.micro_tokens = MAX(j->su.micro_tokens, setup_micro_tokens(c, &j->data[k]));
-        if (!j->has_eval) continue;
-        TRY(setup_data(&j->su, &j->eval[k], &c->data.eval, kind));
-        j->su.micro_tokens = MAX(j->su.micro_tokens, setup_micro_tokens(c, &j->eval[k]));
-    }
-    return 0;
-}
-
-static int job_open(struct job *j, const struct config *c)
+static int job_open(struct job *j, const struct config *c, struct dist *dist)
 {
     memset(j, 0, sizeof *j);
     j->cfg = c;
     j->started = j->last_save = clock_seconds();
-    TRY(setup_open(&j->su, c));
-    return load_data(j);
+    TRY(setup_open(&j->su, c, dist));
+    return inputs_load(&j->in, &j->su, false);
 }
 
 static void job_close(struct job *j)
 {
     status_release(&j->status);
     output_close(&j->out);
-    for (int k = 0; k < 2; k++) {
-        dataset_release(&j->data[k]);
-        dataset_release(&j->eval[k]);
-        scores_release(&j->ref[k]);
-    }
+    inputs_release(&j->in);
+    scores_release(&j->ref[0]);
+    scores_release(&j->ref[1]);
     setup_close(&j->su);
 }
 
@@ -78,6 +61,20 @@ static int stage_weights(const struct job *j, struct stage *st)
                                          : model_load(&st->model, c->model.path);
 }
 
+static int open_foreign(struct job *j, struct stage *st, struct setup *su)
+{
+    const char *path = j->cfg->reference.path;
+    TRY(arch_load(&su->arch, path));
+    if (su->arch.V != j->su.arch.V)
+        return err_set(
+            ERR_INPUT,
+            "reference.path: %s has %lld token ids, model.path %lld: the tokenizers differ", path,
+            (long long)su->arch.V, (long long)j->su.arch.V);
+    TRY(stage_open(st, su, STAGE_PREFERENCE, &j->in.data[STAGE_PREFERENCE],
+                   j->in.has_eval ? &j->in.eval[STAGE_PREFERENCE] : NULL, false));
+    return model_load(&st->model, path);
+}
+
 /* reference.path: its own model, scored and let go before the policy takes memory; before the first stage, so that a fault in it is
  * found before anything is written. */
 static int foreign_reference(struct job *j)
@@ -90,15 +87,7 @@ static int foreign_reference(struct job *j)
     struct buf said = { 0 };
     int rc;
     if (!path || !loss || !(loss->flags & LOSS_REF) || restored) return 0;
-    TRY(arch_load(&su.arch, path));
-    if (su.arch.V != j->su.arch.V)
-        return err_set(
-            ERR_INPUT,
-            "reference.path: %s has %lld token ids, model.path %lld: the tokenizers differ", path,
-            (long long)su.arch.V, (long long)j->su.arch.V);
-    TRY_OUT(stage_open(&st, &su, STAGE_PREFERENCE, &j->data[STAGE_PREFERENCE],
-                       j->has_eval ? &j->eval[STAGE_PREFERENCE] : NULL, false));
-    TRY_OUT(model_load(&st.model, path));
+    TRY_OUT(dist_agree(su.dist, open_foreign(j, &st, &su)));
     status_say(&j->status, "reference: scoring with %s", path);
     TRY_OUT(stage_reference(&st, &said));
     status_say(&j->status, "%s", said.data);
@@ -110,6 +99,12 @@ out:
     buf_release(&said);
     stage_release(&st);
     return rc;
+}
+
+/* The one rank that writes. */
+static bool first_rank(const struct job *j)
+{
+    return dist_rank(j->su.dist) == 0;
 }
 
 static int write_row(struct job *j, const struct stage *st, const char *prefix,
@@ -147,21 +142,14 @@ static int write_timing(struct job *j, const struct stage *st, const struct metr
     TRY_OUT(metrics_real(row, "step_seconds", seconds));
     TRY_OUT(metrics_real(row, "tokens_per_second", (double)m->tokens / seconds));
     TRY_OUT(metrics_real(row, "pairs_per_second", (double)m->examples / seconds));
-    TRY_OUT(metrics_real(row, "comm_seconds", 0));
+    TRY_OUT(metrics_real(row, "comm_seconds", j->su.dist ? j->su.dist->seconds : 0));
     TRY_OUT(rows_put(&j->out.timing, row));
 out:
     json_decref(row);
     return rc;
 }
 
-static int evaluate(struct job *j, struct stage *st)
-{
-    struct metrics m;
-    TRY(stage_evaluate(st, &m));
-    return write_row(j, st, "eval/", &m, 0, 0);
-}
-
-static int save_checkpoint(struct job *j, struct stage *st)
+static int write_checkpoint(struct job *j, struct stage *st)
 {
     struct checkpoint_info info;
     TRY(rows_sync(&j->out.metrics));
@@ -169,39 +157,59 @@ static int save_checkpoint(struct job *j, struct stage *st)
                         j->cfg->checkpoint.keep, &info));
     snprintf(j->status.checkpoint, sizeof j->status.checkpoint, "checkpoints/%s", info.name);
     j->last_save = clock_seconds();
-    return 0;
+    return status_write(&j->status, "running", 0, "training");
 }
 
-static enum st_dtype save_dtype(const struct job *j)
+static int save_checkpoint(struct job *j, struct stage *st)
 {
-    switch (j->cfg->model.save_dtype) {
-    case SAVE_FLOAT32:
-        return ST_F32;
-    case SAVE_BFLOAT16:
-        return ST_BF16;
-    case SAVE_FLOAT16:
-        return ST_F16;
-    default:
-        return j->cfg->model.init == MODEL_RANDOM
-                   ? ST_F32
-                   : model_dir_dtype(j->cfg->model.path, &j->su.arch);
-    }
+    const int64_t now[3] = { (int64_t)st->kind + 1, st->step, st->eval_due };
+    /* due at this step and asked for by a signal: once is enough, and a good one is not replaced */
+    if (memcmp(j->saved, now, sizeof now) == 0) return 0;
+    const int rc =
+        first_rank(j) ? zero_dismiss(&st->zero, write_checkpoint(j, st)) : zero_serve(&st->zero);
+    if (rc == 0) memcpy(j->saved, now, sizeof now);
+    return rc;
 }
 
-static int save_model(struct job *j, struct stage *st, const char *name)
+/* A signal cuts it short: the checkpoint says whether it is `due` again before the next step; that of the stage's end comes by itself. */
+static int evaluate(struct job *j, struct stage *st, bool due)
+{
+    struct metrics m;
+    const int rc = stage_evaluate(st, &m);
+    st->eval_due = rc == ERR_STOPPED && due;
+    if (rc < 0 && rc != ERR_STOPPED) return rc;
+    if (rc == 0)
+        return dist_agree(j->su.dist, first_rank(j) ? write_row(j, st, "eval/", &m, 0, 0) : 0);
+    TRY(save_checkpoint(j, st));
+    int64_t number = signals_pending();
+    TRY(dist_vote(j->su.dist, 0, &number, 1));
+    err_set(ERR_STOPPED,
+            "stopped by %s during the evaluation after %s step %lld; saved, start again to go on",
+            signals_name((int)number), st->name, (long long)st->step);
+    return dist_agree(j->su.dist, ERR_STOPPED);
+}
+
+static int write_model(struct job *j, struct stage *st, const char *name)
 {
     char *dir = NULL;
     TRY(output_path(&j->out, name, &dir));
     char *parent = NULL;
     int rc = path_parent(&parent, dir);
     if (rc == 0) rc = dir_make(parent);
-    if (rc == 0) rc = model_save(&st->model, dir, j->cfg->model.path, save_dtype(j), SHARD_BYTES);
+    if (rc == 0)
+        rc = model_save(&st->model, dir, j->cfg->model.path, setup_save_dtype(&j->su), SHARD_BYTES);
     free(parent);
     free(dir);
     return rc;
 }
 
-/* Log-probabilities of a few rows, spread over the data. */
+static int save_model(struct job *j, struct stage *st, const char *name)
+{
+    if (!first_rank(j)) return zero_serve(&st->zero);
+    return zero_dismiss(&st->zero, write_model(j, st, name));
+}
+
+/* Log-probabilities of a few rows, spread over the data, each by itself: the same ones on every rank. */
 static int probe(struct stage *st, double out[VERIFY_ROWS])
 {
     struct scores s = { 0 };
@@ -210,7 +218,7 @@ static int probe(struct stage *st, double out[VERIFY_ROWS])
     int rc = scores_init(&s, st->data->n);
     for (int64_t i = 0; i < n; i++)
         idx[i] = i * st->data->n / n;
-    if (rc == 0) rc = score_rows(&s, &st->model, &st->batch, st->data, idx, n, st->micro_tokens);
+    if (rc == 0) rc = score_rows(&s, &st->model, &st->batch, st->data, idx, n, 1);
     for (int64_t i = 0; i < VERIFY_ROWS; i++)
         out[i] = rc == 0 && i < n ? s.w[idx[i]] : 0;
     scores_release(&s);
@@ -226,15 +234,16 @@ static int save_and_verify(struct job *j, struct stage *st, const char *name)
     TRY_OUT(probe(st, saved));
     TRY_OUT(save_model(j, st, name));
     TRY_OUT(output_path(&j->out, name, &dir));
-    if (model_load(&st->model, dir) < 0) TRY_OUT(err_note(ERR_IO, "reading back what was saved"));
-    TRY_OUT(probe(st, read));
-    for (int i = 0; i < VERIFY_ROWS; i++)
+    if (model_load(&st->model, dir) < 0) rc = err_note(ERR_IO, "reading back what was saved");
+    if (rc == 0) rc = probe(st, read);
+    for (int i = 0; i < VERIFY_ROWS && rc == 0; i++)
         if (saved[i] != read[i])
-            TRY_OUT(err_set(ERR_IO,
-                            "%s: read back, a row has log-probability %.9g, before saving %.9g",
-                            dir, read[i], saved[i]));
+            rc =
+                err_set(ERR_IO, "%s: read back, a row has log-probability %.9g, before saving %.9g",
+                        dir, read[i], saved[i]);
+    TRY_OUT(dist_agree(j->su.dist, rc));
     status_say(&j->status, "saved %s (%s), read back: log-probabilities equal", dir,
-               st_dtype_name(save_dtype(j)));
+               st_dtype_name(setup_save_dtype(&j->su)));
 out:
     free(dir);
     return rc;
@@ -243,11 +252,12 @@ out:
 /* The end of a stage: the weights become what the files can hold, are evaluated as such, and saved. */
 static int finish_stage(struct job *j, struct stage *st)
 {
-    const enum st_dtype dtype = save_dtype(j);
+    const enum st_dtype dtype = setup_save_dtype(&j->su);
     double exact[VERIFY_ROWS], rounded[VERIFY_ROWS], worst = 0;
     if (dtype != ST_F32) {
         TRY(probe(st, exact));
         TRY(model_round(&st->model, dtype));
+        TRY(stage_gather(st));
         TRY(probe(st, rounded));
         for (int i = 0; i < VERIFY_ROWS; i++)
             worst = fmax(worst, fabs(exact[i] - rounded[i]));
@@ -255,8 +265,10 @@ static int finish_stage(struct job *j, struct stage *st)
                    "%s: rounding to %s moves the log-probabilities of a few rows by at most %.3g",
                    st->name, st_dtype_name(dtype), worst);
     }
-    if (st->eval && j->cfg->eval.at_end) TRY(evaluate(j, st));
-    TRY(rows_sync(&j->out.metrics)); /* once sft/ is there, a resume takes its rows as complete */
+    if (st->eval && j->cfg->eval.at_end) TRY(evaluate(j, st, false));
+    TRY(dist_agree(
+        j->su.dist,
+        rows_sync(&j->out.metrics))); /* once sft/ is there, a resume takes its rows as complete */
     if (st->kind == STAGE_SFT) TRY(save_and_verify(j, st, "sft"));
     if (st->kind == STAGE_PREFERENCE || !j->cfg->preference.present)
         TRY(save_and_verify(j, st, "model"));
@@ -287,46 +299,69 @@ static int skipped_step(struct job *j, struct stage *st, const struct metrics *m
     return 0;
 }
 
-static int stop_requested(struct job *j, struct stage *st)
+/* What a step's end decides: rank 0's clock counts for all, and a signal to any rank. */
+enum { WISH_SIGNAL, WISH_LATE, WISH_SAVE, WISHES };
+
+static void wishes(const struct job *j, const struct stage *st, int64_t wish[WISHES])
 {
     const struct config *c = j->cfg;
-    const int number = signals_pending();
-    const bool late = c->max_hours > 0 && clock_seconds() - j->started > 3600 * c->max_hours;
-    if (st->step == st->steps || (!number && !late)) return 0;
-    TRY(save_checkpoint(j, st));
-    if (number)
-        return err_set(ERR_STOPPED,
-                       "stopped by signal %d after %s step %lld; saved, start again to go on",
-                       number, st->name, (long long)st->step);
-    return err_set(ERR_STOPPED, "max_hours reached after %s step %lld; saved, start again to go on",
-                   st->name, (long long)st->step);
+    const double now = clock_seconds();
+    memset(wish, 0, WISHES * sizeof *wish);
+    wish[WISH_SIGNAL] = signals_pending();
+    wish[WISH_SAVE] = c->checkpoint.every > 0 && st->step % c->checkpoint.every == 0;
+    if (!first_rank(j)) return;
+    wish[WISH_LATE] = c->max_hours > 0 && now - j->started > 3600 * c->max_hours;
+    if (c->checkpoint.every_minutes > 0 && now - j->last_save > 60 * c->checkpoint.every_minutes)
+        wish[WISH_SAVE] = 1;
 }
 
-/* Everything that is due after a step, apart from the step itself. */
-static int after_step(struct job *j, struct stage *st, const struct metrics *m, double norm,
-                      double lr, bool applied, double seconds)
+static int stop_requested(struct job *j, struct stage *st, const int64_t wish[WISHES])
+{
+    if (st->step == st->steps || (!wish[WISH_SIGNAL] && !wish[WISH_LATE])) return 0;
+    TRY(save_checkpoint(j, st));
+    if (wish[WISH_SIGNAL])
+        err_set(ERR_STOPPED, "stopped by %s after %s step %lld; saved, start again to go on",
+                signals_name((int)wish[WISH_SIGNAL]), st->name, (long long)st->step);
+    else
+        err_set(ERR_STOPPED, "max_hours reached after %s step %lld; saved, start again to go on",
+                st->name, (long long)st->step);
+    return dist_agree(j->su.dist, ERR_STOPPED);
+}
+
+/* What a step leaves in the files and on the screen. */
+static int report_step(struct job *j, struct stage *st, const struct metrics *m, double norm,
+                       double lr, bool applied, double seconds)
+{
+    const bool last = st->step == st->steps;
+    const bool logged = st->step % j->cfg->logging.every == 0 || last || !applied;
+    if (logged && first_rank(j)) TRY(write_row(j, st, "", m, norm, lr));
+    if (logged && first_rank(j)) TRY(write_timing(j, st, m, seconds));
+    TRY(status_step(&j->status, st->step, NULL, m, st->kind == STAGE_PREFERENCE, seconds));
+    return applied ? 0 : skipped_step(j, st, m, norm);
+}
+
+/* Everything that is due after a step, apart from the step itself; rc: that of report_step. */
+static int after_step(struct job *j, struct stage *st, int rc)
 {
     const struct config *c = j->cfg;
     const int64_t per_epoch = order_steps_per_epoch(&st->order);
     const bool last = st->step == st->steps;
-    const bool logged = st->step % c->logging.every == 0 || last || !applied;
-    if (logged) TRY(write_row(j, st, "", m, norm, lr));
-    if (logged) TRY(write_timing(j, st, m, seconds));
-    TRY(status_step(&j->status, st->step, NULL, m, st->kind == STAGE_PREFERENCE, seconds));
-    if (!applied) TRY(skipped_step(j, st, m, norm));
+    int64_t wish[WISHES];
+    wishes(j, st, wish);
+    TRY(dist_vote(j->su.dist, rc, wish, WISHES));
+    if (c->faults.replica_check_every > 0 && st->step % c->faults.replica_check_every == 0)
+        TRY(replica_check(j->su.dist, &st->model)); /* before anything is saved */
     if (st->eval && c->eval.every > 0 && st->step % c->eval.every == 0 && !(last && c->eval.at_end))
-        TRY(evaluate(j, st));
+        TRY(evaluate(j, st, true));
+    st->eval_due = false;
     if (c->checkpoint.export_at == EXPORT_EPOCH && st->kind == STAGE_PREFERENCE &&
         st->step % per_epoch == 0) {
         char name[48];
         snprintf(name, sizeof name, "models/epoch-%lld", (long long)(st->step / per_epoch));
         TRY(save_model(j, st, name));
     }
-    const bool due = (c->checkpoint.every > 0 && st->step % c->checkpoint.every == 0) ||
-                     (c->checkpoint.every_minutes > 0 &&
-                      clock_seconds() - j->last_save > 60 * c->checkpoint.every_minutes);
-    if (due && !last) TRY(save_checkpoint(j, st));
-    return stop_requested(j, st);
+    if (wish[WISH_SAVE] && !last) TRY(save_checkpoint(j, st));
+    return stop_requested(j, st, wish);
 }
 
 /* A reference computed in the same company has the same bits; a cached one may have been computed in another. */
@@ -341,25 +376,49 @@ static void say_first(struct job *j, const struct stage *st, double loss)
         status_say(&j->status, "first step: the policy is the reference, loss %.9g", loss);
 }
 
+/* All memory of a step is in use now: is it what the plan said for this stage? */
+static void say_memory(struct job *j, const struct stage *st)
+{
+    const int64_t used = machine_anonymous(), planned = forecast_total(&j->peak[st->kind]);
+    char a[32], b[32];
+    if (used > 0)
+        status_say(&j->status, "memory: %s in use after the first step, planned %s (%+.1f %%)",
+                   bytes_human(a, used), bytes_human(b, planned),
+                   100 * ((double)used / (double)planned - 1));
+}
+
 static int train_loop(struct job *j, struct stage *st)
 {
+    bool stepped = false;
     status_stage(&j->status, st->name, st->step, st->steps);
+    watch_stage(st->name, st->step);
     TRY(status_write(&j->status, "running", 0, "training"));
+    int64_t number = signals_pending();
+    TRY(dist_vote(j->su.dist, 0, &number, 1));
+    if (number && st->step < st->steps) { /* what there is to go on from is on the disk */
+        err_set(ERR_STOPPED, "stopped by %s before %s step %lld; start again to go on",
+                signals_name((int)number), st->name, (long long)st->step + 1);
+        return dist_agree(j->su.dist, ERR_STOPPED);
+    }
+    if (st->eval_due) TRY(after_step(j, st, 0));
     while (st->step < st->steps) {
         struct metrics m;
         double norm, lr;
         bool applied;
         const double start = clock_seconds();
+        watch_stage(st->name, st->step + 1);
+        if (j->su.dist) j->su.dist->seconds = 0;
         TRY(stage_step(st, &m, &norm, &lr, &applied));
+        if (!stepped) say_memory(j, st);
+        stepped = true;
         if (st->at_reference && st->step == 1) say_first(j, st, metrics_loss(&m, st->loss));
-        TRY(after_step(j, st, &m, norm, lr, applied, clock_seconds() - start));
+        TRY(after_step(j, st, report_step(j, st, &m, norm, lr, applied, clock_seconds() - start)));
     }
     return 0;
 }
 
 static void announce(struct job *j, const struct stage *st)
 {
-    struct buf plan = { 0 };
     char text[512];
     if (st->loss)
         status_say(&j->status, "preference loss: %s",
@@ -368,8 +427,44 @@ static void announce(struct job *j, const struct stage *st)
                "%s: %lld steps of %lld from %lld rows, %d threads, micro-batches of %lld tokens",
                st->name, (long long)st->steps, (long long)st->order.batch_size,
                (long long)st->data->n, j->su.be.threads, (long long)st->micro_tokens);
-    if (plan_print(&st->plan, &plan) == 0) status_say(&j->status, "%s", plan.data);
-    buf_release(&plan);
+}
+
+/* Sizes of micro-batches and what is recomputed: as stored by what this run goes on from, else as the config says. */
+static int sizes_here(struct job *j, struct sizing *s)
+{
+    const struct config *c = j->cfg;
+    struct sizing_want want = { c->memory.micro_batch_tokens, c->memory.gradient_checkpointing };
+    const struct sizing_run run = inputs_run(&j->in);
+    TRY(output_sizes(&j->out, &want));
+    const int rc = sizing_choose(s, &j->su, &run, &want);
+    if (rc != ERR_INPUT || c->memory.gradient_checkpointing != CONFIG_AUTO) return rc;
+    want.recompute = CONFIG_AUTO; /* the run comes from a larger machine; the bits are the same */
+    return sizing_choose(s, &j->su, &run, &want);
+}
+
+/* Rank 0's choice is that of all: what their processes take differs by a little. */
+static int choose_sizes(struct job *j)
+{
+    struct setup *su = &j->su;
+    const struct sizing_run run = inputs_run(&j->in);
+    struct sizing s;
+    struct buf said = { 0 };
+    int rc;
+    TRY_OUT(dist_agree(su->dist, sizes_here(j, &s)));
+    TRY_OUT(dist_bcast(su->dist, &s, sizeof s)); /* holds no pointers */
+    su->micro_tokens = s.micro_tokens;
+    su->recompute = s.recompute;
+    su->limit = s.limit;
+    j->resolved = *j->cfg;
+    j->resolved.memory.micro_batch_tokens = s.micro_tokens;
+    j->resolved.memory.gradient_checkpointing = s.recompute;
+    for (int i = 0; i < run.n; i++)
+        if (run.stage[i].train) j->peak[run.stage[i].kind] = s.stage_peak[i];
+    TRY_OUT(planning_brief(&said, su, &s));
+    status_say(&j->status, "%s", said.data);
+out:
+    buf_release(&said);
+    return rc;
 }
 
 /* Weights and reference of a stage that starts at its first step. */
@@ -377,8 +472,8 @@ static int stage_begin(struct job *j, struct stage *st)
 {
     const bool needs_ref = st->loss && (st->loss->flags & LOSS_REF);
     struct buf said = { 0 };
-    TRY(stage_weights(j, st));
-    TRY(output_begin(&j->out, j->cfg));
+    TRY(dist_agree(j->su.dist, stage_weights(j, st)));
+    TRY(dist_agree(j->su.dist, first_rank(j) ? output_begin(&j->out, &j->resolved) : 0));
     if (!needs_ref || j->cfg->reference.path) return 0;
     status_say(&j->status, "reference: scoring with the policy as it starts");
     const int rc = stage_reference(st, &said);
@@ -388,13 +483,20 @@ static int stage_begin(struct job *j, struct stage *st)
     return rc;
 }
 
-static int run_stage(struct job *j, enum stage_kind kind, const char *resume, bool allow_change)
+static void check_room(const struct job *j, const struct stage *st)
 {
     const struct config *c = j->cfg;
+    const int64_t n = st->model.n_flat, size = st_dtype_size(setup_save_dtype(&j->su));
+    output_room(&j->out, c, checkpoint_bytes(n, st->ref.n + st->ref_eval.n), n * size,
+                c->preference.present ? (int64_t)MIN(c->preference.epochs, 1e9) : 0);
+}
+
+static int run_stage(struct job *j, enum stage_kind kind, const char *resume, bool allow_change)
+{
     struct stage st = { 0 };
     int rc;
-    TRY_OUT(
-        stage_open(&st, &j->su, kind, &j->data[kind], j->has_eval ? &j->eval[kind] : NULL, true));
+    TRY_OUT(dist_agree(j->su.dist, stage_open(&st, &j->su, kind, &j->in.data[kind],
+                                              j->in.has_eval ? &j->in.eval[kind] : NULL, true)));
     if (kind == STAGE_PREFERENCE && j->ref[0].w) {
         scores_release(&st.ref);
         scores_release(&st.ref_eval);
@@ -403,10 +505,15 @@ static int run_stage(struct job *j, enum stage_kind kind, const char *resume, bo
         memset(j->ref, 0, sizeof j->ref);
     }
     announce(j, &st);
+    if (kind == j->out.first && first_rank(j)) check_room(j, &st);
     if (resume) {
-        TRY_OUT(checkpoint_load(resume, &st, j->out.fingerprint, allow_change));
-        TRY_OUT(output_begin(&j->out, c));
+        TRY_OUT(
+            dist_agree(j->su.dist, checkpoint_load(resume, &st, j->out.fingerprint, allow_change)));
+        TRY_OUT(dist_agree(j->su.dist, first_rank(j) ? output_begin(&j->out, &j->resolved) : 0));
         status_say(&j->status, "resumed from %s", resume);
+        if (strncmp(resume, j->out.dir, strlen(j->out.dir)) == 0)
+            snprintf(j->status.checkpoint, sizeof j->status.checkpoint, "checkpoints/%s",
+                     path_base(resume));
     } else {
         TRY_OUT(stage_begin(j, &st));
     }
@@ -421,13 +528,17 @@ static int run_stages(struct job *j, bool allow_change)
 {
     TRY(foreign_reference(j));
     for (int k = (int)j->out.first; k <= STAGE_PREFERENCE; k++) {
-        if (!stage_present(j->cfg, (enum stage_kind)k)) continue;
+        if (!inputs_present(j->cfg, (enum stage_kind)k)) continue;
         TRY(run_stage(j, (enum stage_kind)k, k == (int)j->out.first ? j->out.resume : NULL,
                       allow_change));
-        if (k == STAGE_SFT && j->cfg->preference.present && signals_pending())
-            return err_set(ERR_STOPPED,
-                           "stopped by signal %d after the sft stage; saved, start again to go on",
-                           signals_pending());
+        int64_t number = signals_pending();
+        TRY(dist_vote(j->su.dist, 0, &number, 1));
+        if (k == STAGE_SFT && j->cfg->preference.present && number)
+            return dist_agree(
+                j->su.dist,
+                err_set(ERR_STOPPED,
+                        "stopped by %s after the sft stage; saved, start again to go on",
+                        signals_name((int)number)));
     }
     return 0;
 }
@@ -451,71 +562,53 @@ static int conclude(struct job *j, int rc)
     return rc;
 }
 
-int job_run(const struct config *c, const struct job_opts *o)
+/* Stopped while data or model were read: requeue scripts look at status.json, and launchers may not pass exit codes on. */
+static void note_early_stop(struct job *j, const struct config *c)
+{
+    struct buf message = { 0 };
+    char *path = NULL;
+    int rc = buf_adds(&message, err_msg());
+    if (rc == 0) rc = output_claim(&j->out, c);
+    if (rc == 0 && !j->status.path) rc = output_path(&j->out, "status.json", &path);
+    if (path) rc = status_open(&j->status, c, path);
+    if (rc == 0) status_write(&j->status, "stopped", err_exit_code(ERR_STOPPED), message.data);
+    if (message.data) err_set(ERR_STOPPED, "%s", message.data);
+    buf_release(&message);
+    free(path);
+}
+
+/* What every rank looks at for itself. */
+static int job_prepare(struct job *j, const struct config *c, struct dist *dist, struct buf *print)
+{
+    TRY(job_open(j, c, dist));
+    return fingerprint_text(&j->su, j->in.data, j->in.eval, print);
+}
+
+int job_run(const struct config *c, struct dist *dist, const struct job_opts *o)
 {
     struct job j;
     struct buf print = { 0 };
     char *path = NULL;
     int rc;
-    TRY_OUT(job_open(&j, c));
-    TRY_OUT(fingerprint_text(&j.su, j.data, j.eval, &print));
-    TRY_OUT(output_open(&j.out, c, print.data, o->allow_change));
+    TRY_OUT(dist_agree(dist, job_prepare(&j, c, dist, &print)));
+    TRY_OUT(fingerprint_agree(dist, &print));
+    TRY_OUT(output_open_all(&j.out, c, dist, print.data, o->allow_change));
     if (j.out.finished) {
         fprintf(stderr, "%s: this run is finished already; nothing to do\n", c->output);
         goto out;
     }
-    signals_install(); /* up to here a signal may end the process: nothing was written */
-    TRY_OUT(setup_backend(&j.su));
-    TRY_OUT(output_path(&j.out, "status.json", &path));
+    TRY_OUT(dist_agree(dist, setup_backend(&j.su)));
+    if (first_rank(&j)) TRY_OUT(output_path(&j.out, "status.json", &path));
     TRY_OUT(status_open(&j.status, c, path));
+    TRY_OUT(dist_watch(dist, c->faults.hang_timeout, status_hang, &j.status));
+    TRY_OUT(choose_sizes(&j));
     rc = conclude(&j, run_stages(&j, o->allow_change));
     if (rc == 0) status_say(&j.status, "done: %s/model", c->output);
 out:
+    watch_stop();
+    if (rc == ERR_STOPPED && !j.out.begun && dist_rank(dist) == 0) note_early_stop(&j, c);
     buf_release(&print);
     free(path);
-    job_close(&j);
-    return rc;
-}
-
-static int add_note(json_t *root, const char *section, const char *text)
-{
-    json_t *o = json_object_get(root, section);
-    fprintf(stderr, "%s: %s\n", section, text);
-    return o ? metrics_text(o, "note", text) : 0;
-}
-
-int job_dry_run(const struct config *c)
-{
-    struct job j;
-    struct buf b = { 0 };
-    json_t *root = NULL;
-    char formula[512], text[800];
-    int rc;
-    TRY_OUT(job_open(&j, c));
-    TRY_OUT(config_dump(c, &b));
-    root = json_loads(b.data, 0, NULL);
-    buf_clear(&b);
-    if (!root) TRY_OUT(err_set(ERR_OOM, "out of memory for the resolved config"));
-    if (c->sft.present) {
-        snprintf(text, sizeof text,
-                 "%lld steps over %lld rows; loss: -log pi(chosen) per response token of the batch",
-                 (long long)stage_steps(&c->sft, j.data[STAGE_SFT].n),
-                 (long long)j.data[STAGE_SFT].n);
-        TRY_OUT(add_note(root, "sft", text));
-    }
-    if (c->preference.present) {
-        snprintf(text, sizeof text, "%lld steps over %lld pairs; loss: %s",
-                 (long long)stage_steps(&c->preference, j.data[STAGE_PREFERENCE].n),
-                 (long long)j.data[STAGE_PREFERENCE].n,
-                 loss_describe(formula, sizeof formula, loss_find(c->loss), &c->loss_opts));
-        TRY_OUT(add_note(root, "preference", text));
-    }
-    TRY_OUT(json_dump(&b, root, 2));
-    puts(b.data);
-    if (fflush(stdout) != 0) TRY_OUT(err_set(ERR_IO, "cannot write to the standard output"));
-out:
-    json_decref(root);
-    buf_release(&b);
     job_close(&j);
     return rc;
 }

@@ -18,40 +18,50 @@ double schedule_lr(enum schedule s, double lr, double warmup_ratio, int64_t t, i
     return lr;
 }
 
-int optim_plan(struct optim *o, struct plan *p, const struct model *m, const struct stage_config *c)
+int optim_plan(struct optim *o, struct plan *p, int64_t n_shard, const struct stage_config *c)
 {
     o->max_grad_norm = c->max_grad_norm;
     o->opt = (struct adamw){ .beta1 = c->adam_beta1,
                              .beta2 = c->adam_beta2,
                              .eps = c->adam_epsilon,
                              .weight_decay = c->weight_decay };
-    TRY(plan_book(p, PLAN_MOMENTS, &o->m, DT_F32, m->n_flat, 1, 1, 1));
-    return plan_book(p, PLAN_MOMENTS, &o->v, DT_F32, m->n_flat, 1, 1, 1);
+    TRY(plan_book(p, PLAN_MOMENTS, &o->m, DT_F32, n_shard, 1, 1, 1));
+    return plan_book(p, PLAN_MOMENTS, &o->v, DT_F32, n_shard, 1, 1, 1);
 }
 
-int optim_norm(const struct model *m, double *norm)
+/* What part b of the shard holds of parameter p. */
+static int update(struct optim *o, struct model *m, const struct zero *z, int32_t b,
+                  const struct param *p, struct adamw *opt)
 {
-    double ss;
-    TRY(op_sumsq(m->be, &ss, &m->grads));
-    *norm = sqrt(ss);
-    return 0;
+    const struct flat_part *part = &z->part[b];
+    const int64_t begin = MAX(part->begin, p->offset),
+                  n = MIN(part->end, p->offset + tensor_count(&p->w)) - begin,
+                  at = part->at + (begin - part->begin);
+    const bool master = m->master.data;
+    const struct tensor all = zero_gradient(z, b);
+    if (n <= 0) return 0;
+    struct tensor w = master ? tensor_rows(&m->master, at, n) : tensor_rows(&m->weights, begin, n);
+    struct tensor copy = tensor_rows(&m->weights, begin, n);
+    struct tensor g = tensor_rows(&all, begin - part->begin, n);
+    struct tensor mm = tensor_rows(&o->m, at, n), v = tensor_rows(&o->v, at, n);
+    opt->weight_decay = p->decay ? o->opt.weight_decay : 0;
+    return op_adamw(m->be, &w, &mm, &v, &g, opt, master ? &copy : NULL);
 }
 
-int optim_step(struct optim *o, struct model *m, double norm, double lr)
+int optim_step(struct optim *o, struct model *m, struct zero *z, double norm, double lr)
 {
     struct adamw opt = o->opt;
-    const bool master = m->master.data;
+    int32_t i = 0; /* the first parameter that reaches into the bucket */
     opt.lr = lr;
     opt.step = ++o->opt.step;
     opt.grad_scale = o->max_grad_norm > 0 ? fmin(1, o->max_grad_norm / (norm + 1e-6)) : 1;
-    for (int32_t i = 0; i < m->n_params; i++) {
-        const struct param *p = &m->params[i];
-        const int64_t at = p->offset, n = tensor_count(&p->w);
-        struct tensor w = tensor_rows(master ? &m->master : &m->weights, at, n);
-        struct tensor copy = tensor_rows(&m->weights, at, n), g = tensor_rows(&m->grads, at, n);
-        struct tensor mm = tensor_rows(&o->m, at, n), v = tensor_rows(&o->v, at, n);
-        opt.weight_decay = p->decay ? o->opt.weight_decay : 0;
-        TRY(op_adamw(m->be, &w, &mm, &v, &g, &opt, master ? &copy : NULL));
+    for (int32_t b = 0; b < z->n_buckets; b++) {
+        const struct zero_bucket *k = &z->bucket[b];
+        while (i + 1 < m->n_params && m->params[i + 1].offset <= k->begin)
+            i++;
+        for (int32_t j = i; j < m->n_params && m->params[j].offset < k->end; j++)
+            TRY(update(o, m, z, b, &m->params[j], &opt));
+        TRY(zero_gather(z, b, m->weights.data, dtype_size(m->dtype)));
     }
-    return 0;
+    return zero_gather_end(z);
 }

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT
- * optim.h - learning-rate schedules and AdamW over the flat weights. */
+ * optim.h - learning-rate schedules and AdamW over a shard of the flat weights. */
 #ifndef BDPO_OPTIM_H
 #define BDPO_OPTIM_H
 #include "config.h"
+#include "../dist/zero.h"
 #include "../model/model.h"
 
 /* Learning rate of step t (from 0) of T. With W = ceil(warmup_ratio * T):
@@ -11,14 +12,13 @@
 double schedule_lr(enum schedule s, double lr, double warmup_ratio, int64_t t, int64_t T);
 
 struct optim {                /* valid when zeroed */
-    struct tensor m, v;       /* flat f32 [n_flat], the moments */
+    struct tensor m, v;       /* f32, the shard's elements of the moments */
     struct adamw opt;         /* step: updates done */
     double max_grad_norm;     /* 0: no clipping */
 };
-/* Book the moments. */
-int optim_plan(struct optim *o, struct plan *p, const struct model *m, const struct stage_config *c);
-/* *norm = L2 norm of the whole gradient. */
-int optim_norm(const struct model *m, double *norm);
-/* Clip by `norm` (scale min(1, max_grad_norm / (norm + 1e-6))) and update every parameter, master and weights; decay on matrices only. */
-int optim_step(struct optim *o, struct model *m, double norm, double lr);
+/* Book the moments of a shard. */
+int optim_plan(struct optim *o, struct plan *p, int64_t n_shard, const struct stage_config *c);
+/* All ranks: clip by `norm`, the whole gradient's (scale min(1, max_grad_norm / (norm + 1e-6))), update the shard's elements of every parameter, master and
+ * weights (decay on matrices only), and gather the weights, each bucket while the next one is updated. */
+int optim_step(struct optim *o, struct model *m, struct zero *z, double norm, double lr);
 #endif

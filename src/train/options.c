@@ -59,7 +59,7 @@ static const struct choice schedule_choices[] = {
 static const struct choice gradient_choices[] = {
     { "auto", GRADIENTS_AUTO, NULL },
     { "local", GRADIENTS_LOCAL, NULL },
-    { "sharded", GRADIENTS_SHARDED, "one rank has nothing to shard; set \"auto\" or \"local\"" },
+    { "sharded", GRADIENTS_SHARDED, NULL },
     { NULL, 0, NULL },
 };
 static const struct choice export_choices[] = {
@@ -230,15 +230,21 @@ const struct option option_table[] = {
     LOSS_ROW(label_smoothing, LOSS_SMOOTHING, RANGE(0, 0.5), .help = "share of pairs whose labels are taken as swapped"),
     STAGE_ROWS(preference, USE_PREFERENCE, "3.0", "5e-7"),
 
-    { AT(memory.micro_batch_tokens), .type = OPTION_INT, .flags = OPTION_AUTO, RANGE(1, 1 << 28), .dflt = "\"auto\"",
-      .help = "tokens of a packed micro-batch" },
-    { AT(memory.gradient_checkpointing), .type = OPTION_TRI, .dflt = "\"auto\"",
-      .help = "keep layer inputs only and compute the rest again in the backward pass" },
+    { AT(memory.micro_batch_tokens), .type = OPTION_INT, .flags = OPTION_AUTO | OPTION_FREE, RANGE(1, 1 << 28), .dflt = "\"auto\"",
+      .help = "tokens of a packed micro-batch; auto: chosen with gradient_checkpointing so that the run fits and is fastest" },
+    { AT(memory.gradient_checkpointing), .type = OPTION_INT, .flags = OPTION_AUTO | OPTION_SWITCH | OPTION_FREE,
+      RANGE(0, CHECKPOINTING_ALL), .dflt = "\"auto\"",
+      .help = "layers of which only the inputs are kept and the rest is computed again in the backward pass: none, all, or this many; "
+              "auto: as few as the limit allows" },
+    { AT(memory.limit), .type = OPTION_REAL, .flags = OPTION_AUTO | OPTION_ABOVE | OPTION_FREE, RANGE(0, 1e6), .dflt = "\"auto\"",
+      .help = "memory that the run may take, in GiB; auto: the machine's, or its control group's limit, never what is free at the moment" },
 
     { AT(dist.gradients), .type = OPTION_CHOICE, .choices = gradient_choices, .dflt = "\"auto\"",
-      .help = "reduced once a step, or after each micro-batch" },
+      .help = "of several ranks: \"local\": added up on each rank and reduced to their owners once a step; \"sharded\": reduced after each micro-batch, "
+              "a rank never holds more than two layers' besides those of embedding and head; \"auto\": local where memory allows" },
     { AT(dist.deterministic), .type = OPTION_BOOL, .dflt = "false",
-      .help = "the same sums on any number of ranks (one rank always gives the same)" },
+      .help = "the same bits on any number of ranks, where micro_batch_tokens and threads are set: micro-batches are cut the same, and their "
+              "gradients added in one order" },
 
     { AT(checkpoint.every), .type = OPTION_INT, .flags = OPTION_FREE, RANGE(0, STEPS_MAX), .dflt = "50",
       .help = "steps between checkpoints; 0: none" },

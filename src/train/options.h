@@ -22,7 +22,8 @@ enum option_flag {
     OPTION_BELOW = 8,   /* max itself is excluded */
     OPTION_EMPTY = 16,  /* the text may be "" */
     OPTION_NEEDED = 32, /* must be given */
-    OPTION_FREE = 64    /* may change when a run is resumed */
+    OPTION_FREE = 64,   /* may change when a run is resumed */
+    OPTION_SWITCH = 128 /* false and true are values too: 0 and max */
 };
 enum option_use { /* when an option has an effect; elsewhere it is left out of the resolved config */
     USE_ALWAYS,

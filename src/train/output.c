@@ -194,6 +194,97 @@ int output_open(struct output *o, const struct config *c, const char *fingerprin
     return rc;
 }
 
+int output_claim(struct output *o, const struct config *c)
+{
+    if (!o->dir) TRY(mem_strdup(&o->dir, c->output));
+    TRY(check_writable(o->dir));
+    TRY(check_foreign(o, true));
+    TRY(dir_make(o->dir));
+    if (!o->lock) TRY(lock(o));
+    return was_done(o) ? err_set(ERR_INPUT, "output: %s is finished", o->dir) : 0;
+}
+
+void output_room(const struct output *o, const struct config *c, int64_t checkpoint_bytes,
+                 int64_t model_bytes, int64_t epochs)
+{
+    const bool often = c->checkpoint.every > 0 || c->checkpoint.every_minutes > 0;
+    const int64_t there = checkpoint_count(o->dir), left = disk_free(o->dir);
+    const int64_t checkpoints = MAX((often ? c->checkpoint.keep + 1 : 1) - there, (int64_t)0);
+    const int64_t models = (c->sft.present && !has(o, "sft")) +
+                           (c->preference.present && !has(o, "model")) +
+                           (c->checkpoint.export_at == EXPORT_EPOCH ? epochs : 0);
+    char need[32], one[32], model[32], room[32];
+    int64_t a, b, sum;
+    if (left < 0 || !mul_ok(checkpoints, checkpoint_bytes, &a) ||
+        !mul_ok(models, model_bytes, &b) || !add_ok(a, b, &sum) || sum <= left)
+        return;
+    fprintf(stderr,
+            "warning: output: %s has %s free, this run may write %s more (%lld checkpoints of %s, "
+            "%lld models of %s); when the disk is full it stops and can be gone on with\n",
+            o->dir, bytes_human(room, left), bytes_human(need, sum), (long long)checkpoints,
+            bytes_human(one, checkpoint_bytes), (long long)models, bytes_human(model, model_bytes));
+}
+
+int output_open_all(struct output *o, const struct config *c, struct dist *dist,
+                    const char *fingerprint, bool allow_change)
+{
+    struct {
+        int32_t first;
+        bool finished, resumes;
+        int64_t metrics_bytes;
+        char resume[4096];
+    } found;
+    const bool opens = dist_rank(dist) == 0;
+    int rc = 0;
+    if (opens) rc = output_open(o, c, fingerprint, allow_change);
+    if (rc == 0 && o->resume && strlen(o->resume) >= sizeof found.resume)
+        rc = err_set(ERR_INPUT, "checkpoint.resume: the path is too long");
+    TRY(dist_agree(dist, rc));
+    memset(&found, 0, sizeof found);
+    if (opens) {
+        found.first = (int32_t)o->first;
+        found.finished = o->finished;
+        found.resumes = o->resume != NULL;
+        found.metrics_bytes = o->metrics_bytes;
+        snprintf(found.resume, sizeof found.resume, "%s", o->resume ? o->resume : "");
+    }
+    TRY(dist_bcast(dist, &found, sizeof found));
+    if (opens) return 0;
+    memset(o, 0, sizeof *o);
+    o->first = (enum stage_kind)found.first;
+    o->finished = found.finished;
+    o->metrics_bytes = found.metrics_bytes;
+    if (found.resumes) TRY(mem_strdup(&o->resume, found.resume));
+    TRY(mem_strdup(&o->dir, c->output));
+    return mem_strdup(&o->fingerprint, fingerprint);
+}
+
+static void take_size(json_t *o, const char *key, int64_t *want)
+{
+    const json_t *v = json_object_get(o, key);
+    if (*want == CONFIG_AUTO && json_is_integer(v) && json_integer_value(v) >= 0)
+        *want = json_integer_value(v);
+    if (*want == CONFIG_AUTO && json_is_boolean(v)) *want = json_is_true(v) ? CHECKPOINTING_ALL : 0;
+}
+
+int output_sizes(const struct output *o, struct sizing_want *want)
+{
+    struct json_doc d = { 0 };
+    char *path = NULL;
+    int rc;
+    if (!o->resume && o->metrics_bytes == 0) return 0; /* from the beginning */
+    TRY_OUT(path_join(&path, o->resume ? o->resume : o->dir,
+                      o->resume ? "manifest.json" : "config.json"));
+    TRY_OUT(json_doc_read(&d, path));
+    json_t *at = o->resume ? d.root : json_object_get(d.root, "memory");
+    take_size(at, "micro_batch_tokens", &want->micro_tokens);
+    take_size(at, "gradient_checkpointing", &want->recompute);
+out:
+    json_doc_release(&d);
+    free(path);
+    return rc;
+}
+
 int output_begin(struct output *o, const struct config *c)
 {
     struct buf b = { 0 };

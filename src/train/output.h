@@ -3,6 +3,7 @@
 #ifndef BDPO_OUTPUT_H
 #define BDPO_OUTPUT_H
 #include "checkpoint.h"
+#include "sizing.h"
 
 struct output {          /* valid when zeroed */
     char *dir;           /* OUTPUT, owned */
@@ -19,9 +20,19 @@ struct output {          /* valid when zeroed */
 /* Look, without writing: can the directory be made or written (ERR_INPUT), what did an earlier run leave, does it fit this run (ERR_CHECKPOINT
  * naming what differs, unless allow_change). `fingerprint` is copied. */
 int output_open(struct output *o, const struct config *c, const char *fingerprint, bool allow_change);
+/* All ranks: output_open on rank 0, what it found on all; the others hold no lock and write nothing. */
+int output_open_all(struct output *o, const struct config *c, struct dist *dist, const char *fingerprint, bool allow_change);
 /* First write, when nothing can be wrong with the input any more: directory, lock, config.json, fingerprint.json, metrics.jsonl, timing.jsonl.
  * Called again it does nothing. */
 int output_begin(struct output *o, const struct config *c);
+/* Hold the directory, making it where it is absent, for a run that a signal ends before its first write: only status.json is written then. An error
+ * where another holds it, it is somebody else's, or the run in it is finished. */
+int output_claim(struct output *o, const struct config *c);
+/* Warn where the disk has less room than the run may still take: its checkpoints (one more than `keep`, while one is written), each of
+ * `checkpoint_bytes`, and its models of `model_bytes`, `epochs` of them exported in between. */
+void output_room(const struct output *o, const struct config *c, int64_t checkpoint_bytes, int64_t model_bytes, int64_t epochs);
+/* Where the run goes on and the config leaves it open: the sizes that it had (of the checkpoint, else of OUTPUT/config.json). */
+int output_sizes(const struct output *o, struct sizing_want *want);
 void output_close(struct output *o);
 /* OUTPUT/name; the caller frees. */
 int output_path(const struct output *o, const char *name, char **path);

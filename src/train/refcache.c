@@ -73,18 +73,19 @@ static void add_arch(struct sha256 *s, const struct model *m)
 
 int refcache_digest(uint8_t digest[32], const struct model *m)
 {
-    enum { PIECE = 1 << 20, PIECES = 32 };
+    enum { PIECE = 1 << 20 };
     const struct backend *be = m->be;
     const int64_t bytes = tensor_count(&m->weights) * dtype_size(m->weights.dtype);
+    const int64_t many = MAX(be->threads, 1), room = many * PIECE; /* a piece a thread */
     uint8_t *host = NULL, (*leaf)[32] = NULL;
     struct sha256 root;
     int rc;
-    TRY_OUT(MEM_NEW(&host, MIN(bytes, (int64_t)PIECE * PIECES)));
-    TRY_OUT(MEM_NEW(&leaf, PIECES));
+    TRY_OUT(MEM_NEW(&host, MIN(bytes, room)));
+    TRY_OUT(MEM_NEW(&leaf, many));
     sha256_init(&root);
     add_arch(&root, m);
-    for (int64_t at = 0; at < bytes; at += (int64_t)PIECE * PIECES) {
-        const int64_t n = MIN(bytes - at, (int64_t)PIECE * PIECES), pieces = div_up(n, PIECE);
+    for (int64_t at = 0; at < bytes; at += room) {
+        const int64_t n = MIN(bytes - at, room), pieces = div_up(n, PIECE);
         TRY_OUT(be->mem->to_host(be->cx, host, (const char *)m->weights.data + at, n));
 #pragma omp parallel for num_threads(be->threads) schedule(static, 1)
         for (int64_t i = 0; i < pieces; i++) {

@@ -2,6 +2,7 @@
 #include "refcache.h"
 #include "stage.h"
 #include "../base/rng.h"
+#include "../base/signals.h"
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,6 +15,8 @@ struct rows {
     const struct dataset *d;
     struct scores *s;
     int64_t *idx;             /* [n] into d */
+    bool *mine;               /* [n] this rank has the value */
+    struct slot *slot;        /* [step] */
     int64_t n, step;          /* rows of a training step: micro-batches do not reach over one */
     struct refcache_key *key; /* [n]; NULL: no cache */
 };
@@ -29,6 +32,8 @@ struct pass {
 static void rows_release(struct rows *r)
 {
     free(r->idx);
+    free(r->mine);
+    free(r->slot);
     free(r->key);
 }
 
@@ -39,6 +44,8 @@ static int visited_rows(struct rows *r, struct stage *st)
     r->s = &st->ref;
     r->step = MIN(st->order.batch_size, st->data->n);
     TRY(MEM_NEW(&r->idx, st->data->n));
+    TRY(MEM_NEW(&r->mine, st->data->n));
+    TRY(MEM_NEW(&r->slot, r->step));
     for (int64_t t = 0; t < MIN(st->steps, order_steps_per_epoch(&st->order)); t++) {
         const int64_t *idx;
         const int64_t n = order_step(&st->order, t, &idx);
@@ -55,6 +62,8 @@ static int all_rows(struct rows *r, struct stage *st)
     r->s = &st->ref_eval;
     r->step = r->n = n;
     TRY(MEM_NEW(&r->idx, n));
+    TRY(MEM_NEW(&r->mine, n));
+    TRY(MEM_NEW(&r->slot, n));
     for (int64_t i = 0; i < n; i++)
         r->idx[i] = i;
     return 0;
@@ -73,41 +82,62 @@ static int stopped(struct pass *p)
 {
     if (p->cache) TRY(refcache_flush(p->cache, true));
     return err_set(ERR_STOPPED,
-                   "stopped by signal %d while the reference was scored; start again to go on",
-                   signals_pending());
+                   "stopped by %s while the reference was scored; start again to go on",
+                   signals_name(signals_pending()));
 }
 
-/* Micro-batches of which the cache has all rows are passed over; of the others all rows are computed, since a row's last bits depend on its
- * company, and what the cache has stays the value. */
+/* Rows [at, at + n) are a micro-batch of this rank. One of which the cache has all rows is passed over; of another all rows are computed, since
+ * a row's last bits depend on its company, and what the cache has stays the value. */
+static int compute_batch(struct pass *p, struct rows *r, int64_t at, int64_t n)
+{
+    struct stage *st = p->st;
+    bool known = p->cache != NULL;
+    for (int64_t i = at; known && i < at + n; i++)
+        known = refcache_find(p->cache, &r->key[i]) != NULL;
+    if (signals_pending()) return stopped(p);
+    if (!known)
+        TRY(score_rows(r->s, &st->model, &st->batch, r->d, r->idx + at, n, st->micro_tokens));
+    for (int64_t i = at; i < at + n; i++) {
+        double *w = &r->s->w[r->idx[i]], *l = &r->s->l[r->idx[i]];
+        r->mine[i] = true;
+        if (p->cache && !known) TRY(refcache_put(p->cache, &r->key[i], *w, *l));
+        if (!known) continue;
+        const struct refcache_value *v = refcache_find(p->cache, &r->key[i]);
+        *w = v->w;
+        *l = v->l;
+    }
+    return p->cache && !known ? refcache_flush(p->cache, false) : 0;
+}
+
+/* This rank's rows, in the micro-batches in which it will train on them. */
 static int compute_rows(struct pass *p, struct rows *r)
 {
     struct stage *st = p->st;
-    for (int64_t at = 0; at < r->n;) {
-        const int64_t end = MIN(r->n, at / r->step * r->step + r->step);
-        const int64_t k = batch_fit(r->d, r->idx + at, end - at, st->micro_tokens);
-        bool known = p->cache != NULL;
-        for (int64_t i = at; known && i < at + k; i++)
-            known = refcache_find(p->cache, &r->key[i]) != NULL;
-        if (signals_pending()) return stopped(p);
-        if (!known)
-            TRY(score_rows(r->s, &st->model, &st->batch, r->d, r->idx + at, k, st->micro_tokens));
-        for (int64_t i = at; p->cache && !known && i < at + k; i++)
-            TRY(refcache_put(p->cache, &r->key[i], r->s->w[r->idx[i]], r->s->l[r->idx[i]]));
-        if (p->cache && !known) TRY(refcache_flush(p->cache, false));
-        at += k;
+    struct dist *dist = st->su->dist;
+    for (int64_t at = 0; at < r->n; at += r->step) {
+        const int64_t n =
+            share_step(r->slot, r->d, r->idx + at, MIN(r->step, r->n - at), st->micro_tokens,
+                       dist_size(dist), st->cfg->dist.deterministic);
+        for (int64_t k = 0; k < n; k++)
+            if (r->slot[k].rank == dist_rank(dist))
+                TRY(compute_batch(p, r, at + r->slot[k].at, r->slot[k].n));
     }
-    return 0;
+    return p->cache ? refcache_flush(p->cache, true) : 0;
 }
 
-/* The cache's values are those of every run that shares it: also where another run was the first to store one. */
-static void take_values(const struct pass *p, struct rows *r)
+/* The cache's values are those of every run that shares it: also where another run, or another rank, was the first to store one. */
+static int take_values(const struct pass *p, struct rows *r)
 {
+    for (int64_t i = 0; i < r->n; i++)
+        TRY(refcache_put(p->cache, &r->key[i], r->s->w[r->idx[i]], r->s->l[r->idx[i]]));
+    TRY(refcache_flush(p->cache, true));
     for (int64_t i = 0; i < r->n; i++) {
         const struct refcache_value *v = refcache_find(p->cache, &r->key[i]);
         BUG_IF(!v);
         r->s->w[r->idx[i]] = v->w;
         r->s->l[r->idx[i]] = v->l;
     }
+    return 0;
 }
 
 static double share(double a, double b)
@@ -115,7 +145,7 @@ static double share(double a, double b)
     return fabs(a - b) / fmax(1, fabs(a));
 }
 
-/* Compute a few of the found rows again: a file of right checksums and wrong values is dropped as a whole. */
+/* Compute a few of the found rows again, each by itself: a file of right checksums and wrong values is dropped as a whole. */
 static int verify_rows(struct pass *p, const struct rows *r)
 {
     const double allowed = stage_tolerance(p->st->cfg);
@@ -137,7 +167,7 @@ static int verify_rows(struct pass *p, const struct rows *r)
         idx[i] = r->idx[t];
     }
     TRY_OUT(scores_init(&fresh, r->d->n));
-    TRY_OUT(score_rows(&fresh, &st->model, &st->batch, r->d, idx, p->verified, st->micro_tokens));
+    TRY_OUT(score_rows(&fresh, &st->model, &st->batch, r->d, idx, p->verified, 1));
     for (int64_t i = 0; i < p->verified; i++) {
         const struct refcache_value *v = refcache_find(p->cache, &r->key[at[i]]);
         const double w = fresh.w[idx[i]], l = fresh.l[idx[i]];
@@ -229,29 +259,45 @@ static int describe(const struct pass *p, struct buf *said)
                     (long long)p->verified, p->difference, stage_tolerance(p->st->cfg));
 }
 
+static int prepare(struct pass *p, struct rows r[2])
+{
+    TRY(visited_rows(&r[0], p->st));
+    TRY(all_rows(&r[1], p->st));
+    TRY(open_cache(p));
+    for (int i = 0; i < 2; i++) {
+        p->rows += r[i].n;
+        if (!p->cache) continue;
+        TRY(make_keys(&r[i], p->st->su->be.threads));
+        TRY(verify_rows(p, &r[i]));
+    }
+    return 0;
+}
+
+/* Rank 0's view of the cache is the one that counts: the ranks' files may be different ones. */
+static int settle(struct pass *p, struct rows r[2])
+{
+    struct dist *dist = p->st->su->dist;
+    const bool first = dist_rank(dist) == 0;
+    int rc = 0;
+    for (int i = 0; i < 2; i++) {
+        if (first && p->cache && rc == 0) rc = take_values(p, &r[i]);
+        for (int64_t k = 0; k < r[i].n; k++)
+            r[i].mine[k] = first;
+        TRY(score_share(r[i].s, dist, rc, r[i].idx, r[i].mine, r[i].n));
+    }
+    return 0;
+}
+
 int stage_reference(struct stage *st, struct buf *said)
 {
     struct pass p = { .st = st };
     struct rows r[2] = { 0 }; /* of training, of evaluation */
-    int rc;
-    TRY_OUT(visited_rows(&r[0], st));
-    TRY_OUT(all_rows(&r[1], st));
-    TRY_OUT(open_cache(&p));
-    for (int i = 0; i < 2; i++) {
-        p.rows += r[i].n;
-        if (!p.cache) continue;
-        TRY_OUT(make_keys(&r[i], st->su->be.threads));
-        TRY_OUT(verify_rows(&p, &r[i]));
-    }
-    const double start = clock_seconds();
+    int rc = prepare(&p, r);
+    for (int i = 0; i < 2 && rc == 0; i++)
+        rc = compute_rows(&p, &r[i]);
     for (int i = 0; i < 2; i++)
-        TRY_OUT(compute_rows(&p, &r[i]));
-    p.seconds = clock_seconds() - start;
-    if (p.cache) {
-        TRY_OUT(refcache_flush(p.cache, true));
-        for (int i = 0; i < 2; i++)
-            take_values(&p, &r[i]);
-    }
+        TRY_OUT(score_share(r[i].s, st->su->dist, rc, r[i].idx, r[i].mine, r[i].n));
+    TRY_OUT(settle(&p, r));
     TRY_OUT(describe(&p, said));
 out:
     refcache_close(p.cache);

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "score.h"
+#include "share.h"
+#include "../base/signals.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -43,14 +45,51 @@ out:
     return rc;
 }
 
-int score_all(struct scores *s, struct model *m, struct batch *b, const struct dataset *d,
-              int64_t tokens_max)
+int score_share(struct scores *s, struct dist *dist, int rc, const int64_t *idx, const bool *mine,
+                int64_t n)
 {
-    int64_t *idx = NULL;
-    int rc = MEM_NEW(&idx, d->n);
-    for (int64_t i = 0; rc == 0 && i < d->n; i++)
+    double *x = NULL;
+    if (rc == 0) rc = MEM_NEW(&x, 2 * n);
+    TRY_OUT(dist_agree(dist, rc));
+    for (int64_t i = 0; i < n; i++) {
+        x[2 * i] = mine[i] ? s->w[idx[i]] : 0;
+        x[2 * i + 1] = mine[i] ? s->l[idx[i]] : 0;
+    }
+    TRY_OUT(dist_sum(dist, x, 2 * n));
+    for (int64_t i = 0; i < n; i++) {
+        s->w[idx[i]] = x[2 * i];
+        s->l[idx[i]] = x[2 * i + 1];
+    }
+out:
+    free(x);
+    return rc;
+}
+
+int score_all(struct scores *s, struct dist *dist, bool fixed, struct model *m, struct batch *b,
+              const struct dataset *d, int64_t tokens_max)
+{
+    struct slot *slot = NULL;
+    int64_t *idx = NULL, n = 0;
+    bool *mine = NULL;
+    int rc;
+    TRY_OUT(MEM_NEW(&idx, d->n));
+    TRY_OUT(MEM_NEW(&mine, d->n));
+    TRY_OUT(MEM_NEW(&slot, d->n));
+    for (int64_t i = 0; i < d->n; i++)
         idx[i] = i;
-    if (rc == 0) rc = score_rows(s, m, b, d, idx, d->n, tokens_max);
+    n = share_step(slot, d, idx, d->n, tokens_max, dist_size(dist), fixed);
+    for (int64_t k = 0; rc == 0 && k < n; k++) {
+        if (slot[k].rank != dist_rank(dist)) continue;
+        memset(mine + slot[k].at, 1, (size_t)slot[k].n);
+        if (signals_pending())
+            rc = err_set(ERR_STOPPED, "stopped by %s during an evaluation",
+                         signals_name(signals_pending()));
+        if (rc == 0) rc = score_rows(s, m, b, d, idx + slot[k].at, slot[k].n, tokens_max);
+    }
+    rc = score_share(s, dist, rc, idx, mine, d->n);
+out:
     free(idx);
+    free(mine);
+    free(slot);
     return rc;
 }

@@ -3,6 +3,7 @@
 #ifndef BDPO_SCORE_H
 #define BDPO_SCORE_H
 #include "../data/batch.h"
+#include "../dist/dist.h"
 #include "../model/model.h"
 
 struct scores { /* per example of a dataset; NAN: not computed. Valid when zeroed */
@@ -15,6 +16,9 @@ void scores_release(struct scores *s);
  * step packs them: equal weights give equal bits. */
 int score_rows(struct scores *s, struct model *m, struct batch *b, const struct dataset *d, const int64_t *idx, int64_t n,
                int64_t tokens_max);
-/* All rows of d in file order. */
-int score_all(struct scores *s, struct model *m, struct batch *b, const struct dataset *d, int64_t tokens_max);
+/* All ranks: all rows of d in file order, each computed by one rank as share_step says, and known to all then.
+ * ERR_STOPPED on all where a signal came to one of them meanwhile. */
+int score_all(struct scores *s, struct dist *dist, bool fixed, struct model *m, struct batch *b, const struct dataset *d, int64_t tokens_max);
+/* All ranks: of examples idx[0..n), those with mine[i] are this rank's values in s; all have all then. rc: this rank's error so far. */
+int score_share(struct scores *s, struct dist *dist, int rc, const int64_t *idx, const bool *mine, int64_t n);
 #endif

@@ -1,15 +1,26 @@
 /* SPDX-License-Identifier: MIT */
 #include "setup.h"
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
-enum { MICRO_TOKENS_MIN = 2048 };
+static int tokenizer_file(int64_t *bytes, const char *dir)
+{
+    char *path = NULL;
+    int fd;
+    TRY(path_join(&path, dir, "tokenizer.json"));
+    const int rc = file_open(&fd, bytes, path);
+    if (rc == 0) close(fd);
+    free(path);
+    return rc;
+}
 
-int setup_open(struct setup *s, const struct config *c)
+int setup_open(struct setup *s, const struct config *c, struct dist *d)
 {
     memset(s, 0, sizeof *s);
     s->cfg = c;
-    TRY(dist_open(&s->dist));
+    s->dist = d;
     TRY(arch_load(&s->arch, c->model.path));
     if (c->data.max_length > s->arch.max_positions)
         return err_set(ERR_INPUT,
@@ -18,6 +29,7 @@ int setup_open(struct setup *s, const struct config *c)
                        (long long)c->data.max_length, (long long)s->arch.max_positions,
                        c->model.path);
     TRY(tokenizer_open(&s->tok, c->model.path));
+    TRY(tokenizer_file(&s->tok_bytes, c->model.path));
     if (tokenizer_size(s->tok) > s->arch.V)
         fprintf(stderr,
                 "%s: warning: the tokenizer has ids up to %d, the model %lld rows; a row that "
@@ -27,10 +39,16 @@ int setup_open(struct setup *s, const struct config *c)
                          c->data.system_prompt);
 }
 
+int32_t setup_threads(const struct setup *s)
+{
+    if (s->cfg->threads > 0) return (int32_t)s->cfg->threads;
+    return s->dist ? s->dist->cores : 0;
+}
+
 int setup_backend(struct setup *s)
 {
     const struct config *c = s->cfg;
-    const int32_t threads = (int32_t)c->threads;
+    const int32_t threads = setup_threads(s);
     if (c->backend != BACKEND_CPU && cuda_open(&s->be, threads) == 0) {
         s->be_open = true;
         return 0;
@@ -46,7 +64,6 @@ void setup_close(struct setup *s)
     if (s->be_open) backend_close(&s->be);
     template_close(s->tmpl);
     tokenizer_close(s->tok);
-    dist_close(&s->dist);
     memset(s, 0, sizeof *s);
 }
 
@@ -67,7 +84,7 @@ struct data_opts setup_data_opts(const struct setup *s)
         .subsample = c->data.subsample,
         .seed = c->seed,
         .vocab_size = (int32_t)s->arch.V,
-        .threads = (int32_t)c->threads,
+        .threads = setup_threads(s),
     };
 }
 
@@ -88,10 +105,19 @@ enum dtype setup_dtype(const struct config *c)
     return c->model.dtype == DTYPE_BFLOAT16 ? DT_BF16 : DT_F32;
 }
 
-int64_t setup_micro_tokens(const struct config *c, const struct dataset *d)
+enum st_dtype setup_save_dtype(const struct setup *s)
 {
-    if (c->memory.micro_batch_tokens != CONFIG_AUTO) return c->memory.micro_batch_tokens;
-    return MAX(d->longest, (int64_t)MICRO_TOKENS_MIN);
+    const struct config *c = s->cfg;
+    switch (c->model.save_dtype) {
+    case SAVE_FLOAT32:
+        return ST_F32;
+    case SAVE_BFLOAT16:
+        return ST_BF16;
+    case SAVE_FLOAT16:
+        return ST_F16;
+    default:
+        return c->model.init == MODEL_RANDOM ? ST_F32 : model_dir_dtype(c->model.path, &s->arch);
+    }
 }
 
 int64_t setup_positions(const struct dataset *d)

@@ -9,16 +9,21 @@
 
 struct setup { /* valid when zeroed */
     const struct config *cfg; /* borrowed */
-    struct dist dist;
+    struct dist *dist;        /* borrowed; NULL: one rank */
     struct arch arch;
     struct tokenizer *tok;
     struct chat_template *tmpl;
     struct backend be;
     bool be_open;
-    int64_t micro_tokens; /* memory.micro_batch_tokens, resolved by setup_micro_tokens() */
+    int64_t tok_bytes; /* of tokenizer.json */
+    int64_t micro_tokens; /* memory.micro_batch_tokens and gradient_checkpointing, resolved by sizing_choose() */
+    int64_t recompute;
+    int64_t limit;        /* bytes that this rank may take, set by sizing_choose(); 0: not known */
 };
-/* Ranks, config.json, tokenizer and template of model.path; checks max_length against the model. ERR_INPUT. */
-int setup_open(struct setup *s, const struct config *c);
+/* config.json, tokenizer and template of model.path; checks max_length against the model. ERR_INPUT. */
+int setup_open(struct setup *s, const struct config *c, struct dist *d);
+/* CPU threads: the config's, else this rank's share of the cores that it may use; 0: all of these. */
+int32_t setup_threads(const struct setup *s);
 /* The backend that the config asks for ("auto": CUDA where there is a device, else the CPU). */
 int setup_backend(struct setup *s);
 void setup_close(struct setup *s);
@@ -28,8 +33,8 @@ int setup_data(const struct setup *s, struct dataset *d, const struct strlist *f
 struct data_opts setup_data_opts(const struct setup *s);
 /* Of weights and activations: model.dtype. */
 enum dtype setup_dtype(const struct config *c);
-/* "auto": room for the longest row of d, and at least 2,048 tokens. */
-int64_t setup_micro_tokens(const struct config *c, const struct dataset *d);
+/* Of the files of a model that this run writes: model.save_dtype. */
+enum st_dtype setup_save_dtype(const struct setup *s);
 /* Positions that the rope table must hold for d. */
 int64_t setup_positions(const struct dataset *d);
 #endif

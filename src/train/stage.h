@@ -5,6 +5,7 @@
 #include "optim.h"
 #include "score.h"
 #include "setup.h"
+#include "share.h"
 #include "status.h"
 
 enum stage_kind { STAGE_SFT, STAGE_PREFERENCE };
@@ -19,37 +20,53 @@ struct stage { /* valid when zeroed */
     const struct dataset *data, *eval; /* borrowed; eval NULL: none */
     struct plan plan;
     struct model model;
+    struct zero zero;               /* the ranks' shards of gradient, master and moments */
     struct optim optim;
     struct batch batch;
     struct order order;
     struct scores ref, ref_eval;    /* the reference's, where the loss reads one */
     double *logp, *coef;            /* [2 P_max] */
+    double *seen;                   /* [examples of a step, 3] log-probabilities of all ranks (SFT: one), and what counted as 0 */
+    struct slot *slot;              /* [examples of a step] */
+    bool *active;                   /* [ranks] */
     int64_t micro_tokens;
+    struct batch_size size;         /* the largest of its micro-batches */
+    struct op_sizes sizes;
     int64_t step, steps;            /* done, total */
     int64_t skipped, skipped_run;   /* steps with a non-finite loss or gradient: all, and the last ones in a row */
+    bool eval_due;                  /* the evaluation of this step was cut short by a signal and is still to be done */
     bool at_reference;              /* the policy started as the reference itself: the first step checks that */
     double self_difference;         /* what that check found: largest |log-probability - reference's| / max(1, |reference's|) */
     char *ref_file;                 /* the cache that reference values may come from; NULL: none; owned */
 };
 /* Steps of the stage over n examples: ceil(epochs * steps per epoch), at most max_steps. */
 int64_t stage_steps(const struct stage_config *c, int64_t n);
-/* Book and grant all memory; weights are zero. The dataset is borrowed. `train` false: scoring only. */
+/* The largest micro-batches that any rank has of the stage's order, of the evaluation in the file's order, and of every row by itself. */
+int stage_measure(struct batch_size *s, const struct setup *su, enum stage_kind kind, const struct dataset *data,
+                  const struct dataset *eval, int64_t micro_tokens);
+int64_t stage_longest(const struct dataset *data, const struct dataset *eval); /* computed tokens of the longest example */
+/* Book all memory for micro-batches of `b`, grant none; stage_release. */
+int stage_plan(struct stage *st, struct setup *su, enum stage_kind kind, const struct batch_size *b, const struct dataset *data,
+               const struct dataset *eval, bool train);
+/* All ranks: book and grant all memory; weights are zero. The dataset is borrowed. `train` false: scoring only. */
 int stage_open(struct stage *st, struct setup *su, enum stage_kind kind, const struct dataset *data, const struct dataset *eval,
                bool train);
 void stage_release(struct stage *st);
-/* reference.c: the reference's log-probabilities of every row that the run will visit, once, in the order and micro-batches of training, and
+/* reference.c: all ranks, each computing its share: the reference's log-probabilities of every row that the run will visit, once, in the order and micro-batches of training, and
  * of the evaluation set, by the weights that st->model holds now; those that the reference cache has are not computed. What was done is
  * added to `said`. ERR_STOPPED on a signal. */
 int stage_reference(struct stage *st, struct buf *said);
 
-/* step.c: one optimizer step (step st->step), the algorithm of the paper. *m: this step's sums; *norm: gradient norm
+/* step.c: all ranks: one optimizer step (step st->step), the algorithm of the paper. *m: this step's sums over all ranks; *norm: gradient norm
  * before clipping; *applied: false where something was not finite and the weights stayed. */
 int stage_step(struct stage *st, struct metrics *m, double *norm, double *lr, bool *applied);
+/* All ranks: give all of them the elements of the weights that the others' shards hold. */
+int stage_gather(struct stage *st);
 /* Below this share of a log-probability (at least: this much) two computations of it may differ by rounding. */
 double stage_tolerance(const struct config *c);
-/* Evaluate on st->eval with the present weights. */
+/* All ranks: evaluate on st->eval with the present weights, each row on one rank; *m is the same on all. */
 int stage_evaluate(struct stage *st, struct metrics *m);
 /* Sums over all rows of d, from log-probabilities. ref NULL: no reference. */
-void stage_measure(const struct stage *st, const struct dataset *d, const struct scores *pi, const struct scores *ref,
+void stage_metrics(const struct stage *st, const struct dataset *d, const struct scores *pi, const struct scores *ref,
                    struct metrics *m);
 #endif

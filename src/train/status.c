@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 #include "status.h"
+#include "../base/signals.h"
 #include "../io/file.h"
-#include <signal.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -55,12 +56,12 @@ static double eta_seconds(const struct status *s)
                : 0;
 }
 
-int status_write(struct status *s, const char *state, int exit_code, const char *reason)
+/* The text of status.json. */
+static int compose(const struct status *s, const char *state, int exit_code, const char *reason,
+                   struct buf *b)
 {
     char host[256] = "";
-    struct buf b = { 0 };
     int rc = 0;
-    if (!s->path) return 0;
     json_t *o = json_object();
     gethostname(host, sizeof host - 1);
     TRY_OUT(metrics_text(o, "state", state));
@@ -77,12 +78,44 @@ int status_write(struct status *s, const char *state, int exit_code, const char 
     TRY_OUT(metrics_text(o, "host", host));
     if (s->metrics && json_object_set(o, "metrics", s->metrics))
         TRY_OUT(err_set(ERR_OOM, "out of memory for status.json"));
-    TRY_OUT(json_dump(&b, o, 2));
-    TRY_OUT(buf_adds(&b, "\n"));
-    rc = file_write_all(s->path, b.data, b.len);
-    s->last_write = clock_seconds();
+    TRY_OUT(json_dump(b, o, 2));
+    TRY_OUT(buf_adds(b, "\n"));
 out:
     json_decref(o);
+    return rc;
+}
+
+/* What status.json shall say if a second signal leaves no time for it. */
+static int set_last_words(const struct status *s)
+{
+    static const char CODE[] = "\"exit_code\": ";
+    struct buf b = { 0 };
+    char *tmp = NULL;
+    int rc;
+    TRY_OUT(compose(s, "stopped", 100,
+                    "ended at once by a second signal; the last checkpoint stands, start again to "
+                    "go on from there",
+                    &b));
+    TRY_OUT(mem_asprintf(&tmp, "%s.tmp-%ld-signal", s->path, (long)getpid()));
+    const char *at = strstr(b.data, CODE);
+    BUG_IF(!at);
+    signals_last_words(s->path, tmp, b.data, (size_t)(at - b.data) + strlen(CODE));
+out:
+    buf_release(&b);
+    free(tmp);
+    return rc;
+}
+
+int status_write(struct status *s, const char *state, int exit_code, const char *reason)
+{
+    struct buf b = { 0 };
+    int rc = 0;
+    if (!s->path) return 0;
+    TRY_OUT(set_last_words(s));
+    TRY_OUT(compose(s, state, exit_code, reason, &b));
+    TRY_OUT(file_write_all(s->path, b.data, b.len));
+    s->last_write = clock_seconds();
+out:
     buf_release(&b);
     return rc;
 }
@@ -141,6 +174,28 @@ int status_step(struct status *s, int64_t step, const json_t *row, const struct 
     return now - s->last_write > 2 ? status_write(s, "running", 0, "training") : 0;
 }
 
+void status_hang(void *status, const char *reason)
+{
+    const struct status *s = status;
+    char host[256] = "", text[2048], tmp[4096];
+    if (!s->path || strlen(s->path) + 8 > sizeof tmp) return;
+    gethostname(host, sizeof host - 1);
+    const int n = snprintf(
+        text, sizeof text,
+        "{\n  \"state\": \"failed\",\n  \"exit_code\": 76,\n  \"reason\": \"%s\",\n  \"stage\": "
+        "\"%s\",\n"
+        "  \"step\": %lld,\n  \"steps\": %lld,\n  \"checkpoint\": \"%s\",\n  \"pid\": %d,\n"
+        "  \"host\": \"%s\"\n}\n",
+        reason, s->stage ? s->stage : "", (long long)s->step, (long long)s->steps, s->checkpoint,
+        (int)getpid(), host);
+    snprintf(tmp, sizeof tmp, "%s.tmp-%d", s->path, (int)getpid());
+    const int fd = open(tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0666);
+    if (fd < 0) return;
+    const bool whole = n < (int)sizeof text && write(fd, text, (size_t)n) == n && fsync(fd) == 0;
+    close(fd);
+    if (!whole || rename(tmp, s->path) != 0) unlink(tmp);
+}
+
 void status_say(struct status *s, const char *fmt, ...)
 {
     va_list ap;
@@ -149,32 +204,4 @@ void status_say(struct status *s, const char *fmt, ...)
     vfprintf(stderr, fmt, ap);
     va_end(ap);
     fputc('\n', stderr);
-}
-
-static volatile sig_atomic_t pending, interrupts;
-
-/* Launchers follow SIGUSR1 with SIGTERM while the checkpoint is being written; only an impatient person ends it. */
-static void on_signal(int number)
-{
-    if (number == SIGINT && ++interrupts > 1) _exit(128 + number);
-    pending = number;
-}
-
-void signals_install(void)
-{
-    struct sigaction a;
-    memset(&a, 0, sizeof a);
-    sigemptyset(&a.sa_mask);
-    a.sa_handler = on_signal;
-    sigaction(SIGUSR1, &a, NULL);
-    sigaction(SIGTERM, &a, NULL);
-    sigaction(SIGINT, &a, NULL);
-    a.sa_handler = SIG_IGN;
-    sigaction(SIGXFSZ, &a, NULL);
-    sigaction(SIGPIPE, &a, NULL);
-}
-
-int signals_pending(void)
-{
-    return pending;
 }

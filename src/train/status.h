@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * status.h - what others see of a run: status.json, timing.jsonl, the progress line; and what others ask of it: signals. */
+ * status.h - what others see of a run: status.json and the progress line. */
 #ifndef BDPO_STATUS_H
 #define BDPO_STATUS_H
 #include "config.h"
@@ -27,10 +27,8 @@ void status_stage(struct status *s, const char *stage, int64_t step, int64_t ste
 int status_step(struct status *s, int64_t step, const json_t *row, const struct metrics *m, bool preference, double seconds);
 /* Write status.json now. state: "running", "done", "stopped", "failed". */
 int status_write(struct status *s, const char *state, int exit_code, const char *reason);
+/* A watch_fn, of a struct status: status.json says that the run failed with exit code 76. Allocates nothing. */
+void status_hang(void *status, const char *reason);
 /* One line to the user on stderr (closes an open bar first). */
 void status_say(struct status *s, const char *fmt, ...) PRINTF_LIKE(2, 3);
-
-/* SIGUSR1, SIGTERM, SIGINT: finish the step, save, exit 75; a second SIGINT ends the process at once. SIGXFSZ and SIGPIPE are ignored. */
-void signals_install(void);
-int signals_pending(void); /* number of the signal that came, 0: none */
 #endif
