@@ -168,19 +168,9 @@ def run_ours(model, pairs, batch, steps, dtype="bfloat16", max_length=1024, thre
                       for t, m in zip(times, rows)],
             "reference_seconds": float(scored[2]) if scored else 0.0, "reference_pairs": int(scored[1].replace(",", "")) if scored else 0,
             "peak": p.peak, "anonymous": p.anonymous, "seen": seen[:1] + seen[-1:], "versions": f"bdpo-train {version()}",
-            "plan": plan_bytes(said),
         }
     finally:
         shutil.rmtree(out, ignore_errors=True)
-
-
-UNITS = {"B": 1, "KiB": 2 ** 10, "MiB": 2 ** 20, "GiB": 2 ** 30}
-
-
-def plan_bytes(said):
-    """{category: bytes} from the program's line `plan: weights 942.3 MiB, ...`, as far as it can be read."""
-    line = re.search(r"^plan: (.*)$", said, re.MULTILINE)
-    return {m[1]: float(m[2]) * UNITS[m[3]] for m in re.finditer(r"(\w+) ([\d.]+) (B|KiB|MiB|GiB)", line[1])} if line else {}
 
 
 class Results:

@@ -233,22 +233,24 @@ def measure_loss(a, results, arch=BASE, pairs=4):
 
 def cost_table(results):
     rows = []
-    r = results.get("start")
+    r = last = results.get("start")
     if r:
         rows.append(["`--version`", f"{r['version_ms']:.1f} ms (slowest of {r['runs']}: {r['version_worst_ms']:.1f})"])
         rows.append(["from start to the end of the first step, demo's model", f"{r['first_step_ms']:.0f} ms"])
     r = results.get("load")
+    last = r or last
     if r:
         rate = lambda k: f"{r[k]:.2f} s, {r['bytes'] / r[k] / 1e9:.1f} GB/s"
         size = f"{r['bytes'] / 1e9:.2f} GB of float32 in the page cache: "
         rows += [[size + "`cat` to /dev/null", rate("cat")], [size + "read(2) into fresh memory", rate("read")],
                  [size + "`bdpo-train generate`, one token", f"{rate('ours')} (a tiny model: {r['tiny']:.2f} s)"]]
     r = results.get("loss")
+    last = r or last
     if r:
         rows.append([f"BDPO's step / DPO's, {r['turns']} turns of {r['steps']} steps of {r['seconds']:.2f} s", f"{r['ratio']:.4f} +- {r['half']:.4f}"])
     if not rows:
         return ""
-    return f"{r['machine'] if r else machine()}; {r['versions'] if r else ''}\n\n" + table(["what", "measured"], rows)
+    return f"{last['machine']}; {last['versions']}; {last['time']} UTC\n\n" + table(["what", "measured"], rows)
 
 
 def run_quick(a, results):
