@@ -92,20 +92,22 @@ static void team_block(const struct rows *r, const struct product *p, const stru
     }
 }
 
-struct
-    layout { /* panels, elements of k in a block; of the scratch: panels of a [a floats], of b [b], a block of y [c] */
-    const struct panels *q;
+static const struct panels *panels_for(const struct rows *r, const struct product *p)
+{
+    const bool pairs = r->pairs && p->a.dtype == DT_BF16 && p->b.dtype == DT_BF16 && p->alpha == 1;
+    return pairs ? r->pairs : r->floats;
+}
+
+struct layout { /* of the scratch: panels of a [a floats], of b [b], a block of y [c] */
     int64_t depth, a, b, c;
 };
 
-static struct layout layout_of(const struct rows *r, const struct product *p)
+static struct layout layout_of(const struct panels *q, const struct product *p)
 {
-    const bool pairs = r->pairs && p->a.dtype == DT_BF16 && p->b.dtype == DT_BF16 && p->alpha == 1;
-    const struct panels *q = pairs ? r->pairs : r->floats;
     const int64_t all = div_up(p->K, q->per),
                   rows = round_up(div_up(all, div_up(all, q->depth)), 8);
     const int64_t m = MIN(p->M, ROWS), n = MIN(p->N, COLS);
-    struct layout l = { .q = q, .depth = rows * q->per };
+    struct layout l = { .depth = rows * q->per };
     l.a = round_up(div_up(m, q->tile_rows) * q->panel_a * rows, 16);
     l.b = round_up(round_up(n, q->panel_b) * rows, 16);
     if (p->y_dtype == DT_BF16) l.c = m * n;
@@ -114,7 +116,7 @@ static struct layout layout_of(const struct rows *r, const struct product *p)
 
 int64_t cpu_panels_shared(const struct ctx *cx, const struct product *p)
 {
-    const struct layout l = layout_of(cx->rows, p);
+    const struct layout l = layout_of(panels_for(cx->rows, p), p);
     return (l.a + l.b + l.c) * (int64_t)sizeof(float);
 }
 
@@ -122,8 +124,8 @@ int cpu_panels(struct ctx *cx, const struct product *p)
 {
     const struct rows *r = cx->rows;
     const bool half = p->y_dtype == DT_BF16;
-    const struct layout l = layout_of(r, p);
-    const struct panels *q = l.q;
+    const struct panels *q = panels_for(r, p);
+    const struct layout l = layout_of(q, p);
     const int64_t depth = l.depth, na = l.a, nb = l.b;
     float *mem;
     TRY(cpu_shared(cx, cpu_panels_shared(cx, p)));
