@@ -34,9 +34,10 @@ LINK_HARDEN := -pie -Wl,-z,relro,-z,now,-z,noexecstack
 OPT_release := -O2 -g -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2
 OPT_debug := -O0 -g3
 OPT_asan := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+OPT_fuzz := -O1 -g -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 OPT_tsan := -O1 -g -fsanitize=thread
 ifeq ($(OPT_$(BUILD)),)
-$(error BUILD=$(BUILD): one of release, debug, asan, tsan)
+$(error BUILD=$(BUILD): one of release, debug, asan, tsan, fuzz)
 endif
 CFLAGS_ALL := -std=c11 -D_GNU_SOURCE -DBDPO_VERSION='"$(VERSION)"' $(OPT_$(BUILD)) $(HARDEN) $(WARN) -fopenmp -ffp-contract=off $(PKG_CFLAGS) $(CFLAGS)
 LDFLAGS_ALL := $(OPT_$(BUILD)) $(LINK_HARDEN) -fopenmp $(LDFLAGS)
@@ -63,6 +64,8 @@ BENCH := $(O)/test/bench
 FAULTY := $(O)/bdpo-train-fault
 FAULT_WRAP := $(patsubst %,-Wl$(,)--wrap=%,open openat write pwrite fsync mkdir rename renameat2 unlink unlinkat ftruncate lseek fallocate \
               calloc realloc aligned_alloc model_logp model_backward stage_step)
+FUZZ := $(patsubst test/fuzz/fuzz_%.c,$(O)/test/fuzz/fuzz_%,$(wildcard test/fuzz/fuzz_*.c))
+FUZZ_SECONDS ?= 60
 
 # A Python with torch lets the outside judge (scripts/compare_torch.py, test/check_tokenizer.py) run; `make torch` makes one.
 TORCH_PYTHON ?= $(if $(wildcard build/venv/bin/python),build/venv/bin/python,python3)
@@ -89,7 +92,7 @@ build/bdpo-train: $(BIN)
 # Stamps that change only when their text does: the compiler and its flags (everything is rebuilt), and which objects go
 # into the library (a deleted source leaves it).
 stamp = $(shell mkdir -p $(O) && printf '%s\n' '$(subst ','\'',$(2))' | cmp -s - $(O)/$(1) || printf '%s\n' '$(subst ','\'',$(2))' >$(O)/$(1))
-ifneq ($(filter-out deps demo test-mpi lint format asan tsan ci ci-full clean help torch bench-rival,$(or $(MAKECMDGOALS),all)),)
+ifneq ($(filter-out deps demo test-mpi lint format asan tsan fuzz ci ci-full clean help torch bench-rival,$(or $(MAKECMDGOALS),all)),)
 $(call stamp,flags,$(shell $(CC) --version 2>&1 | head -n 1) $(CFLAGS_ALL) $(LDFLAGS_ALL) $(LIBS) $(if $(MPI_FOUND),$(MPICC)) $(ROWS_FLAGS) $(foreach i,$(ROWS_ISAS),$(ROWS_$i)))
 $(call stamp,objects,$(OBJ))
 $(call stamp,test-objects,$(TESTLIB))
@@ -121,6 +124,9 @@ $(O)/src/dist/comm_mpi.o: src/dist/comm_mpi.c $(O)/flags
 $(TESTS) $(BENCH): %: %.o $(TESTLIB) $(LIB) $(O)/flags $(O)/test-objects
 	$(SAY) LINK $@
 	$(Q)$(LINK) $(LDFLAGS_ALL) -o $@ $< $(TESTLIB) $(LIB) $(LIBS) $(CMOCKA_LIBS)
+$(FUZZ): %: %.o $(TESTLIB) $(LIB) $(O)/flags $(O)/test-objects
+	$(SAY) LINK $@
+	$(Q)$(LINK) $(LDFLAGS_ALL) -fsanitize=fuzzer -o $@ $< $(TESTLIB) $(LIB) $(LIBS) $(CMOCKA_LIBS)
 -include $(patsubst %.o,%.d,$(OBJ) $(TESTLIB) $(O)/bdpo-train.o $(O)/test/fault/fault.o $(TESTS:=.o) $(BENCH).o)
 
 # what people run -----------------------------------------------------------------------------------------------------
@@ -135,7 +141,7 @@ demo: deps
 test: deps
 	@$(MAKE) --no-print-directory test-built
 
-.PHONY: build-tests test-built test-c test-crash test-slurm
+.PHONY: build-tests test-built test-c test-crash test-slurm fuzz fuzz-built
 build-tests: $(BIN) $(FAULTY) $(TESTS)
 test-built: build-tests
 	@$(RUN_TESTS) $(TESTS) $(SCRIPT_TESTS)
@@ -208,13 +214,24 @@ build/venv/.rival: build/venv/.done
 	build/venv/bin/pip install --quiet trl datasets accelerate
 	@touch $@
 
+# each target of test/fuzz for FUZZ_SECONDS, from the committed seeds; what it finds stays in build/fuzz*/corpus, a crash in build/fuzz*
+fuzz:
+	@sh scripts/install-deps.sh build clang fuzz
+	@$(MAKE) --no-print-directory BUILD=fuzz CC=clang fuzz-built
+fuzz-built: $(FUZZ)
+	@set -e; for f in $(FUZZ); do \
+	    name=$${f##*/fuzz_}; mkdir -p $(O)/corpus/$$name; echo "fuzz $$name, $(FUZZ_SECONDS) s"; \
+	    $$f -max_total_time=$(FUZZ_SECONDS) -timeout=10 -malloc_limit_mb=512 -rss_limit_mb=4096 -max_len=4096 -verbosity=0 -print_final_stats=1 \
+	        -artifact_prefix=$(O)/ $(O)/corpus/$$name test/fuzz/seeds/$$name; \
+	done
+
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin
 	install -m 755 $(BIN) $(DESTDIR)$(PREFIX)/bin/bdpo-train
 
 # keeps build/venv, which is long to make
 clean:
-	rm -rf build/release* build/debug* build/asan* build/tsan* build/demo build/bdpo-train
+	rm -rf build/release* build/debug* build/asan* build/tsan* build/fuzz* build/demo build/bdpo-train
 
 help:
 	@printf '%s\n' \
@@ -231,6 +248,7 @@ help:
 	'make format     format all C files in place' \
 	'make asan       the C tests under the address and undefined-behaviour sanitizers' \
 	'make tsan       the C tests under the thread sanitizer' \
+	'make fuzz       each fuzz target for a minute (FUZZ_SECONDS) under the sanitizers, with clang' \
 	'make ci         what the CI runs; make ci-full: more of it' \
 	'make torch      a Python with PyTorch in build/venv, for the comparison that make test then runs' \
 	'make install    copy bdpo-train to $$(PREFIX)/bin (/usr/local)' \

@@ -1,13 +1,18 @@
 /* SPDX-License-Identifier: MIT
  * bdpo-train.c - the commands, and the one place that prints errors and exits. */
 #include "src/dist/comm.h"
+#include "src/report/contour.h"
+#include "src/report/page.h"
+#include "src/report/toy.h"
 #include "src/train/evaluate.h"
 #include "src/train/generate.h"
 #include "src/train/job.h"
+#include "src/train/lint.h"
 #include "src/train/machine.h"
 #include "src/train/planning.h"
 #include "src/train/tokenize.h"
 #include "src/base/signals.h"
+#include "src/io/file.h"
 #include "src/io/json.h"
 #include <math.h>
 #include <stdio.h>
@@ -28,12 +33,25 @@ static const char USAGE[] =
     "float32|bfloat16]\n"
     "  bdpo-train evaluate --config run.json [--set ...] [--model DIR] [--per-pair FILE] metrics "
     "on data.eval, no training\n"
+    "  bdpo-train lint --config run.json [--set key=value ...] [--out FILE.json]         what is "
+    "odd "
+    "about the data, no training\n"
     "  bdpo-train plan --config run.json [--set ...] [--device NAME] [--json]             memory, "
     "arithmetic, hours, disk; loads no weights\n"
     "  bdpo-train tokenize --model DIR [--chat-template auto] FILE.jsonl                 one JSON "
     "array of ids a line\n"
     "  bdpo-train losses                                                                 the table "
     "of losses\n"
+    "  bdpo-train contour --loss NAME [--out STEM]                                       a loss "
+    "over pi(w) and pi(l):\n"
+    "             [--beta 0.1] [--lambda X] [--alpha X] [--label-smoothing 0]            STEM.csv "
+    "and STEM.svg\n"
+    "             [--ref-w 0.4] [--ref-l 0.1] [--max-w 1] [--max-l 1] [--points 100]\n"
+    "  bdpo-train toy [--out STEM] [--rates 0.01,0.001,0.1] [--steps 1000]               the "
+    "paper's toy case, all losses\n"
+    "             [--seeds 100] [--seed 1]\n"
+    "  bdpo-train report RUN_DIR [RUN_DIR ...] [--out FILE]                              one HTML "
+    "page of these runs\n"
     "  bdpo-train --help | --version\n"
     "exit codes: 0 done, 1 failed while running, 2 wrong usage, config, model or data, 75 stopped "
     "after saving (start again),\n"
@@ -44,8 +62,12 @@ struct args { /* what a command line may hold; each command names the flags it t
     const char *config, *model, *prompt, *prompts, *out, *per_pair, *system, *chat_template,
         *string_prompts, *dtype, *device, *file;
     const char *max_tokens, *temperature, *top_k, *top_p, *seed, *batch, *threads;
+    const char *loss, *beta, *lambda, *alpha, *smoothing, *ref_w, *ref_l, *max_w, *max_l, *points;
+    const char *rates, *steps, *seeds;
     const char *sets[SETS_MAX];
     int32_t n_sets;
+    const char *dirs[PAGE_RUNS_MAX];
+    int32_t n_dirs;
     bool dry_run, allow_change, json;
 };
 struct flag {
@@ -80,6 +102,19 @@ static const struct flag FLAGS[] = {
     FLAG("--seed", seed),
     FLAG("--batch", batch),
     FLAG("--threads", threads),
+    FLAG("--loss", loss),
+    FLAG("--beta", beta),
+    FLAG("--lambda", lambda),
+    FLAG("--alpha", alpha),
+    FLAG("--label-smoothing", smoothing),
+    FLAG("--ref-w", ref_w),
+    FLAG("--ref-l", ref_l),
+    FLAG("--max-w", max_w),
+    FLAG("--max-l", max_l),
+    FLAG("--points", points),
+    FLAG("--rates", rates),
+    FLAG("--steps", steps),
+    FLAG("--seeds", seeds),
     SWITCH("--dry-run", dry_run),
     SWITCH("--json", json),
     SWITCH("--allow-change", allow_change),
@@ -137,6 +172,10 @@ static int parse_args(struct args *a, const char *allowed, char **argv, int argc
     for (int i = first; i < argc; i++) {
         if (strncmp(argv[i], "--", 2) == 0) {
             TRY(parse_flag(a, allowed, argv, argc, &i));
+        } else if (listed(allowed, "DIRS")) {
+            if (a->n_dirs == PAGE_RUNS_MAX)
+                return err_set(ERR_INPUT, "at most %d runs", PAGE_RUNS_MAX);
+            a->dirs[a->n_dirs++] = argv[i];
         } else if (listed(allowed, "FILE") && !a->file) {
             a->file = argv[i];
         } else {
@@ -220,6 +259,18 @@ out:
     return rc;
 }
 
+static int command_lint(int argc, char **argv)
+{
+    struct args a;
+    struct config *c = NULL;
+    TRY(parse_args(&a, "--config --set --out", argv, argc, 2));
+    if (!a.config) return err_set(ERR_INPUT, "lint: --config run.json is needed");
+    TRY(config_load(&c, a.config, a.sets, a.n_sets));
+    const int rc = lint_run(c, a.out);
+    config_free(c);
+    return rc;
+}
+
 static int command_generate(int argc, char **argv)
 {
     struct args a;
@@ -297,6 +348,112 @@ static int command_losses(int argc, char **argv)
     return 0;
 }
 
+/* The loss that --loss names and its options; one that the loss does not have is an error. */
+static int loss_flags(const struct args *a, const struct loss_def **loss, struct loss_opts *o)
+{
+    const char *names[64];
+    BUG_IF(loss_count > COUNT_OF(names));
+    if (!a->loss) return err_set(ERR_INPUT, "--loss NAME is needed; see bdpo-train losses");
+    *loss = loss_find(a->loss);
+    if (!*loss) {
+        for (size_t i = 0; i < loss_count; i++)
+            names[i] = loss_table[i].name;
+        const char *near = json_nearest(a->loss, names, loss_count);
+        return err_set(ERR_INPUT, "--loss: \"%.40s\" is not a loss; %s%s%s", a->loss,
+                       near ? "did you mean \"" : "see bdpo-train losses", near ? near : "",
+                       near ? "\"?" : "");
+    }
+    *o = (*loss)->defaults;
+    const struct {
+        unsigned bit;
+        const char *flag, *text;
+        double lo, hi, *value;
+    } option[] = { { LOSS_BETA, "--beta", a->beta, 1e-9, 1e6, &o->beta },
+                   { LOSS_LAMBDA, "--lambda", a->lambda, 0, (*loss)->lambda_max, &o->lambda },
+                   { LOSS_ALPHA, "--alpha", a->alpha, 0, 1e6, &o->alpha },
+                   { LOSS_SMOOTHING, "--label-smoothing", a->smoothing, 0, 0.5,
+                     &o->label_smoothing } };
+    for (size_t i = 0; i < COUNT_OF(option); i++) {
+        if (option[i].text && !((*loss)->options & option[i].bit))
+            return err_set(ERR_INPUT, "%s: the loss %s has no such option", option[i].flag,
+                           (*loss)->name);
+        TRY(number(option[i].flag, option[i].text, option[i].lo, option[i].hi, false,
+                   option[i].value));
+    }
+    return 0;
+}
+
+static int command_contour(int argc, char **argv)
+{
+    struct args a;
+    struct contour_opts o = { .ref_w = 0.4, .ref_l = 0.1, .max_w = 1, .max_l = 1 };
+    double points = 100;
+    TRY(parse_args(&a,
+                   "--loss --beta --lambda --alpha --label-smoothing --ref-w --ref-l --max-w "
+                   "--max-l --points --out",
+                   argv, argc, 2));
+    TRY(loss_flags(&a, &o.loss, &o.loss_opts));
+    TRY(number("--ref-w", a.ref_w, 1e-9, 1, false, &o.ref_w));
+    TRY(number("--ref-l", a.ref_l, 1e-9, 1, false, &o.ref_l));
+    TRY(number("--max-w", a.max_w, 1e-9, 1, false, &o.max_w));
+    TRY(number("--max-l", a.max_l, 1e-9, 1, false, &o.max_l));
+    TRY(number("--points", a.points, 2, 1000, true, &points));
+    if (o.ref_w + o.ref_l > 1)
+        return err_set(ERR_INPUT, "--ref-w, --ref-l: %g + %g is above 1", o.ref_w, o.ref_l);
+    o.points = (int64_t)points;
+    o.out = a.out;
+    return contour_run(&o);
+}
+
+/* "0.01,0.001": numbers with commas between. */
+static int rate_list(struct toy_opts *o, const char *text)
+{
+    o->n_rates = 0;
+    for (const char *p = text; p;) {
+        const char *comma = strchr(p, ',');
+        char one[40];
+        if (o->n_rates == TOY_RATES_MAX)
+            return err_set(ERR_INPUT, "--rates: at most %d", TOY_RATES_MAX);
+        snprintf(one, sizeof one, "%.*s", comma ? (int)MIN(comma - p, 39) : 39, p);
+        TRY(number("--rates", one, 1e-12, 1e3, false, &o->rate[o->n_rates++]));
+        p = comma ? comma + 1 : NULL;
+    }
+    return 0;
+}
+
+static int command_toy(int argc, char **argv)
+{
+    struct args a;
+    struct toy_opts o = { 0 };
+    double steps = 1000, seeds = 100, seed = 1;
+    TRY(parse_args(&a, "--out --rates --steps --seeds --seed", argv, argc, 2));
+    TRY(rate_list(&o, a.rates ? a.rates : "0.01,0.001,0.1"));
+    TRY(number("--steps", a.steps, 1, 1e6, true, &steps));
+    TRY(number("--seeds", a.seeds, 1, 1e6, true, &seeds));
+    TRY(number("--seed", a.seed, 0, 0x1p53, true, &seed));
+    o.steps = (int64_t)steps;
+    o.seeds = (int64_t)seeds;
+    o.seed = (uint64_t)seed;
+    o.out = a.out;
+    return toy_run(&o);
+}
+
+static int command_report(int argc, char **argv)
+{
+    struct args a;
+    char *out = NULL;
+    TRY(parse_args(&a, "--out DIRS", argv, argc, 2));
+    if (a.n_dirs == 0) return err_set(ERR_INPUT, "report: at least one RUN_DIR is needed");
+    if (a.out || a.n_dirs > 1)
+        TRY(mem_strdup(&out, a.out ? a.out : "report.html"));
+    else
+        TRY(path_join(&out, a.dirs[0], "report.html"));
+    const int rc = page_write(a.dirs, a.n_dirs, out);
+    if (rc == 0) fprintf(stderr, "wrote %s\n", out);
+    free(out);
+    return rc;
+}
+
 static int command_help(void)
 {
     struct buf b = { 0 };
@@ -311,12 +468,12 @@ static int run(int argc, char **argv)
     static const struct {
         const char *name;
         int (*run)(int argc, char **argv);
-    } commands[] = { { "evaluate", command_evaluate },
-                     { "plan", command_plan },
-                     { "generate", command_generate },
-                     { "tokenize", command_tokenize },
-                     { "losses", command_losses } };
-    static const char *const later[] = { "lint", "report", "merge", "toy", "contour" };
+    } commands[] = { { "evaluate", command_evaluate }, { "plan", command_plan },
+                     { "generate", command_generate }, { "tokenize", command_tokenize },
+                     { "lint", command_lint },         { "losses", command_losses },
+                     { "contour", command_contour },   { "toy", command_toy },
+                     { "report", command_report } };
+    static const char *const later[] = { "merge" };
     const char *names[COUNT_OF(commands) + COUNT_OF(later)];
     size_t n = 0;
     if (argc < 2) return err_set(ERR_INPUT, "no command\n%s", USAGE);

@@ -7,7 +7,7 @@ rank() {
     base) echo 0 ;;
     io | ops | loss) echo 1 ;;
     cpu | cuda | dist | data) echo 2 ;;
-    model) echo 3 ;;
+    model | report) echo 3 ;;
     train) echo 4 ;;
     *) echo 9 ;;
     esac

@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
 # Install what is missing to build and test bdpo-train, and say so. Does nothing where all is there.
-# usage: install-deps.sh [build] [clang] [lint] [venv]      (default: build)
+# usage: install-deps.sh [build] [clang] [fuzz] [lint] [venv]      (default: build)
 set -eu
 
 cc=${CC:-gcc}
@@ -19,6 +19,15 @@ openmp() { # does clang link an OpenMP program?
     rc=0
     printf '#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n' |
         clang -fopenmp -x c -o "$out" - 2>/dev/null || rc=1
+    rm -f "$out"
+    return $rc
+}
+
+fuzzer() { # does clang link libFuzzer?
+    out=$(mktemp) || return 1
+    rc=0
+    printf 'int LLVMFuzzerTestOneInput(const char *s, long n);\nint LLVMFuzzerTestOneInput(const char *s, long n) { return n && s[0] ? 0 : 0; }\n' |
+        clang -fsanitize=fuzzer -x c -o "$out" - 2>/dev/null || rc=1
     rm -f "$out"
     return $rc
 }
@@ -46,6 +55,9 @@ for part in "$@"; do
         need clang command -v clang
         need libomp-dev openmp
         ;;
+    fuzz) # libFuzzer comes with the runtime libraries of the sanitizers
+        need "libclang-rt-$(clang -dumpversion 2>/dev/null | cut -d. -f1)-dev" fuzzer
+        ;;
     lint)
         need clang-format command -v clang-format
         need shellcheck command -v shellcheck
@@ -53,7 +65,7 @@ for part in "$@"; do
         ;;
     venv) need python3-venv python3 -c 'import ensurepip, venv' ;;
     *)
-        echo "install-deps.sh: unknown part '$part'; one of build, clang, lint, venv" >&2
+        echo "install-deps.sh: unknown part '$part'; one of build, clang, fuzz, lint, venv" >&2
         exit 2
         ;;
     esac

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * bench [filter] [threads]: one row per op and dtype at the shapes of Qwen2.5-0.5B; time, rate, and the share
+ * bench [filter] [threads] [tokenizer's directory] [texts]: one row per op and dtype at the shapes of Qwen2.5-0.5B; time, rate, and the share
  * of what this machine reaches in the same process on multiply-adds of that dtype in registers (GFLOP/s) or
  * on a copy in memory (GB/s). Rows begin with "f32" or "bf16": the filter is any part of a row's name. */
 #include <immintrin.h>
@@ -11,6 +11,7 @@
 #include <time.h>
 #include "../src/base/rng.h"
 #include "../src/cpu/cpu.h"
+#include "bench_tokenizer.h"
 
 enum {
     T = 2048,
@@ -378,6 +379,10 @@ int main(int argc, char **argv)
     int32_t threads = 0;
     for (; *digits >= '0' && *digits <= '9' && threads < 10000; digits++)
         threads = threads * 10 + (*digits - '0');
+    if (wanted(&b, "tokenize"))
+        bench_tokenizer(argc > 3 ? argv[3] : NULL, argc > 4 ? argv[4] : NULL, threads);
+    if (b.filter && !strcmp(b.filter, "tokenize"))
+        return 0; /* the machine's peaks say nothing of it */
     check(cpu_open(&b.be, threads));
     measure_peaks(&b);
     for (int half = 0; half < 2; half++) {

@@ -106,7 +106,7 @@ def test_usage(r, root):
         (["generate", "--model", "m", "--prompt", "a", "--dtype", "float16"], ["float32 or bfloat16"]),
         (["tokenize", "--model", "m"], ["FILE"]),
         (["losses", "dpo"], ["losses takes no"]),
-        *[([c], [c, "not in version"]) for c in ("lint", "report", "merge", "toy", "contour")],
+        *[([c], [c, "not in version"]) for c in ("merge",)],
     ]:
         p.refused(f"usage: {' '.join(os.path.basename(a) for a in args) or 'nothing'}", t.bdpo(*args), *parts)
 
@@ -310,7 +310,7 @@ def test_run_files(r, root):
     sections = {"eval": {"every": 2}, "checkpoint": {"every": 1, "keep": 3, "export": "epoch"}, "note": "free text"}
     res = p.train(**sections)
     p.ended("a run", res, 0, "preference loss: bdpo: softplus(", "sft: 3 steps", "preference: 6 steps", "read back", "first step")
-    want = {"config.json", "fingerprint.json", "metrics.jsonl", "timing.jsonl", "status.json", ".lock", "checkpoints", "sft", "models", "model"}
+    want = {"config.json", "fingerprint.json", "metrics.jsonl", "timing.jsonl", "status.json", ".lock", "checkpoints", "sft", "models", "model", "report.html"}
     p.check(set(os.listdir(p.out)) == want, "run: its files", str(sorted(os.listdir(p.out))))
     p.check(sorted(os.listdir(p.path("run/checkpoints"))) == [f"preference-{k:06}" for k in (3, 4, 5)], "checkpoint.keep: the newest three",
             str(os.listdir(p.path("run/checkpoints"))))
@@ -329,7 +329,7 @@ def test_run_files(r, root):
     p.check(all(list(x) == KEYS[:4] + KEYS[4:] for x in sft), "metrics: keys of sft", str(list(sft[0])))
     p.check(all(set(x) == {*KEYS, *PAIR_KEYS, *REF_KEYS, *BDPO_KEYS} for x in pref), "metrics: keys of bdpo", str(list(pref[0])))
     p.check(held == [("sft", 2), ("sft", 3), ("preference", 2), ("preference", 4), ("preference", 6)], "metrics: evaluation rows", str(held))
-    want = {"stage", "step", "epoch", *(f"eval/{k}" for k in ["loss", *PAIR_KEYS, *REF_KEYS, *BDPO_KEYS])}
+    want = {"stage", "step", "epoch", *(f"eval/{k}" for k in ["loss", "examples", *PAIR_KEYS, *REF_KEYS, *BDPO_KEYS])}
     p.check(all(set(x) == want for x in rows if x["stage"] == "preference" and "eval/loss" in x), "metrics: keys of an evaluation")
     p.check([x["epoch"] for x in pref] == [k / 3 for k in range(1, 7)], "metrics: epoch", str([x["epoch"] for x in pref]))
     p.check([x["learning_rate"] for x in pref] == [1e-2 * ((6 - k) / 6) for k in range(6)], "metrics: learning rate of the step")

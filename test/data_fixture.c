@@ -92,8 +92,8 @@ void data_fixture_open(struct data_fixture *f, int flags)
     assert_non_null(mkdtemp(f->dir));
     write_tokenizer(f->dir, flags);
     must(tokenizer_open(&f->tok, f->dir));
-    must(template_open(&f->chatml, f->tok, f->dir, "chatml", NULL));
-    must(template_open(&f->raw, f->tok, f->dir, "raw", NULL));
+    must(template_open(&f->chatml, f->tok, f->dir, "chatml", NULL, NULL));
+    must(template_open(&f->raw, f->tok, f->dir, "raw", NULL, NULL));
 }
 
 void data_fixture_close(struct data_fixture *f)

@@ -99,11 +99,6 @@ static void expect(void **state, const struct option *o, json_t *value, bool goo
     json_decref(value);
 }
 
-static bool is_refused(const struct option *o, const char *path)
-{
-    return strcmp(o->path, path) == 0;
-}
-
 static void test_config__each_option_both_ways(void **state)
 {
     for (size_t i = 0; i < option_count; i++) {
@@ -117,7 +112,7 @@ static void test_config__each_option_both_ways(void **state)
             expect(state, o, json_false(), true);
             break;
         case OPTION_INT:
-            expect(state, o, json_integer(is_refused(o, "eval.kl_samples") ? 0 : 7), true);
+            expect(state, o, json_integer(7), true);
             break;
         case OPTION_REAL:
             expect(state, o, json_real(0.25), true);
@@ -170,8 +165,7 @@ static void test_config__types(void **state)
         if (!flag) expect(state, o, json_true(), false);
         if (!number) expect(state, o, json_integer(1), false);
         if (o->type == OPTION_INT) expect(state, o, json_real(1.5), false);
-        if (o->type == OPTION_INT && o->min <= 8 && !is_refused(o, "eval.kl_samples"))
-            expect(state, o, json_real(8), true);
+        if (o->type == OPTION_INT && o->min <= 8) expect(state, o, json_real(8), true);
         if (o->type == OPTION_REAL && o->max >= 1 && !(o->max == 1 && (o->flags & OPTION_BELOW)))
             expect(state, o, json_integer(1), true); /* 1 for 1.0 */
     }
@@ -187,8 +181,7 @@ static void test_config__ranges(void **state)
     for (size_t i = 0; i < option_count; i++) {
         const struct option *o = &option_table[i];
         double hi = o->max;
-        if ((o->type != OPTION_INT && o->type != OPTION_REAL) || is_refused(o, "eval.kl_samples"))
-            continue;
+        if (o->type != OPTION_INT && o->type != OPTION_REAL) continue;
         if (o->loss_bit == LOSS_LAMBDA) hi = 1; /* rich() takes bdpo */
         if (o->type == OPTION_INT) {
             expect(state, o, json_integer((json_int_t)o->min), true);
@@ -335,7 +328,6 @@ static void test_config__cross_checks(void **state)
         { "data.train=null", "--set data.train: error: data.train: must be given" },
         { "data.max_bad_rows=3", "not used with \"on_bad_row\": \"error\"; set \"skip\"" },
         { "eval.every=3", "eval.every: needs data.eval" },
-        { "eval.kl_samples=3", "eval/kl is not in this version" },
         { "output=m", "output: is model.path" },
         { "model.dtype=float16",
           "\"float16\" is not one of \"bfloat16\", \"float32\"; did you mean \"bfloat16\"?" },

@@ -45,7 +45,7 @@ static void load(struct loaded *l, const char *model, const char *path, int64_t 
     }
     memset(l, 0, sizeof *l);
     must(tokenizer_open(&l->tok, model));
-    must(template_open(&l->tmpl, l->tok, model, "auto", NULL));
+    must(template_open(&l->tmpl, l->tok, model, "auto", NULL, NULL));
     const struct data_opts o = { .max_length = max_length,
                                  .max_prompt_length = max_length / 2,
                                  .max_dropped = 0.05,

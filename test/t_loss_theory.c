@@ -184,6 +184,36 @@ static void test_loss__dpo_can_lose_the_chosen(void **state)
     assert_true(dpo.pi[0] < 1e-6 && bdpo.pi[0] > 0.1);
 }
 
+/* lambda to 1 is dpo, lambda to 0 forgets the rejected response; in between loss and gate are monotonic in lambda: for v > 0 both
+ * grow with it, for v < 0 the loss falls. */
+static void test_loss__limits_in_lambda(void **state)
+{
+    static const double logratio[] = { -40, -3, -0.2, 0.3, 5, 30 };
+    const struct loss_def *bdpo = loss_find("bdpo"), *dpo = loss_find("dpo");
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(logratio); i++)
+        for (size_t k = 0; k < COUNT_OF(logratio); k++) {
+            const struct loss_pair p = { -90 + logratio[i], -80 + logratio[k], -90, -80, 7, 5 };
+            const double u = logratio[i], v = logratio[k];
+            struct loss_grad g, full, last = { 0 };
+            dpo->eval(&full, &p, &(struct loss_opts){ .beta = 0.1 }, 0);
+            /* m moves by log1p((1 - lambda) (e^-v - 1)) from v, by log1p(lambda (e^v - 1)) from 0 */
+            for (double e = 1e-3; e > 1e-13; e /= 10) {
+                bdpo->eval(&g, &p, &(struct loss_opts){ .beta = 0.1, .lambda = 1 - e }, 0);
+                assert_close(g.loss, full.loss, 0.1 * fabs(log1p(e * expm1(-v))) + 1e-12);
+                bdpo->eval(&g, &p, &(struct loss_opts){ .beta = 0.1, .lambda = e }, 0);
+                assert_close(g.loss, log1p(exp(-0.1 * u)), 0.1 * fabs(log1p(e * expm1(v))) + 1e-12);
+                assert_true(g.gate <= e * exp(fmax(v, 0)) * (1 + 1e-12));
+            }
+            for (double lambda = 0; lambda <= 1; lambda += 0.0625, last = g) {
+                bdpo->eval(&g, &p, &(struct loss_opts){ .beta = 0.1, .lambda = lambda }, 0);
+                if (lambda == 0) continue;
+                assert_true(g.gate > last.gate);
+                assert_true(v > 0 ? g.loss > last.loss : g.loss < last.loss);
+            }
+        }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -191,6 +221,7 @@ int main(void)
         cmocka_unit_test(test_loss__corollary_1),
         cmocka_unit_test(test_loss__theorem_2),
         cmocka_unit_test(test_loss__appendix_k),
+        cmocka_unit_test(test_loss__limits_in_lambda),
         cmocka_unit_test(test_loss__dpo_can_lose_the_chosen),
     };
     return cmocka_run_group_tests_name("loss_theory", tests, NULL, NULL);

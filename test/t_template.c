@@ -68,7 +68,7 @@ static struct chat_template *open_with(const struct tokenizer *t, const char *di
 {
     struct chat_template *c = NULL;
     fixture_write(dir, "chat_template.jinja", jinja);
-    if (template_open(&c, t, dir, name, system) < 0) fail_msg("%s", err_msg());
+    if (template_open(&c, t, dir, name, system, NULL) < 0) fail_msg("%s", err_msg());
     return c;
 }
 
@@ -262,7 +262,7 @@ static void test_template__raw(void **state)
     struct ids v = { 0 };
     struct tokenizer *t =
         open_tokenizer(dir, "{\"bos_token\": \"<|begin_of_text|>\", \"add_bos_token\": true}");
-    assert_int_equal(template_open(&c, t, dir, "auto", NULL), 0); /* no template at all */
+    assert_int_equal(template_open(&c, t, dir, "auto", NULL, NULL), 0); /* no template at all */
     assert_string_equal(template_name(c), "raw");
     expect(c, CHAT(MSG("user", "a "), MSG("poet", "b")), true, "{bos}a b");
     assert_int_equal(template_encode_raw(c, "x<|im_end|>", 11, SPECIALS_AS_TEXT, &v), 0);
@@ -273,7 +273,7 @@ static void test_template__raw(void **state)
     template_close(c);
     tokenizer_close(t);
     t = open_tokenizer(dir, CONFIG);
-    assert_int_equal(template_open(&c, t, dir, "raw", "Sys: "), 0);
+    assert_int_equal(template_open(&c, t, dir, "raw", "Sys: ", NULL), 0);
     expect(c, CHAT(MSG("user", "a")), false, "Sys: a");
     assert_int_equal(template_end(c, true), 256);
     template_close(c);
@@ -291,24 +291,24 @@ static void test_template__sources_and_refusals(void **state)
         open_tokenizer(dir, "{\"eos_token\": \"<|endoftext|>\", \"chat_template\": [{\"name\": "
                             "\"tool_use\", \"template\": \"x\"}, "
                             "{\"name\": \"default\", \"template\": \"{{ '<|im_start|>' }}\"}]}");
-    assert_int_equal(template_open(&c, t, dir, "auto", NULL), 0);
+    assert_int_equal(template_open(&c, t, dir, "auto", NULL, NULL), 0);
     assert_string_equal(template_name(c), "chatml");
     template_close(c);
     /* the file of its own comes first */
     c = open_with(t, dir, "{{ '<|start_header_id|>' }}", "auto", NULL);
     assert_string_equal(template_name(c), "llama3");
     template_close(c);
-    assert_int_equal(template_open(&c, t, dir, "mistral", NULL), ERR_INPUT);
+    assert_int_equal(template_open(&c, t, dir, "mistral", NULL, NULL), ERR_INPUT);
     assert_non_null(strstr(err_msg(), "\"mistral\" is not known"));
     fixture_write(dir, "chat_template.jinja", "{{ messages }}");
-    assert_int_equal(template_open(&c, t, dir, "auto", NULL), ERR_INPUT);
+    assert_int_equal(template_open(&c, t, dir, "auto", NULL, NULL), ERR_INPUT);
     assert_non_null(
         strstr(err_msg(), "chat_template.jinja: error: the chat template is not recognised"));
     assert_null(c);
     tokenizer_close(t);
     t = fixture_open(dir, fixture_bytes(&(struct fixture){
                               .added = "[" FIXTURE_ADDED(256, "<|endoftext|>", "") "]" }));
-    assert_int_equal(template_open(&c, t, dir, "chatml", NULL), ERR_INPUT);
+    assert_int_equal(template_open(&c, t, dir, "chatml", NULL, NULL), ERR_INPUT);
     assert_non_null(strstr(err_msg(), "needs the token <|im_end|>"));
     tokenizer_close(t);
     fixture_remove(dir);
@@ -328,7 +328,7 @@ static void golden(const char *model, const char *path)
         skip();
     }
     assert_int_equal(tokenizer_open(&t, model), 0);
-    assert_int_equal(template_open(&c, t, model, "auto", NULL), 0);
+    assert_int_equal(template_open(&c, t, model, "auto", NULL, NULL), 0);
     assert_int_equal(json_doc_read(&d, path), 0);
     json_object_foreach(d.root, name, v)
     {
@@ -371,10 +371,144 @@ static void test_template__golden_llama(void **state)
            "../shared/data/chat-templates/golden_llama3.2.json");
 }
 
+static void test_template__families(void **state)
+{
+    (void)state;
+    char *dir = fixture_dir();
+    struct tokenizer *t = open_tokenizer(dir, CONFIG);
+    struct chat_template *c = NULL;
+    assert_int_equal(template_open(&c, t, dir, "zephyr", "S", NULL), 0);
+    expect(c, CHAT(MSG("user", " a "), MSG("assistant", "b"), MSG("user", "c")), true,
+           "<|system|>\nS{end}\n<|user|>\n a {end}\n<|assistant|>\nb{end}\n<|user|>\nc{end}\n"
+           "<|assistant|>\n");
+    assert_int_equal(template_end(c, true), 256);
+    template_close(c);
+    assert_int_equal(template_open(&c, t, dir, "alpaca", NULL, NULL), 0);
+    expect(c, CHAT(MSG("system", "S"), MSG("user", "a"), MSG("assistant", "b")), true,
+           "S\n\n### Instruction:\na\n\n### Response:\nb{end}\n\n### Response:\n");
+    template_close(c);
+    assert_int_equal(template_open(&c, t, dir, "llama2", NULL, NULL), 0);
+    expect(c, CHAT(MSG("system", "S"), MSG("user", "a "), MSG("assistant", " b"), MSG("user", "c")),
+           true, "{bos}[INST] <<SYS>>\nS\n<</SYS>>\n\na [/INST] b {end}{bos}[INST] c [/INST]");
+    struct ids v = { 0 };
+    assert_int_equal(template_encode_response(c, true, " x\n", 3, SPECIALS_AS_TEXT, &v), 0);
+    assert_string_equal(shown(&v), " x ");
+    v.n = 0; /* a string row is text as it is */
+    assert_int_equal(template_encode_response(c, false, " x\n", 3, SPECIALS_AS_TEXT, &v), 0);
+    assert_string_equal(shown(&v), " x\n");
+    v.n = 0;
+    const struct message twice[] = { MSG("user", "a"), MSG("user", "b") },
+                         alone = MSG("system", "S");
+    assert_int_equal(template_encode(c, twice, 2, true, SPECIALS_AS_TEXT, &v), ERR_INPUT);
+    assert_non_null(strstr(err_msg(), "message 2 is of role \"user\""));
+    assert_int_equal(template_encode(c, &alone, 1, true, SPECIALS_AS_TEXT, &v), ERR_INPUT);
+    template_close(c);
+    assert_int_equal(template_open(&c, t, dir, "llama3", NULL, NULL), 0);
+    assert_int_equal(template_encode_response(c, true, " x\n", 3, SPECIALS_AS_TEXT, &v), 0);
+    assert_string_equal(shown(&v), "x");
+    ids_release(&v);
+    template_close(c);
+    tokenizer_close(t);
+    fixture_remove(dir);
+}
+
+static void test_template__pieces(void **state)
+{
+    (void)state;
+    char *dir = fixture_dir();
+    struct tokenizer *t = open_tokenizer(dir, CONFIG);
+    struct chat_template *c = NULL;
+    static const char good[] =
+        "{\"system\": [\"<|im_start|>S:\", \"\\n\"], \"user\": [\"U:\", \"\\n\"], \"assistant\": "
+        "[\"A:\", \"<|eot_id|>\\n\"], \"bos\": true, \"trim\": true, \"default_system\": \"D\"}";
+    assert_int_equal(template_open(&c, t, dir, good, NULL, NULL), 0);
+    assert_string_equal(template_name(c), "pieces");
+    assert_int_equal(template_end(c, true), 262);
+    expect(c, CHAT(MSG("user", " a"), MSG("assistant", "b"), MSG("user", "<|eot_id|>")), true,
+           "{bos}{start}S:D\nU:a\nA:b{eot}\nU:<|eot_id|>\nA:");
+    template_close(c);
+#define ROLES_ "\"user\": [\"U:\", \"\\n\"], \"assistant\": [\"A:\", \"!\"]"
+    assert_int_equal(template_open(&c, t, dir,
+                                   "{" ROLES_ ", \"end\": \"<|im_end|>\", \"generation\": \"G\"}",
+                                   NULL, NULL),
+                     0);
+    expect(c, CHAT(MSG("user", "a")), true, "U:a\nG");
+    assert_int_equal(template_end(c, true), 258);
+    struct ids v = { 0 };
+    const struct message system = MSG("system", "S");
+    assert_int_equal(template_encode(c, &system, 1, true, SPECIALS_AS_TEXT, &v), ERR_INPUT);
+    assert_non_null(strstr(err_msg(), "no place for a message of role \"system\""));
+    template_close(c);
+    static const char *const bad[][2] = {
+        { "{\"user\": [\"U\", \"\"]}", "data.chat_template.assistant: is missing" },
+        { "{" ROLES_ "}",
+          "assistant: the text after the response does not begin with an added token" },
+        { "{" ROLES_ ", \"end\": \"x\"}", "end: is not an added token" },
+        { "{" ROLES_ ", \"end\": 5}", "end: is not a text" },
+        { "{" ROLES_ ", \"bos\": 5}", "bos: is neither true nor false" },
+        { "{" ROLES_ ", \"usr\": 5}", "usr: unknown key" },
+        { "{\"user\": \"U\"}", "user: is not [\"before\", \"after\"]" },
+        { "{" ROLES_ ", \"default_system\": \"D\"}", "default_system: needs \"system\"" },
+        { "{", "data.chat_template:1:" },
+    };
+    for (size_t i = 0; i < COUNT_OF(bad); i++) {
+        assert_int_equal(template_open(&c, t, dir, bad[i][0], NULL, NULL), ERR_INPUT);
+        if (!strstr(err_msg(), bad[i][1])) fail_msg("%s: %s", bad[i][0], err_msg());
+    }
+    tokenizer_close(t);
+    fixture_remove(dir);
+}
+
+static void test_template__recognised(void **state)
+{
+    (void)state;
+    static const char *const row[][2] = {
+        { "{{ '[INST] <<SYS>>' }}{{ eos_token }}", "llama2" },
+        { "{{ '<|user|>\n' + c + eos_token }}{{ '<|system|>' }}{{ '<|assistant|>' }}", "zephyr" },
+        { "Below is an instruction that describes a task. Write a response that appropriately "
+          "completes the request.### Instruction:### Response:{{ eos_token }}",
+          "alpaca" },
+    };
+    char *dir = fixture_dir();
+    struct tokenizer *t = open_tokenizer(dir, CONFIG);
+    for (size_t i = 0; i < COUNT_OF(row); i++) {
+        struct chat_template *c = open_with(t, dir, row[i][0], "auto", NULL);
+        assert_string_equal(template_name(c), row[i][1]);
+        template_close(c);
+    }
+    static const char *const strangers[] = {
+        "{{ '[INST] ' + m }}{{ eos_token }}", /* Mistral's differ from each other */
+        "{{ '<|user|>' }}{{ '<|end|>' }}{{ '<|assistant|>' }}{{ '<|system|>' }}{{ eos_token }}",
+        "{{ '<|im_start|>user<|im_sep|>' }}",
+    };
+    for (size_t i = 0; i < COUNT_OF(strangers); i++) {
+        struct chat_template *c = NULL;
+        fixture_write(dir, "chat_template.jinja", strangers[i]);
+        assert_int_equal(template_open(&c, t, dir, "auto", NULL, NULL), ERR_INPUT);
+        assert_non_null(strstr(err_msg(), "set data.chat_template to "));
+        assert_non_null(strstr(err_msg(), "{\"system\": [\"<|system|>\\n\","));
+    }
+    /* the date of Llama 3.1's block */
+    struct chat_template *c = NULL;
+    fixture_write(dir, "chat_template.jinja",
+                  "<|start_header_id|>{{ 'Cutting Knowledge Date: December 2023\\nToday Date: 1 "
+                  "Jan 2024' }}");
+    assert_int_equal(template_open(&c, t, dir, "auto", NULL, "2 Feb 2025"), 0);
+    expect(c, CHAT(MSG("user", "a")), false,
+           "{head}system{/head}\n\nCutting Knowledge Date: December 2023\nToday Date: 2 Feb "
+           "2025\n\n{eot}{head}user{/head}\n\na{eot}");
+    template_close(c);
+    tokenizer_close(t);
+    fixture_remove(dir);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_template__chatml),
+        cmocka_unit_test(test_template__families),
+        cmocka_unit_test(test_template__pieces),
+        cmocka_unit_test(test_template__recognised),
         cmocka_unit_test(test_template__default_system),
         cmocka_unit_test(test_template__thinking),
         cmocka_unit_test(test_template__llama3),

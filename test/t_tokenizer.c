@@ -139,6 +139,70 @@ static void expect_pieces(const struct tokenizer *t, const char *s, const char *
     "?[^\\\\s\\\\p{L}\\\\p{N}]+[\\\\r\\\\n]*|\\\\s*[\\\\r\\\\n]+|"                    \
     "\\\\s+(?!\\\\S)|\\\\s+"
 
+static void test_tokenizer__split_behaviors(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *split, *want; /* of "xxabxcx" cut by x */
+    } row[] = {
+        { "\"Regex\": \"x\"}, \"behavior\": \"Isolated\"", "x|x|ab|x|c|x" },
+        { "\"String\": \"x\"}, \"behavior\": \"Isolated\", \"invert\": true", "x|x|ab|x|c|x" },
+        { "\"String\": \"x\"}, \"behavior\": \"Removed\"", "ab|c" },
+        { "\"Regex\": \"x\"}, \"behavior\": \"Removed\", \"invert\": true", "x|x|x|x" },
+        { "\"String\": \"x\"}, \"behavior\": \"MergedWithPrevious\"", "x|x|abx|cx" },
+        { "\"String\": \"x\"}, \"behavior\": \"MergedWithNext\"", "x|xab|xc|x" },
+        { "\"Regex\": \"x\"}, \"behavior\": \"Contiguous\"", "xx|ab|x|c|x" },
+    };
+    char *dir = fixture_dir(), pre[400];
+    for (size_t i = 0; i < COUNT_OF(row); i++) {
+        snprintf(pre, sizeof pre, SEQUENCE("{\"type\": \"Split\", \"pattern\": {%s}"),
+                 row[i].split);
+        struct tokenizer *t =
+            fixture_open(dir, fixture_bytes(&(struct fixture){ .pre_tokenizer = pre }));
+        expect_pieces(t, "xxabxcx", row[i].want);
+        tokenizer_close(t);
+    }
+    /* anchors stand at every line */
+    struct tokenizer *t = fixture_open(
+        dir, fixture_bytes(&(struct fixture){ .pre_tokenizer = SEQUENCE(SPLIT("^ab|b$")) }));
+    expect_pieces(t, "abab\nabb\n", "ab|a|b|\n|ab|b|\n");
+    tokenizer_close(t);
+    fixture_remove(dir);
+}
+
+/* A word that was encoded before comes from the table: the same ids whatever was encoded in between. */
+static void test_tokenizer__words_again(void **state)
+{
+    (void)state;
+    char *dir = fixture_dir();
+    struct tokenizer *t =
+        fixture_open(dir, fixture_bytes(&(struct fixture){ .vocab = "\"ab\": 256, \"abab\": 257",
+                                                           .merges = "[\"a b\", \"ab ab\"]" }));
+    static const char *const text[] = {
+        "abab",       "ab", "abababababababababababa", "abababababababababababab", "xyzxyzxyz",
+        "xyzxyzxyzx", "a"
+    };
+    char first[COUNT_OF(text)][400], word[8];
+    for (size_t i = 0; i < COUNT_OF(text); i++)
+        snprintf(first[i], sizeof first[i], "%s", fixture_ids(t, text[i], SPECIALS_AS_TEXT));
+    assert_string_equal(first[0], "257");
+    assert_string_equal(first[2], "257 257 257 257 257 256 97");
+    for (int i = 0; i < 40000; i++) { /* more than the table has slots */
+        snprintf(word, sizeof word, "%06d", i);
+        struct ids v = { 0 };
+        assert_int_equal(tokenizer_encode(t, word, 6, SPECIALS_AS_TEXT, &v), 0);
+        assert_int_equal(v.n, 6);
+        for (int k = 0; k < 6; k++)
+            assert_int_equal(v.id[k], word[k]);
+        ids_release(&v);
+    }
+    for (int pass = 0; pass < 2; pass++)
+        for (size_t i = 0; i < COUNT_OF(text); i++)
+            assert_string_equal(fixture_ids(t, text[i], SPECIALS_AS_TEXT), first[i]);
+    tokenizer_close(t);
+    fixture_remove(dir);
+}
+
 static void test_tokenizer__pieces(void **state)
 {
     (void)state;
@@ -432,6 +496,8 @@ int main(void)
         cmocka_unit_test(test_tokenizer__merge_order_is_rank_then_place),
         cmocka_unit_test(test_tokenizer__ignore_merges),
         cmocka_unit_test(test_tokenizer__pieces),
+        cmocka_unit_test(test_tokenizer__split_behaviors),
+        cmocka_unit_test(test_tokenizer__words_again),
         cmocka_unit_test(test_tokenizer__sentencepiece),
         cmocka_unit_test(test_tokenizer__metaspace),
         cmocka_unit_test(test_tokenizer__added_tokens),

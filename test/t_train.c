@@ -9,7 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "../src/train/generate.h"
+#include "../src/train/sample.h"
 #include "../src/train/stage.h"
 #include "scratch.h"
 
@@ -108,7 +108,8 @@ static void test_metrics__means_over_pairs(void **state)
     add(&m, def, &o, &a);
     add(&m, def, &o, &b);
     assert_int_equal(metrics_set(row, "eval/", &m, def), 0);
-    assert_int_equal(json_object_size(row), 13);
+    assert_int_equal(json_object_size(row), 14);
+    assert_near(value(row, "eval/examples"), 2, 0);
     assert_near(value(row, "eval/logps/chosen"), -20.5, 0);
     assert_near(value(row, "eval/logps/rejected"), -12.5, 0);
     assert_near(value(row, "eval/ref_logps/chosen"), -20.5, 0);

@@ -212,12 +212,11 @@ static int32_t whole_word(const struct tokenizer *t, struct scratch *k, const ch
     return id;
 }
 
-int bpe_encode(const struct tokenizer *t, struct scratch *k, const char *s, size_t len,
-               struct ids *out)
+static int encode_word(const struct tokenizer *t, struct scratch *k, const char *s, size_t len,
+                       struct ids *out)
 {
     struct bpe *b = &k->bpe;
     int rc;
-    if (len == 0) return 0;
     if (len > INT32_MAX - 1) return err_set(ERR_INPUT, "a text of over 2 GiB");
     const int32_t whole = whole_word(t, k, s, len, &rc);
     TRY(rc);
@@ -230,5 +229,35 @@ int bpe_encode(const struct tokenizer *t, struct scratch *k, const char *s, size
     TRY(merge_short(t, b));
     for (int64_t i = 0; i < b->n; i++)
         if (b->id[i] >= 0) TRY(ids_add(out, b->id[i]));
+    return 0;
+}
+
+static void word_key(uint64_t key[3], const char *s, size_t len)
+{
+    char text[3 * sizeof *key] = { 0 };
+    memcpy(text, s, len);
+    text[WORD_BYTES] = (char)len;
+    memcpy(key, text, sizeof text);
+}
+
+int bpe_encode(const struct tokenizer *t, struct scratch *k, const char *s, size_t len,
+               struct ids *out)
+{
+    const int64_t before = out->n;
+    uint64_t key[3];
+    if (len == 0) return 0;
+    if (len > WORD_BYTES) return encode_word(t, k, s, len, out);
+    if (!k->words) TRY(MEM_NEW(&k->words, WORD_SLOTS));
+    word_key(key, s, len);
+    const uint64_t hash = mix(key[0] ^ key[1] * 0x9e3779b97f4a7c15u ^ key[2] * 0xc2b2ae3d27d4eb4fu);
+    struct word *w = &k->words[hash % WORD_SLOTS];
+    if (w->text[0] == key[0] && w->text[1] == key[1] && w->text[2] == key[2])
+        return ids_append(out, w->id, w->n);
+    TRY(encode_word(t, k, s, len, out));
+    const int64_t n = out->n - before;
+    if (n > WORD_IDS) return 0;
+    memcpy(w->text, key, sizeof w->text);
+    memcpy(w->id, out->id + before, (size_t)n * sizeof *w->id);
+    w->n = (int32_t)n;
     return 0;
 }

@@ -13,17 +13,34 @@ struct data_opts { /* from the config's "data" section */
     enum data_specials specials;
     bool skip_bad_rows;
     int64_t max_bad_rows;
+    int64_t max_line_bytes; /* 0: 64 MiB */
     double max_dropped, subsample;
     uint64_t seed;
+    const double *weights; /* [n_paths] how often an epoch uses a file's rows; NULL: once each */
     int32_t vocab_size; /* the model's: an id at or above it is an error */
     int32_t threads;
+    bool notes; /* fill dataset.notes; leave subsample at 1 */
+    bool quiet; /* nothing on stderr */
 };
+
+enum form_kind { /* what a row looked like */
+    FORM_STRINGS, FORM_MESSAGES, FORM_PARTS, FORM_STRING_AND_PARTS, FORM_HH, FORM_SHAREGPT, FORM_TRAJECTORY, FORM_INSTRUCTION,
+    FORM_QUESTION, FORM_COMPLETION, FORM_CHAT, FORM_KINDS
+};
+const char *form_name(enum form_kind kind);
 
 struct example {
     int64_t at;         /* of the prompt in dataset.ids; chosen and rejected follow it directly */
     int32_t np, nw, nl; /* tokens: prompt >= 1, chosen >= 1, rejected >= 1 (SFT: 0) */
     int32_t file;       /* index into dataset.files */
     int64_t line;       /* from 1, in the decompressed file */
+};
+struct example_note { /* what lint wants to know of a kept row; lengths and hashes are of the ids before cutting */
+    uint64_t prompt_hash, chosen_hash, rejected_hash;
+    int32_t np, nw, nl;
+    int32_t special; /* the first added token that the row's text spells, -1: none */
+    bool joint_differs; /* prompt and response encoded as one text are other tokens than apart */
+    bool bos_missing, bos_doubled, end_doubled;
 };
 struct data_stats {
     int64_t rows; /* lines that are not blank; all else counts among these */
@@ -44,8 +61,11 @@ struct dataset { /* valid when zeroed; immutable after load */
     int64_t n_ids;
     struct example *ex;
     int64_t n;
+    struct example_note *notes; /* [n] where opts.notes, owned */
     char **files; /* owned copies of the paths */
     int32_t n_files;
+    int64_t (*forms)[FORM_KINDS]; /* [n_files]: rows of each form; owned */
+    bool weighed; /* n counts rows as often as their weight has them used */
     int64_t longest;  /* max over examples of np + nw + nl */
     struct data_stats stats;
     struct data_drop drops[DATA_DROPS_MAX];
@@ -53,13 +73,16 @@ struct dataset { /* valid when zeroed; immutable after load */
     char digest[65];  /* fingerprint: SHA-256 over the SHA-256 of each file's decompressed bytes, in order */
 };
 
-/* Read every row of the files, in order, in all forms of docs/data.md; tokenise; cut; drop degenerate pairs; subsample.
+/* Read every row of the files, in order, in all forms of docs/data.md; tokenise; cut; drop degenerate pairs; subsample; then each file's rows
+ * weight times: all of them floor(weight) times, and the rest of the weight as a share of them, chosen by seed. Rows that are used several
+ * times are several examples of the same ids.
  * Two passes are not needed, but nothing is used before all rows were checked. Bad rows: ERR_INPUT listing the first 20 with
  * file:line[:col], unless skip_bad_rows (then up to max_bad_rows, listed on stderr). Too many dropped, or nothing left: ERR_INPUT. */
 int dataset_load(struct dataset *d, char *const *paths, int32_t n_paths, enum data_kind kind, const struct data_opts *o,
                  const struct tokenizer *tok, const struct chat_template *tmpl);
 void dataset_release(struct dataset *d);
-/* "train.jsonl: 1500 rows, 1498 kept (dropped: 1 empty, 1 equal), 12 prompts and 3 responses cut", then a line
+/* "train.jsonl: 1500 rows, 1498 kept (dropped: 1 empty, 1 equal), 12 prompts and 3 responses cut", a line
+ * "train.jsonl: form: dialogues in one string (hh-rlhf)" for each file (with counts where it mixes forms), then a line
  * "train.jsonl:17: dropped: rejected is empty" for each of the first dropped rows; no newline at the end. Adds to b. */
 int dataset_describe(const struct dataset *d, struct buf *b);
 

@@ -75,6 +75,7 @@ static int special_check(struct row *r, const struct row_rules *q, const struct 
     const char *name = "";
     size_t at = 0;
     if (!tokenizer_find_special(q->tok, s, len, &at, &name)) return 0;
+    if (!r->special) r->note.special = tokenizer_id(q->tok, name);
     r->special = true;
     if (q->opts->specials != DATA_SPECIALS_ERROR) return 0;
     return place_err(p, pointer,
@@ -170,7 +171,7 @@ static int encode_response(struct row *r, const struct row_rules *q, const struc
     r->state = ROW_BAD;
     TRY(special_check(r, q, p, t->s, t->len, t->at));
     out->n = 0;
-    TRY(tokenizer_encode(q->tok, t->s, t->len, mode_of(q), out));
+    TRY(template_encode_response(q->tmpl, r->form.conversation, t->s, t->len, mode_of(q), out));
     *empty = *empty || out->n == 0;
     /* only where special_tokens is "allow" can the text bring its own end token */
     if (out->n == 0 || out->id[out->n - 1] != r->end || mode_of(q) == SPECIALS_AS_TEXT)
@@ -228,6 +229,11 @@ static int row_tokens(struct row *r, const struct row_rules *q, const struct pla
     else if (f->has_rejected && ids_equal(&r->chosen, &r->rejected))
         row_drop(r, ROW_EQUAL, "chosen and rejected are the same tokens");
     if (r->state != ROW_OK) return 0;
+    if (q->opts->notes) {
+        r->state = ROW_BAD;
+        TRY(row_note_make(r, q, mode_of(q)));
+        r->state = ROW_OK;
+    }
     cut(r, q);
     if (f->has_rejected && ids_equal(&r->chosen, &r->rejected))
         row_drop(r, ROW_CUT, "chosen and rejected are equal once cut to max_length");
@@ -248,7 +254,7 @@ static int row_judge(struct row *r, const struct row_rules *q, const struct plac
 }
 
 void row_make(struct row *r, const struct row_rules *q, const char *file, int64_t line,
-              const char *text, size_t len)
+              int64_t column, const char *text, size_t len)
 {
     struct json_doc doc = { 0 };
     struct place p = { &doc, file, line };
@@ -259,8 +265,9 @@ void row_make(struct row *r, const struct row_rules *q, const char *file, int64_
     r->rc = 0;
     r->state = ROW_OK;
     r->special = r->cut_prompt = false;
+    r->note.special = -1;
     r->cut_responses = 0;
-    int rc = json_doc_parse(&doc, file, line, text, len);
+    int rc = json_doc_parse_at(&doc, file, line, column, text, len);
     if (rc >= 0) rc = form_read(&r->form, doc.root, q->kind, q->opts->string_prompts_user, &p);
     if (rc < 0) {
         row_fail(r, ROW_BAD, rc);

@@ -10,13 +10,15 @@ struct text { /* borrowed from the row's JSON */
     size_t len;
     char at[POINTER_MAX]; /* JSON Pointer of the value, for messages */
 };
-struct form { /* valid when zeroed; strings are borrowed from the row */
+struct form { /* valid when zeroed; strings are borrowed from the row, or from `joined` */
+    enum form_kind kind;
     bool conversation;   /* prompt is msg[0..n_msg) through the template; else the string `prompt` */
     struct message *msg; /* owned, reused from row to row */
     int64_t n_msg, cap_msg;
     struct text prompt;  /* of a conversation only `at` counts: where the messages stand */
     struct text chosen, rejected;
     bool has_rejected; /* false: an SFT row */
+    struct buf joined; /* owned: an instruction and its input */
 };
 void form_release(struct form *f);
 
@@ -27,6 +29,23 @@ struct place { /* where a row stands; doc gives columns and may be NULL */
 };
 /* err_at(ERR_INPUT) at the value `pointer` of the row (at its nearest parent that exists). */
 int place_err(const struct place *p, const char *pointer, const char *fmt, ...) PRINTF_LIKE(3, 4);
+
+/* data_messages.c: values of a row, and its messages: {"role", "content"} or ShareGPT's {"from", "value"}, in a list or one alone. */
+const char *json_type_name(const json_t *v);
+/* A member; null counts as absent, since tables are exported with null in their empty columns. */
+const json_t *row_member(const json_t *row, const char *key);
+/* v (a string) into t; a NUL character in it is ERR_INPUT. */
+int text_read(struct text *t, const json_t *v, const char *pointer, const struct place *p);
+size_t messages_count(const json_t *list);
+/* Pointer of message i's content, or of its role. */
+void messages_pointer(char at[POINTER_MAX], const json_t *list, const char *pointer, size_t i, bool content);
+/* Every message of the list, which must not be empty; ERR_INPUT for what is no message. The others below want a checked list. */
+int messages_check(const json_t *list, const char *pointer, const struct place *p);
+struct message messages_at(const json_t *list, size_t i); /* role: "system", "user" or "assistant" */
+/* How many leading messages two lists share, at most `max`. */
+size_t messages_common(const json_t *a, const json_t *b, size_t max);
+/* The last message as a response; ERR_INPUT where it is not the assistant's. */
+int messages_response(struct text *t, const json_t *list, const char *pointer, const struct place *p);
 
 /* Which form a row has, and its texts. user: string prompts become one user turn. ERR_INPUT where malformed. */
 int form_read(struct form *f, const json_t *row, enum data_kind kind, bool user, const struct place *p);
@@ -50,6 +69,7 @@ struct row { /* one row's result; valid when zeroed, reused from row to row */
     bool cut_prompt;
     int32_t cut_responses;
     int32_t end; /* the token that ends a response */
+    struct example_note note; /* where opts.notes */
     struct form form;
     struct ids prompt, chosen, rejected;
 };
@@ -65,6 +85,9 @@ struct row_rules { /* what is the same for all rows */
 int row_encode_prompt(struct row *r, const struct row_rules *rules, const struct place *p);
 /* Keep the last `max` ids (>= 1) of a prompt, a BOS at its start being one of them. true: something was cut. */
 bool prompt_keep_last(struct ids *prompt, int64_t max, int32_t bos);
-/* Parse, tokenise, cut and judge one line; the result and any error are in *r. Thread-safe over different r. */
-void row_make(struct row *r, const struct row_rules *rules, const char *file, int64_t line, const char *text, size_t len);
+/* data_note.c: r->note of a row whose prompt and responses are encoded and not yet cut. ERR_INPUT, ERR_OOM. */
+int row_note_make(struct row *r, const struct row_rules *rules, enum special_mode mode);
+/* Parse, tokenise, cut and judge one line (or element, after `column` bytes of its line); the result and any error are in *r. Thread-safe over different r. */
+void row_make(struct row *r, const struct row_rules *rules, const char *file, int64_t line, int64_t column, const char *text,
+              size_t len);
 #endif

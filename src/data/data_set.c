@@ -12,12 +12,12 @@ enum { CHUNK_ROWS = 512, CHUNK_BYTES = 4 << 20, KEEP_IDS = 1 << 20 };
 
 struct line { /* a line of the chunk: bytes [at, at + len) of its text */
     size_t at, len;
-    int64_t number;
+    int64_t number, column;
 };
 struct loader {
     struct dataset *d;
     struct row_rules rules;
-    int64_t cap_ids, cap_ex;
+    int64_t cap_ids, cap_ex, cap_notes;
     struct buf text; /* of the chunk */
     struct line lines[CHUNK_ROWS];
     int64_t n_lines;
@@ -42,6 +42,8 @@ void dataset_release(struct dataset *d)
     for (int32_t i = 0; i < d->n_files; i++)
         free(d->files[i]);
     free(d->files);
+    free(d->forms);
+    free(d->notes);
     free(d->ids);
     free(d->ex);
     memset(d, 0, sizeof *d);
@@ -62,6 +64,10 @@ static int take_example(struct loader *l, const struct row *r, int32_t file)
 {
     struct dataset *d = l->d;
     const bool pair = r->form.has_rejected;
+    if (l->rules.opts->notes) {
+        TRY(MEM_GROW(&d->notes, &l->cap_notes, d->n + 1));
+        d->notes[d->n] = r->note;
+    }
     TRY(MEM_GROW(&d->ex, &l->cap_ex, d->n + 1));
     d->ex[d->n++] = (struct example){ .at = d->n_ids,
                                       .np = (int32_t)r->prompt.n,
@@ -103,6 +109,7 @@ static int take_row(struct loader *l, struct row *r, int32_t file)
     struct data_stats *s = &l->d->stats;
     s->rows++;
     s->special_text += r->special;
+    if (r->state != ROW_BAD) l->d->forms[file][r->form.kind]++;
     switch (r->state) {
     case ROW_OK:
         return take_example(l, r, file);
@@ -139,8 +146,8 @@ static int chunk_end(struct loader *l, int32_t file)
     const char *name = l->d->files[file];
 #pragma omp parallel for schedule(dynamic, 4) num_threads(threads)
     for (int64_t i = 0; i < l->n_lines; i++)
-        row_make(&l->rows[i], &l->rules, name, l->lines[i].number, l->text.data + l->lines[i].at,
-                 l->lines[i].len);
+        row_make(&l->rows[i], &l->rules, name, l->lines[i].number, l->lines[i].column,
+                 l->text.data + l->lines[i].at, l->lines[i].len);
     for (int64_t i = 0; i < l->n_lines; i++) {
         struct row *r = &l->rows[i];
         TRY(take_row(l, r, file));
@@ -167,7 +174,8 @@ static int read_lines(struct loader *l, struct line_reader *r, int32_t file)
     int rc;
     while ((rc = lines_next(r, &s, &len)) > 0) {
         if (is_blank_line(s, len)) continue;
-        l->lines[l->n_lines++] = (struct line){ l->text.len, len, lines_number(r) };
+        l->lines[l->n_lines++] =
+            (struct line){ l->text.len, len, lines_number(r), lines_column(r) };
         TRY(buf_add(&l->text, s, len));
         TRY(buf_add(&l->text, "", 1));
         if (l->n_lines == CHUNK_ROWS || l->text.len >= CHUNK_BYTES) TRY(chunk_end(l, file));
@@ -191,6 +199,7 @@ static int read_file(struct loader *l, const char *path, int32_t file, struct sh
     uint8_t digest[32];
     int rc = 0;
     TRY_OUT(lines_open(&r, path));
+    if (l->rules.opts->max_line_bytes > 0) lines_limit(r, l->rules.opts->max_line_bytes);
     TRY_OUT(read_lines(l, r, file));
     lines_digest(r, digest);
     sha256_add(sum, digest, sizeof digest);
@@ -281,6 +290,57 @@ out:
     return rc;
 }
 
+/* --- weights ----------------------------------------------------------------------------------------------------- */
+
+/* The examples from[0..n) of one file, `weight` times, to out; returns how many. pick holds n. */
+static int64_t weigh_file(struct example *out, const struct example *from, int64_t n, double weight,
+                          int32_t file, uint64_t seed, int64_t *pick)
+{
+    const int64_t whole = (int64_t)weight,
+                  part = (int64_t)((weight - (double)whole) * (double)n + 0.5);
+    int64_t k = 0;
+    for (int64_t c = 0; c < whole; c++)
+        for (int64_t i = 0; i < n; i++)
+            out[k++] = from[i];
+    if (part == 0) return k;
+    rng_permutation(pick, n, seed, rng_stream_of(RNG_SUBSAMPLE, (uint64_t)file + 1));
+    qsort(pick, (size_t)part, sizeof *pick, compare_index);
+    for (int64_t i = 0; i < part; i++)
+        out[k++] = from[pick[i]];
+    return k;
+}
+
+static int weigh(struct dataset *d, const struct data_opts *o)
+{
+    struct example *ex = NULL;
+    int64_t *pick = NULL, n = 0, from = 0;
+    double room = 0;
+    int rc = 0;
+    for (int64_t i = 0; i < d->n; i++)
+        room += o->weights[d->ex[i].file];
+    if (room > INT32_MAX)
+        return err_set(ERR_INPUT, "data.train: the weights make more than %d rows", INT32_MAX);
+    TRY_OUT(MEM_NEW(&ex, (int64_t)room + d->n_files + 1));
+    TRY_OUT(MEM_NEW(&pick, d->n));
+    for (int32_t file = 0; file < d->n_files; file++) {
+        int64_t k = from;
+        while (k < d->n && d->ex[k].file == file)
+            k++;
+        n += weigh_file(ex + n, d->ex + from, k - from, o->weights[file], file, o->seed, pick);
+        from = k;
+    }
+    if (n == 0) TRY_OUT(err_set(ERR_INPUT, "data.train: the weights leave no row"));
+    free(d->ex);
+    d->ex = ex;
+    d->n = n;
+    d->weighed = true;
+    ex = NULL;
+out:
+    free(ex);
+    free(pick);
+    return rc;
+}
+
 /* --- the whole --------------------------------------------------------------------------------------------------- */
 
 static int opts_check(const struct data_opts *o, int32_t n_paths)
@@ -303,6 +363,7 @@ static int read_all(struct loader *l, char *const *paths, int32_t n_paths)
     struct sha256 sum;
     sha256_init(&sum);
     TRY(MEM_NEW(&d->files, n_paths));
+    TRY(MEM_NEW(&d->forms, n_paths));
     for (int32_t i = 0; i < n_paths; i++) {
         TRY(mem_strdup(&d->files[i], paths[i]));
         d->n_files = i + 1;
@@ -334,10 +395,11 @@ int dataset_load(struct dataset *d, char *const *paths, int32_t n_paths, enum da
     l->rules = (struct row_rules){ kind, o, tok, tmpl };
     TRY_OUT(read_all(l, paths, n_paths));
     TRY_OUT(verdict_bad(l));
-    if (l->warnings.len) fputs(l->warnings.data, stderr);
+    if (l->warnings.len && !o->quiet) fputs(l->warnings.data, stderr);
     d->stats.kept = d->n;
     TRY_OUT(verdict_dropped(d, o));
     if (o->subsample != 1) TRY_OUT(subsample(d, o));
+    if (o->weights) TRY_OUT(weigh(d, o));
     shrink(d);
     for (int64_t i = 0; i < d->n; i++)
         d->longest = MAX(d->longest, (int64_t)d->ex[i].np + d->ex[i].nw + d->ex[i].nl);
@@ -360,6 +422,23 @@ static int describe_dropped(const struct data_stats *s, struct buf *b)
     return sep[0] == ',' ? buf_adds(b, ")") : 0;
 }
 
+static int describe_forms(const struct dataset *d, int32_t file, struct buf *b)
+{
+    const char *sep = ": form: ";
+    int kinds = 0;
+    for (int k = 0; k < FORM_KINDS; k++)
+        kinds += d->forms[file][k] > 0;
+    if (kinds == 0) return 0;
+    TRY(buf_addf(b, "\n%s", d->files[file]));
+    for (int k = 0; k < FORM_KINDS; k++) {
+        if (d->forms[file][k] == 0) continue;
+        TRY(buf_addf(b, "%s%s", sep, form_name((enum form_kind)k)));
+        if (kinds > 1) TRY(buf_addf(b, " (%lld rows)", (long long)d->forms[file][k]));
+        sep = "; ";
+    }
+    return 0;
+}
+
 int dataset_describe(const struct dataset *d, struct buf *b)
 {
     const struct data_stats *s = &d->stats;
@@ -372,7 +451,12 @@ int dataset_describe(const struct dataset *d, struct buf *b)
                  (long long)s->truncated_responses));
     if (s->special_text)
         TRY(buf_addf(b, ", %lld rows spell a special token", (long long)s->special_text));
-    if (d->n < s->kept) TRY(buf_addf(b, ", %lld of them used (subsample)", (long long)d->n));
+    if (d->weighed)
+        TRY(buf_addf(b, ", %lld used in an epoch (weights)", (long long)d->n));
+    else if (d->n < s->kept)
+        TRY(buf_addf(b, ", %lld of them used (subsample)", (long long)d->n));
+    for (int32_t i = 0; i < d->n_files; i++)
+        TRY(describe_forms(d, i, b));
     for (int32_t i = 0; i < d->n_drops; i++)
         TRY(buf_addf(b, "\n%s:%lld: dropped: %s", d->files[d->drops[i].file],
                      (long long)d->drops[i].line, d->drops[i].why));

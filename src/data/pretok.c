@@ -6,6 +6,7 @@
 void pretok_release(struct pretok_step *p)
 {
     regex_close(p->regex);
+    free(p->literal);
     memset(p, 0, sizeof *p);
 }
 
@@ -69,31 +70,92 @@ static int piece_add(struct pieces *v, size_t at, size_t len, bool first)
 {
     if (len == 0) return 0;
     TRY(MEM_GROW(&v->v, &v->cap, v->n + 1));
-    v->v[v->n++] = (struct piece){ at, len, first };
+    v->v[v->n++] = (struct piece){ at, len, first, false };
     return 0;
 }
 
-/* Each match and each stretch between matches is a piece ("Isolated"). */
-static int cut_by_regex(const struct regex *r, struct regex_run *run, const char *s,
-                        const struct piece *p, struct pieces *out)
+static int part_add(struct pieces *v, const struct piece *whole, size_t at, size_t end, bool match)
 {
-    const size_t stop = p->at + p->len;
-    size_t from = p->at, at = p->at, end;
+    if (end == at) return 0;
+    TRY(piece_add(v, at, end - at, whole->first && at == whole->at));
+    v->v[v->n - 1].match = match;
+    return 0;
+}
+
+/* The end of the match at s[at] of a piece, which is a text of its own: neither look-behind nor look-ahead leaves it. 1, or 0: none. */
+static int match_at(const struct pretok_step *p, struct regex_run *run, const char *s,
+                    const struct piece *w, size_t at, size_t *end)
+{
+    const size_t n = p->literal ? strlen(p->literal) : 0;
+    if (!p->literal) {
+        const int rc = regex_match(p->regex, run, s + w->at, w->len, at - w->at, end);
+        *end += w->at;
+        return rc;
+    }
+    *end = at + n;
+    return *end <= w->at + w->len && memcmp(s + at, p->literal, n) == 0;
+}
+
+/* Each match and each stretch between matches is a piece. */
+static int cut_by_pattern(const struct pretok_step *p, struct regex_run *run, const char *s,
+                          const struct piece *w, struct pieces *out)
+{
+    const size_t stop = w->at + w->len;
+    size_t from = w->at, at = w->at, end = 0;
     uint32_t cp;
     while (at < stop) {
-        /* a piece is a text of its own: neither look-behind nor look-ahead leaves it */
-        const int rc = regex_match(r, run, s + p->at, p->len, at - p->at, &end);
+        const int rc = match_at(p, run, s, w, at, &end);
         TRY(rc);
-        end += p->at;
         if (rc == 0 || end == at) {
             at += (size_t)utf8_next(s + at, &cp);
             continue;
         }
-        TRY(piece_add(out, from, at - from, p->first && from == p->at));
-        TRY(piece_add(out, at, end - at, p->first && at == p->at));
+        TRY(part_add(out, w, from, at, p->invert));
+        TRY(part_add(out, w, at, end, !p->invert));
         from = at = end;
     }
-    return piece_add(out, from, stop - from, p->first && from == p->at);
+    return part_add(out, w, from, stop, p->invert);
+}
+
+static bool joins(enum split_behavior behavior, const struct piece *before, const struct piece *v)
+{
+    switch (behavior) {
+    case SPLIT_WITH_PREVIOUS: /* the second of two matches is a piece of its own */
+        return v->match && !before->match;
+    case SPLIT_WITH_NEXT:
+        return before->match && !v->match;
+    case SPLIT_CONTIGUOUS:
+        return before->match == v->match;
+    default:
+        return false;
+    }
+}
+
+/* The pieces from `from` on come from one; join or leave out what the behaviour says. */
+static void apply_behavior(enum split_behavior behavior, struct pieces *v, int64_t from)
+{
+    int64_t n = from;
+    if (behavior == SPLIT_ISOLATED) return;
+    for (int64_t i = from; i < v->n; i++) {
+        const struct piece p = v->v[i];
+        if (behavior == SPLIT_REMOVED && p.match) continue;
+        if (n > from && joins(behavior, &v->v[n - 1], &p)) {
+            v->v[n - 1].len += p.len;
+            v->v[n - 1].match = p.match;
+        } else {
+            v->v[n++] = p;
+        }
+    }
+    v->n = n;
+}
+
+static int split(const struct pretok_step *p, struct regex_run *run, const char *s,
+                 const struct piece *w, struct pieces *out)
+{
+    const int64_t from = out->n;
+    TRY(cut_by_pattern(p, run, s, w, out));
+    apply_behavior(p->behavior, out, from);
+    return 0;
 }
 
 /* Spaces become the mark, one goes before where the scheme says so, and a piece starts at each mark. */
@@ -153,30 +215,14 @@ int pretok_run(const struct tokenizer *t, struct scratch *k, const char *s, size
             other = b == &k->text[0] ? &k->text[1] : &k->text[0];
             swap = in, in = out, out = swap;
         }
-        if (p->regex) {
+        if (p->regex || p->literal) {
             out->n = 0;
             for (int64_t j = 0; j < in->n; j++)
-                TRY(cut_by_regex(p->regex, k->run, s, &in->v[j], out));
+                TRY(split(p, k->run, s, &in->v[j], out));
             swap = in, in = out, out = swap;
         }
     }
     *text = s;
     *v = in;
     return 0;
-}
-
-void scratch_release(struct scratch *k)
-{
-    for (int i = 0; i < 2; i++) {
-        buf_release(&k->norm[i]);
-        buf_release(&k->text[i]);
-        free(k->pieces[i].v);
-    }
-    buf_release(&k->mapped);
-    regex_end(k->run);
-    free(k->bpe.id);
-    free(k->bpe.prev);
-    free(k->bpe.next);
-    free(k->bpe.heap);
-    memset(k, 0, sizeof *k);
 }

@@ -4,7 +4,8 @@
 #define BDPO_TEMPLATE_IMPL_H
 #include "template.h"
 
-enum template_kind { TEMPLATE_RAW, TEMPLATE_CHATML, TEMPLATE_LLAMA3 };
+enum template_kind { TEMPLATE_RAW, TEMPLATE_CHATML, TEMPLATE_LLAMA3, TEMPLATE_LLAMA2, TEMPLATE_ZEPHYR, TEMPLATE_ALPACA, TEMPLATE_PIECES };
+enum template_role { ROLE_SYSTEM, ROLE_USER, ROLE_ASSISTANT, ROLES };
 struct template_style { /* valid when zeroed: raw */
     enum template_kind kind;
     bool bos;             /* BOS first */
@@ -13,6 +14,8 @@ struct template_style { /* valid when zeroed: raw */
     bool keeps_last_thinking; /* ... but after the last question it is kept, an empty one added to the last turn (Qwen3) */
     char *default_system; /* where the conversation has none; NULL: nothing; owned */
     char *generation;     /* after the generation prompt's header; NULL: nothing; owned */
+    char *before[ROLES], *after[ROLES]; /* zephyr, alpaca, pieces: around each turn; NULL: that role is refused. Owned */
+    char *end; /* pieces: text of the token that ends a response, the start of after[ROLE_ASSISTANT]; owned */
     char *system_head;    /* llama3: start of a system block that is always there; NULL: no such block; owned */
 };
 /* Recognise a template by its markers and read its constants. `path` is for messages. ERR_INPUT where it is not recognised. */
@@ -20,4 +23,35 @@ int template_style_read(struct template_style *t, const char *text, const char *
 void template_style_release(struct template_style *t);
 /* *out: the template text of DIR, NULL where there is none; *path: where it stands or would stand. The caller frees both. */
 int template_text_read(char **out, char **path, const char *dir);
+/* The style of the config's object {"system": [before, after], "user": ..., "assistant": ..., "generation", "end", "bos", "trim",
+ * "default_system"}, given as JSON text. ERR_INPUT naming the key. */
+int template_pieces_read(struct template_style *s, const char *json, const struct tokenizer *t);
+/* The pieces of zephyr and alpaca, with the tokenizer's EOS. ERR_INPUT where it has none. */
+int template_pieces_named(struct template_style *s, const struct tokenizer *t);
+
+struct chat_template {
+    const struct tokenizer *tok;
+    struct template_style style;
+    char *system; /* the user's system prompt, NULL: none */
+    int32_t end;
+};
+
+/* Text is gathered until a marker comes and encoded as one run, as a tokenizer does with the rendered template. */
+struct emitter {
+    const struct tokenizer *tok;
+    enum special_mode mode;
+    struct buf run;
+    bool started; /* something stands before the run */
+    struct ids *out;
+};
+int emit_flush(struct emitter *e);
+int emit_id(struct emitter *e, int32_t id);
+int emit_text(struct emitter *e, const char *s, size_t len); /* of the conversation: no marker in it is one, but where `mode` says so */
+int emit_own(struct emitter *e, const char *s);              /* of the template itself: its markers are */
+bool role_is(const struct message *m, const char *role);
+
+/* The turns of a conversation whose roles are known; msg[0..n), n > 0. */
+int template_chatml(const struct chat_template *c, struct emitter *e, const struct message *msg, int64_t n, bool generation);
+int template_llama2(const struct chat_template *c, struct emitter *e, const struct message *msg, int64_t n, bool generation);
+int template_pieces(const struct chat_template *c, struct emitter *e, const struct message *msg, int64_t n, bool generation);
 #endif

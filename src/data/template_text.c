@@ -174,31 +174,66 @@ out:
     return rc;
 }
 
+static bool has(const char *text, const char *part)
+{
+    return strstr(text, part) != NULL;
+}
+
+static int style_chatml(struct template_style *t, const char *text, const char *path)
+{
+    if (has(text, "<|im_sep|>"))
+        return err_at(
+            ERR_INPUT, path, 0, 0,
+            "the chat template is a ChatML with <|im_sep|>; set data.chat_template to its "
+            "pieces, such as " TEMPLATE_EXAMPLE);
+    t->kind = TEMPLATE_CHATML;
+    t->trim = has(text, "| trim") || has(text, "|trim");
+    t->drops_thinking = has(text, "split('</think>')[-1]");
+    t->keeps_last_thinking = has(text, "last_query_index");
+    TRY(find_default_system(t, text, path));
+    return find_generation(t, text);
+}
+
 int template_style_read(struct template_style *t, const char *text, const char *path)
 {
-    t->bos = strstr(text, "bos_token") != NULL;
-    if (strstr(text, "<|im_start|>")) {
-        t->kind = TEMPLATE_CHATML;
-        t->drops_thinking = strstr(text, "split('</think>')[-1]") != NULL;
-        t->keeps_last_thinking = strstr(text, "last_query_index") != NULL;
-        TRY(find_default_system(t, text, path));
-        return find_generation(t, text);
-    }
-    if (strstr(text, "<|start_header_id|>")) {
+    t->bos = has(text, "bos_token");
+    if (has(text, "<|im_start|>")) return style_chatml(t, text, path);
+    if (has(text, "<|start_header_id|>")) {
         t->kind = TEMPLATE_LLAMA3;
-        t->trim = strstr(text, "trim") != NULL;
+        t->trim = has(text, "trim");
         return find_dates(t, text);
     }
-    return err_at(ERR_INPUT, path, 0, 0,
-                  "the chat template is not recognised (neither <|im_start|> nor "
-                  "<|start_header_id|> is in it); set "
-                  "data.chat_template to \"chatml\", \"llama3\" or \"raw\"");
+    if (has(text, "[INST]") && has(text, "<<SYS>>") && has(text, "eos_token")) {
+        t->kind = TEMPLATE_LLAMA2;
+        t->trim = true;
+        return 0;
+    }
+    if (has(text, "<|user|>") && has(text, "<|assistant|>") && has(text, "<|system|>") &&
+        has(text, "eos_token") && !has(text, "<|end|>")) {
+        t->kind = TEMPLATE_ZEPHYR;
+        return 0;
+    }
+    if (has(text, "### Instruction:") && has(text, "### Response:") && has(text, "eos_token") &&
+        has(text, "Below is an instruction that describes a task. Write a response that "
+                  "appropriately completes the request.")) {
+        t->kind = TEMPLATE_ALPACA;
+        return 0;
+    }
+    return err_at(
+        ERR_INPUT, path, 0, 0,
+        "the chat template is not recognised (ChatML, Llama 3, Llama 2, Zephyr and Alpaca "
+        "are); set data.chat_template to \"raw\" or to its pieces, such as " TEMPLATE_EXAMPLE);
 }
 
 void template_style_release(struct template_style *t)
 {
     free(t->default_system);
     free(t->generation);
+    free(t->end);
+    for (int r = 0; r < ROLES; r++) {
+        free(t->before[r]);
+        free(t->after[r]);
+    }
     free(t->system_head);
     memset(t, 0, sizeof *t);
 }

@@ -33,6 +33,7 @@ int tokenizer_open(struct tokenizer **out, const char *dir)
     int rc = 0;
     *out = NULL;
     TRY_OUT(MEM_NEW(&t, 1));
+    TRY_OUT(scratch_pool_open(&t->pool));
     TRY_OUT(path_join(&t->path, dir, "tokenizer.json"));
     TRY_OUT(json_doc_read(&d, t->path));
     if (!json_is_object(d.root)) TRY_OUT(json_err(ERR_INPUT, &d, "", "is not a JSON object"));
@@ -59,6 +60,7 @@ void tokenizer_close(struct tokenizer *t)
         free(t->decodes[i].from);
         free(t->decodes[i].to);
     }
+    scratch_pool_close(t->pool);
     free(t->raw.node);
     free(t->norm.node);
     free(t->all.node);
@@ -166,8 +168,7 @@ static int encode_matching(const struct stretch *e, const char *s, size_t len, b
 int tokenizer_encode_part(const struct tokenizer *t, const char *text, size_t len, bool first,
                           enum special_mode mode, struct ids *out)
 {
-    struct scratch k = { 0 };
-    const struct stretch e = { t, &k, out };
+    struct stretch e = { t, NULL, out };
     const int64_t before = out->n;
     const size_t bad = utf8_check(text, len);
     int rc;
@@ -176,11 +177,12 @@ int tokenizer_encode_part(const struct tokenizer *t, const char *text, size_t le
                        (uint8_t)text[bad]);
     if (len > INT32_MAX / 2) return err_set(ERR_INPUT, "a text of over 1 GiB");
     if (len == 0) return 0;
+    TRY(scratch_take(t->pool, &e.k));
     if (mode == SPECIALS_MATCH)
         rc = encode_around(&e, &t->raw, text, len, first, encode_matching);
     else
         rc = encode_plain(&e, text, len, first);
-    scratch_release(&k);
+    scratch_give(t->pool, e.k);
     if (rc < 0) out->n = before;
     return rc;
 }
@@ -208,6 +210,22 @@ bool tokenizer_find_special(const struct tokenizer *t, const char *text, size_t 
 int32_t tokenizer_id(const struct tokenizer *t, const char *token)
 {
     return vocab_find(t, token, strlen(token));
+}
+
+const char *tokenizer_text(const struct tokenizer *t, int32_t id)
+{
+    return id >= 0 && id < t->size && t->tok[id].len ? t->text + t->tok[id].at : NULL;
+}
+
+bool tokenizer_adds_space(const struct tokenizer *t)
+{
+    bool adds = false;
+    for (int32_t i = 0; i < t->n_norms; i++)
+        adds = adds || t->norms[i].kind == NORM_PREPEND;
+    for (int32_t i = 0; i < t->n_pretoks; i++)
+        adds = adds || t->pretoks[i].add_prefix_space ||
+               (t->pretoks[i].kind == PRETOK_METASPACE && t->pretoks[i].scheme != METASPACE_NEVER);
+    return adds;
 }
 
 int32_t tokenizer_bos(const struct tokenizer *t)

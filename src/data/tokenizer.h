@@ -35,6 +35,9 @@ int tokenizer_decode(const struct tokenizer *t, const int32_t *id, int64_t n, bo
 bool tokenizer_find_special(const struct tokenizer *t, const char *text, size_t len, size_t *at, const char **name);
 
 int32_t tokenizer_id(const struct tokenizer *t, const char *token); /* id of an exact (added or vocabulary) token, -1: none */
+const char *tokenizer_text(const struct tokenizer *t, int32_t id); /* a token's own text, borrowed; NULL: no such token */
+/* Does encoding put a space before a text that has none (SentencePiece)? */
+bool tokenizer_adds_space(const struct tokenizer *t);
 int32_t tokenizer_bos(const struct tokenizer *t); /* -1: none */
 int32_t tokenizer_eos(const struct tokenizer *t); /* -1: none */
 /* Does the tokenizer put BOS before a sequence of its own (post-processor's template with <s>, or add_bos_token)? */

@@ -41,10 +41,15 @@ struct norm_step {
 };
 /* Pre-tokenizers, in order; each cuts the pieces of the one before. */
 enum pretok_kind { PRETOK_SPLIT, PRETOK_BYTE_LEVEL, PRETOK_METASPACE };
+/* What becomes of a match: a piece; left out; the end of the piece before it, the start of the one after it; neighbours of a kind as one. */
+enum split_behavior { SPLIT_ISOLATED, SPLIT_REMOVED, SPLIT_WITH_PREVIOUS, SPLIT_WITH_NEXT, SPLIT_CONTIGUOUS };
 enum metaspace_scheme { METASPACE_ALWAYS, METASPACE_FIRST, METASPACE_NEVER };
 struct pretok_step {
     enum pretok_kind kind;
     struct regex *regex;         /* SPLIT; BYTE_LEVEL with use_regex; owned, may be NULL */
+    char *literal;               /* SPLIT by a string; owned */
+    enum split_behavior behavior; /* SPLIT */
+    bool invert;                 /* SPLIT: what does not match counts as the match */
     bool add_prefix_space;       /* BYTE_LEVEL */
     enum metaspace_scheme scheme; /* METASPACE */
     bool split;
@@ -92,6 +97,7 @@ struct tokenizer {
     int32_t bos, eos;
     bool adds_bos;
     char digest[65];
+    struct scratch_pool *pool; /* the one thing that encoding changes */
 };
 
 /* The character that stands for a byte in a byte-level vocabulary (GPT-2's table), and back (-1: none). */
@@ -135,6 +141,7 @@ int regex_match(const struct regex *r, struct regex_run *m, const char *s, size_
 struct piece {
     size_t at, len;
     bool first; /* starts the whole text */
+    bool match; /* while it is cut */
 };
 struct pieces {
     struct piece *v;
@@ -151,7 +158,15 @@ struct bpe { /* symbols of a word, a doubly linked list, and the candidate merge
     int64_t heap_n, heap_cap;
     int64_t work; /* heap moves and pair look-ups so far: what tests bound */
 };
+/* A short word's ids, from a text that was encoded before. The table is direct-mapped. */
+enum { WORD_BYTES = 23, WORD_IDS = 9, WORD_SLOTS = 1 << 14 };
+struct word {
+    uint64_t text[3]; /* the bytes, zeros behind them, the length in the last byte; all zero: free */
+    int32_t n, id[WORD_IDS];
+};
 struct scratch {
+    struct scratch *next; /* in the pool */
+    struct word *words;   /* [WORD_SLOTS], NULL until one is stored */
     struct buf norm[2], text[2]; /* the normalizers' and pre-tokenizers' results, in turn */
     struct buf mapped;
     struct pieces pieces[2];
@@ -159,12 +174,18 @@ struct scratch {
     struct bpe bpe;
 };
 void scratch_release(struct scratch *s);
+/* Scratches that are not in use, kept so that their memory and words serve the next text. Thread-safe. */
+struct scratch_pool;
+int scratch_pool_open(struct scratch_pool **out);
+void scratch_pool_close(struct scratch_pool *p);
+int scratch_take(struct scratch_pool *p, struct scratch **out);
+void scratch_give(struct scratch_pool *p, struct scratch *s);
 
 /* Apply the normalizers to s[0..len); *out, *out_len: the result, borrowed from scratch or from s. */
 int norm_run(const struct tokenizer *t, struct scratch *k, const char *s, size_t len, const char **out, size_t *out_len);
 /* Cut normalised text into pieces, *text and *v borrowed from scratch or from s. `first`: s starts the whole text. */
 int pretok_run(const struct tokenizer *t, struct scratch *k, const char *s, size_t len, bool first, const char **text,
                const struct pieces **v);
-/* Append the ids of one piece. O(n log n) in its bytes. */
+/* Append the ids of one piece, from the word table where it is there. O(n log n) in its bytes. */
 int bpe_encode(const struct tokenizer *t, struct scratch *k, const char *s, size_t len, struct ids *out);
 #endif

@@ -131,16 +131,31 @@ static int open_regex(struct loader *l, const char *at, struct pretok_step *p, c
 
 static int load_split(struct loader *l, const json_t *o, const char *at, struct pretok_step *p)
 {
+    static const char *const names[] = {
+        [SPLIT_ISOLATED] = "Isolated",
+        [SPLIT_REMOVED] = "Removed",
+        [SPLIT_WITH_PREVIOUS] = "MergedWithPrevious",
+        [SPLIT_WITH_NEXT] = "MergedWithNext",
+        [SPLIT_CONTIGUOUS] = "Contiguous",
+    };
     const char *behavior, *pattern;
+    const json_t *how = json_object_get(o, "pattern");
     char where[AT_MAX + 16];
-    bool invert;
+    size_t i = 0;
     CHECK_KEYS(l, o, at, "Split's key", "type", "pattern", "behavior", "invert");
     TRY(member_text(&behavior, l->d, o, at, "behavior"));
-    TRY(member_bool(&invert, l->d, o, at, "invert",
-                    false)); /* both sides are kept: no difference */
-    if (strcmp(behavior, "Isolated") != 0) return unsupported(l, at, "Split's behavior", behavior);
+    TRY(member_bool(&p->invert, l->d, o, at, "invert", false));
+    while (i < COUNT_OF(names) && strcmp(behavior, names[i]) != 0)
+        i++;
+    if (i == COUNT_OF(names)) return unsupported(l, at, "Split's behavior", behavior);
+    p->behavior = (enum split_behavior)i;
     snprintf(where, sizeof where, "%s/pattern", at);
-    TRY(member_text(&pattern, l->d, json_object_get(o, "pattern"), where, "Regex"));
+    if (json_object_get(how, "String")) {
+        TRY(member_text(&pattern, l->d, how, where, "String"));
+        if (*pattern == 0) return json_err(ERR_INPUT, l->d, where, "an empty pattern");
+        return mem_strdup(&p->literal, pattern);
+    }
+    TRY(member_text(&pattern, l->d, how, where, "Regex"));
     return open_regex(l, where, p, pattern);
 }
 

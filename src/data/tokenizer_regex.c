@@ -168,8 +168,10 @@ static int read_one(struct reader *r)
     case '{':
         return read_count(r);
     case '^':
-    case '$':
-        return refuse(r, "an anchor");
+    case '$': /* of any line, in both engines then */
+        TRY(buf_addf(r->out, "(?m:%c)", c));
+        r->at++;
+        return 0;
     default:
         return pass(r, 1);
     }
@@ -191,6 +193,7 @@ int regex_translate(char **out, const char *pattern)
 
 struct regex {
     pcre2_code *code;
+    bool jit;
 };
 
 int regex_open(struct regex **out, const char *pattern)
@@ -213,9 +216,8 @@ int regex_open(struct regex **out, const char *pattern)
         pcre2_get_error_message(code, why, sizeof why);
         TRY_OUT(err_set(ERR_INPUT, "the regular expression cannot be used: %s", (char *)why));
     }
-    pcre2_jit_compile(r->code,
-                      PCRE2_JIT_COMPLETE |
-                          PCRE2_JIT_PARTIAL_HARD); /* without it the interpreter does the same */
+    /* without it the interpreter does the same */
+    r->jit = pcre2_jit_compile(r->code, PCRE2_JIT_COMPLETE | PCRE2_JIT_PARTIAL_HARD) == 0;
     *out = r;
     r = NULL;
 out:
@@ -297,7 +299,10 @@ static int try_match(const struct regex *r, struct regex_run *m, const char *s, 
     int rc;
     for (;;) {
         const uint32_t partial = stop < len ? PCRE2_PARTIAL_HARD : 0;
-        rc = pcre2_match(r->code, (PCRE2_SPTR)s, stop, at, flags | partial, m->data, m->ctx);
+        if (r->jit && !(flags & PCRE2_NO_JIT))
+            rc = pcre2_jit_match(r->code, (PCRE2_SPTR)s, stop, at, partial, m->data, m->ctx);
+        else
+            rc = pcre2_match(r->code, (PCRE2_SPTR)s, stop, at, flags | partial, m->data, m->ctx);
         if (rc == PCRE2_ERROR_JIT_STACKLIMIT && !(flags & PCRE2_NO_JIT)) {
             flags |= PCRE2_NO_JIT; /* the interpreter keeps its frames on the heap */
         } else if (rc == PCRE2_ERROR_PARTIAL) {

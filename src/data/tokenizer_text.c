@@ -189,11 +189,30 @@ static int order_marks(int32_t *cp, int64_t n, int32_t **tmp, int64_t *cap)
     return 0;
 }
 
-/* Below U+0300 nothing combines and nothing changes. */
+/* Neither changes by itself nor combines with what stands before it. Below U+0300 nothing does. */
+static bool is_inert(uint32_t cp)
+{
+    enum { SECOND = 0x8000, JAMO_VOWEL = 0x1160, JAMO_LAST = 0x11ff };
+    if (cp < 0x300) return true;
+    if (cp >= JAMO_VOWEL && cp <= JAMO_LAST) return false;
+    const utf8proc_property_t *p = utf8proc_get_property((int32_t)cp);
+    const bool second = p->comb_index != UINT16_MAX && (p->comb_index & SECOND);
+    const bool canonical = p->decomp_seqindex != UINT16_MAX && p->decomp_type == 0;
+    return p->combining_class == 0 && !second && !canonical;
+}
+
+/* True for most texts, without looking at how marks are ordered. */
 static bool nfc_already(const char *s, size_t len)
 {
-    for (size_t i = 0; i < len; i++)
-        if ((uint8_t)s[i] >= 0xcc) return false;
+    uint32_t cp;
+    for (size_t i = 0; i < len;) {
+        if ((uint8_t)s[i] < 0xcc) {
+            i++;
+            continue;
+        }
+        i += (size_t)utf8_next(s + i, &cp);
+        if (!is_inert(cp)) return false;
+    }
     return true;
 }
 

@@ -62,14 +62,17 @@ int file_create_named(struct file_out *f, const char *path);
 int file_write_all(const char *path, const void *data, size_t len);
 int file_copy(const char *from, const char *to);
 
-/* Lines of a .jsonl or .jsonl.gz file (gzip recognised by name .gz; concatenated members fine). */
+/* Lines of a .jsonl or .jsonl.gz file (gzip recognised by name .gz; concatenated members fine), or, in a file named .json or .json.gz
+ * that begins with "[", the elements of that array. */
 struct line_reader;
 int lines_open(struct line_reader **out, const char *path);
 /* 1: *line (borrowed until the next call, NUL-terminated, without "\n" or "\r\n"), *len, 0: end, < 0: error.
  * A UTF-8 BOM on line 1 is skipped. Errors (ERR_INPUT, file:line): truncated or corrupt gzip, trailing garbage, plain text
- * named .gz, a line over 64 MiB, a NUL byte. Only a clean end of file gives 0. */
+ * named .gz, a line over the limit, a NUL byte, an array that does not end. Only a clean end of file gives 0. An element may hold "\n". */
 int lines_next(struct line_reader *r, char **line, size_t *len);
-int64_t lines_number(const struct line_reader *r); /* of the line last returned, from 1 */
+int64_t lines_number(const struct line_reader *r); /* of the line last returned (of an element's first), from 1 */
+int64_t lines_column(const struct line_reader *r); /* bytes before the element on its line; 0 for lines */
+void lines_limit(struct line_reader *r, int64_t bytes); /* longest line, at most and by default 64 MiB */
 /* Digest of all (decompressed) bytes so far; call after the end for the file's content hash. */
 void lines_digest(const struct line_reader *r, uint8_t digest[32]);
 void lines_close(struct line_reader *r);

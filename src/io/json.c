@@ -17,7 +17,7 @@ static void place_of(const struct json_doc *d, size_t at, int64_t *line, int64_t
         start = nl + 1;
         ++*line;
     }
-    *col = d->text + at - start + 1;
+    *col = d->text + at - start + 1 + (start == d->text ? d->col0 : 0);
 }
 
 static int refuse(const struct json_doc *d, size_t at, const char *what)
@@ -71,13 +71,14 @@ static int parse(struct json_doc *d, bool any)
     return refuse(d, at, e.text);
 }
 
-static int parse_taken(struct json_doc *d, const char *name, int64_t line0, char *text, size_t len,
-                       bool any)
+static int parse_taken(struct json_doc *d, const char *name, int64_t line0, int64_t col0,
+                       char *text, size_t len, bool any)
 {
     memset(d, 0, sizeof *d);
     d->text = text;
     d->len = len;
     d->line0 = line0;
+    d->col0 = col0;
     int rc = mem_strdup(&d->name, name);
     if (rc == 0) rc = parse(d, any);
     if (rc < 0) json_doc_release(d);
@@ -86,7 +87,7 @@ static int parse_taken(struct json_doc *d, const char *name, int64_t line0, char
 
 int json_doc_take(struct json_doc *d, const char *name, char *text, size_t len)
 {
-    return parse_taken(d, name, 1, text, len, false);
+    return parse_taken(d, name, 1, 0, text, len, false);
 }
 
 int json_doc_read(struct json_doc *d, const char *path)
@@ -95,16 +96,22 @@ int json_doc_read(struct json_doc *d, const char *path)
     size_t len;
     memset(d, 0, sizeof *d);
     TRY(file_read(&text, &len, path, FILE_MAX_BYTES));
-    return parse_taken(d, path, 1, text, len, false);
+    return parse_taken(d, path, 1, 0, text, len, false);
+}
+
+int json_doc_parse_at(struct json_doc *d, const char *name, int64_t line0, int64_t col0,
+                      const char *text, size_t len)
+{
+    char *copy;
+    memset(d, 0, sizeof *d);
+    TRY(mem_strndup(&copy, text, len));
+    return parse_taken(d, name, line0, col0, copy, len, false);
 }
 
 int json_doc_parse(struct json_doc *d, const char *name, int64_t line0, const char *text,
                    size_t len)
 {
-    char *copy;
-    memset(d, 0, sizeof *d);
-    TRY(mem_strndup(&copy, text, len));
-    return parse_taken(d, name, line0, copy, len, false);
+    return json_doc_parse_at(d, name, line0, 0, text, len);
 }
 
 int json_doc_parse_any(struct json_doc *d, const char *name, int64_t line0, const char *text,
@@ -113,7 +120,7 @@ int json_doc_parse_any(struct json_doc *d, const char *name, int64_t line0, cons
     char *copy;
     memset(d, 0, sizeof *d);
     TRY(mem_strndup(&copy, text, len));
-    return parse_taken(d, name, line0, copy, len, true);
+    return parse_taken(d, name, line0, 0, copy, len, true);
 }
 
 void json_doc_release(struct json_doc *d)

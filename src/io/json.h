@@ -11,6 +11,7 @@ struct json_doc { /* valid when zeroed */
     char *text;    /* the source, NUL-terminated; owned */
     size_t len;
     int64_t line0; /* line number of the first line (JSONL rows), 1 for a file */
+    int64_t col0;  /* bytes before the text on that line */
 };
 
 /* Read and parse a whole file. Refused with file:line:col (ERR_INPUT): what jansson refuses, duplicate keys, a BOM,
@@ -18,6 +19,8 @@ struct json_doc { /* valid when zeroed */
 int json_doc_read(struct json_doc *d, const char *path);
 /* The same from memory; `name` and `line0` are used in messages only. Text is copied. */
 int json_doc_parse(struct json_doc *d, const char *name, int64_t line0, const char *text, size_t len);
+/* The same for a text that starts after col0 bytes of its line. */
+int json_doc_parse_at(struct json_doc *d, const char *name, int64_t line0, int64_t col0, const char *text, size_t len);
 /* The same, where a lone string, number, true, false or null is a document too. */
 int json_doc_parse_any(struct json_doc *d, const char *name, int64_t line0, const char *text, size_t len);
 /* The same as json_doc_parse with line0 1, but text (heap, NUL-terminated after len bytes) is taken over, also on failure. */

@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 #include "file.h"
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 #include <zlib.h>
 
 enum { IN_BYTES = 1 << 16, FILL_BYTES = 1 << 18, LINE_MAX_BYTES = 64 << 20 };
+enum array_state { ARRAY_NONE, ARRAY_FIRST, ARRAY_ITEM, ARRAY_NEXT, ARRAY_END };
 
 /* inflate() itself, not gzread(): the latter passes trailing garbage and plain text in silence */
 struct line_reader {
@@ -17,13 +19,32 @@ struct line_reader {
     char *text; /* text[at..have): read, not yet returned; one byte more is allocated */
     int64_t cap, at, have, scanned;
     int64_t number;
+    int64_t limit; /* bytes of a line */
+    /* a JSON array: the elements are the lines */
+    bool maybe_array, in_string, escaped;
+    enum array_state state; /* ARRAY_NONE: lines */
+    int64_t depth, row, row_bytes,
+        col; /* line feeds passed; bytes passed since the last; of the element */
     struct sha256 sha;
 };
 
 static int lines_fail(struct line_reader *r, const char *what)
 {
     r->failed = true;
-    return err_at(ERR_INPUT, r->path, r->number + 1, 0, "%s", what);
+    return err_at(ERR_INPUT, r->path, (r->state == ARRAY_NONE ? r->number : r->row) + 1, 0, "%s",
+                  what);
+}
+
+static int too_long(struct line_reader *r)
+{
+    char what[120];
+    if (r->limit % (1 << 20) == 0)
+        snprintf(what, sizeof what, "the line is longer than %lld MiB (data.max_line_bytes)",
+                 (long long)(r->limit >> 20));
+    else
+        snprintf(what, sizeof what, "the line is longer than %lld bytes (data.max_line_bytes)",
+                 (long long)r->limit);
+    return lines_fail(r, what);
 }
 
 static bool has_suffix(const char *s, const char *suffix)
@@ -42,6 +63,8 @@ int lines_open(struct line_reader **out, const char *path)
     r->fd = -1;
     TRY_OUT(mem_strdup(&r->path, path));
     r->gz = has_suffix(path, ".gz");
+    r->maybe_array = has_suffix(path, ".json") || has_suffix(path, ".json.gz");
+    r->limit = LINE_MAX_BYTES;
     TRY_OUT(MEM_NEW(&r->in, IN_BYTES));
     TRY_OUT(file_open(&r->fd, &size, path));
     sha256_init(&r->sha);
@@ -152,7 +175,7 @@ static int take(struct line_reader *r, int64_t end, int64_t next, char **line, s
             n -= 3;
         }
     }
-    if (n > LINE_MAX_BYTES) return lines_fail(r, "the line is longer than 64 MiB");
+    if ((int64_t)n > r->limit) return too_long(r);
     if (memchr(s, 0, n)) return lines_fail(r, "the line holds a NUL byte: not text");
     s[n] = 0;
     r->at = r->scanned = next;
@@ -162,11 +185,117 @@ static int take(struct line_reader *r, int64_t end, int64_t next, char **line, s
     return 1;
 }
 
+/* The file begins with a '[': its elements are the rows. */
+static int look_for_array(struct line_reader *r)
+{
+    int64_t i;
+    r->maybe_array = false;
+    for (;;) {
+        i = r->have >= 3 && memcmp(r->text, "\xef\xbb\xbf", 3) == 0 ? 3 : 0;
+        while (i < r->have && strchr(" \t\r\n", r->text[i]) && r->text[i])
+            i++;
+        if (i < r->have || r->eof || r->have > r->limit) break;
+        TRY(fill(r));
+    }
+    if (i >= r->have || r->text[i] != '[') return 0;
+    for (int64_t k = 0; k <= i; k++) {
+        r->row += r->text[k] == '\n';
+        r->row_bytes = r->text[k] == '\n' ? 0 : r->row_bytes + 1;
+    }
+    r->at = r->scanned = i + 1;
+    r->state = ARRAY_FIRST;
+    return 0;
+}
+
+/* One byte between elements; *starts: it is an element's first. */
+static int between_items(struct line_reader *r, char c, bool *starts)
+{
+    *starts = false;
+    if (c == ' ' || c == '\t' || c == '\r' || c == '\n') return 0;
+    if (r->state == ARRAY_END) return lines_fail(r, "text after the end of the JSON array");
+    if (c == ']' && r->state == ARRAY_FIRST) {
+        r->state = ARRAY_END;
+        return 0;
+    }
+    if (c == ',' || c == ']') return lines_fail(r, "an element of the JSON array is missing");
+    *starts = true;
+    return 0;
+}
+
+/* One byte of an element; true: the element ended before it. */
+static bool inside_item(struct line_reader *r, char c)
+{
+    if (r->in_string) {
+        if (r->escaped)
+            r->escaped = false;
+        else if (c == '\\')
+            r->escaped = true;
+        else if (c == '"')
+            r->in_string = false;
+        return false;
+    }
+    if (c == '"') r->in_string = true;
+    if (c == '{' || c == '[') r->depth++;
+    if (r->depth == 0) return c == ',' || c == ']';
+    if (c == '}' || c == ']') r->depth--;
+    return false;
+}
+
+/* The element r->text[at..scanned). */
+static int take_item(struct line_reader *r, char **line, size_t *len)
+{
+    int64_t n = r->scanned - r->at;
+    char *s = r->text + r->at;
+    if (n > r->limit) return too_long(r);
+    while (n > 0 && strchr(" \t\r\n", s[n - 1]))
+        n--;
+    r->state = s[r->scanned - r->at] == ',' ? ARRAY_NEXT : ARRAY_END;
+    s[n] = 0;
+    r->row_bytes++;
+    r->at = ++r->scanned;
+    *line = s;
+    *len = (size_t)n;
+    return 1;
+}
+
+static int next_item(struct line_reader *r, char **line, size_t *len)
+{
+    for (;;) {
+        for (; r->scanned < r->have; r->scanned++) {
+            const char c = r->text[r->scanned];
+            bool starts = false;
+            if (c == 0) return lines_fail(r, "the file holds a NUL byte: not text");
+            if (r->state != ARRAY_ITEM) {
+                r->at = r->scanned;
+                TRY(between_items(r, c, &starts));
+            }
+            if (starts) {
+                r->state = ARRAY_ITEM;
+                r->number = r->row + 1;
+                r->col = r->row_bytes;
+            }
+            if (r->state == ARRAY_ITEM && inside_item(r, c)) return take_item(r, line, len);
+            r->row += c == '\n';
+            r->row_bytes = c == '\n' ? 0 : r->row_bytes + 1;
+        }
+        if (r->state != ARRAY_ITEM) r->at = r->scanned;
+        if (r->eof && r->state == ARRAY_END) return 0;
+        if (r->eof) return lines_fail(r, "the JSON array does not end: the file is not complete");
+        if (r->have - r->at > r->limit) return too_long(r);
+        TRY(fill(r));
+    }
+}
+
 int lines_next(struct line_reader *r, char **line, size_t *len)
 {
+    int rc = 0;
     *line = NULL;
     *len = 0;
     if (r->failed) return lines_fail(r, "cannot be read on after an error");
+    if (r->maybe_array) rc = look_for_array(r);
+    if (rc == 0 && r->state != ARRAY_NONE) rc = next_item(r, line, len);
+    if (rc < 0) r->failed = true;
+    if (rc < 0 || r->state != ARRAY_NONE) return rc;
     for (;;) {
         if (r->have > r->scanned) {
             const char *nl = memchr(r->text + r->scanned, '\n', (size_t)(r->have - r->scanned));
@@ -175,9 +304,8 @@ int lines_next(struct line_reader *r, char **line, size_t *len)
         }
         if (r->eof) return r->have > r->at ? take(r, r->have, r->have, line, len) : 0;
         /* 2 more for "\r\n", 3 for a BOM */
-        if (r->have - r->at > LINE_MAX_BYTES + 5)
-            return lines_fail(r, "the line is longer than 64 MiB");
-        const int rc = fill(r);
+        if (r->have - r->at > r->limit + 5) return too_long(r);
+        rc = fill(r);
         if (rc < 0) {
             r->failed = true;
             return rc;
@@ -188,6 +316,16 @@ int lines_next(struct line_reader *r, char **line, size_t *len)
 int64_t lines_number(const struct line_reader *r)
 {
     return r->number;
+}
+
+int64_t lines_column(const struct line_reader *r)
+{
+    return r->state == ARRAY_NONE ? 0 : r->col;
+}
+
+void lines_limit(struct line_reader *r, int64_t bytes)
+{
+    r->limit = MIN(bytes, (int64_t)LINE_MAX_BYTES);
 }
 
 void lines_digest(const struct line_reader *r, uint8_t digest[32])

@@ -9,6 +9,7 @@ enum { CONFIG_AUTO = -1 }; /* a number that was left to "auto" */
 
 struct strlist {
     char **item; /* owned */
+    double *weight; /* [n] of data files, owned; NULL: 1 each */
     int32_t n;
 };
 
@@ -54,12 +55,13 @@ struct config {
     } reference;
     struct {
         struct strlist train, eval; /* eval.n = 0: none */
-        char *chat_template;
+        char *chat_template; /* a name, or a JSON object's text */
+        char *template_date; /* NULL: the template's own */
         int32_t string_prompts;
         char *system_prompt; /* NULL: none */
         int64_t max_length, max_prompt_length; /* resolved: never 0 after load */
         int32_t special_tokens, on_bad_row;
-        int64_t max_bad_rows;
+        int64_t max_bad_rows, max_line_bytes;
         double max_dropped, subsample;
     } data;
     struct stage_config sft, preference;

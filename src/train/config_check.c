@@ -50,8 +50,6 @@ static void check_data(struct loader *ld)
                              "not used with \"on_bad_row\": \"error\"; set \"skip\"");
     if (c->eval.every > 0 && c->data.eval.n == 0 && !is_bad(ld, "data.eval"))
         config_report_option(ld, row("eval.every"), "needs data.eval, the pairs to evaluate on");
-    if (c->eval.kl_samples > 0)
-        config_report_option(ld, row("eval.kl_samples"), "eval/kl is not in this version: set 0");
 }
 
 static void check_stages(struct loader *ld)

@@ -64,13 +64,14 @@ int option_expects(struct buf *b, const struct option *o, const struct loss_def 
         TRY(buf_addf(b, "a number in %s", range));
         break;
     case OPTION_PATHS:
-        TRY(buf_adds(b, "a path or a list of paths"));
+        TRY(buf_adds(b, "a path or a list of paths, or of {\"path\", \"weight\"}"));
         break;
     case OPTION_TEXT:
     case OPTION_CHOICE:
     case OPTION_LOSS:
         TRY(buf_adds(b, o->choices || o->type == OPTION_LOSS ? "one of " : "a string"));
         TRY(add_choices(b, o));
+        if (o->flags & OPTION_TREE) TRY(buf_adds(b, ", or an object"));
         break;
     }
     if (o->flags & OPTION_AUTO) TRY(buf_adds(b, ", or \"auto\""));
@@ -222,6 +223,42 @@ static int read_text(struct config *c, const struct option *o, const json_t *v)
     return mem_strndup(dst, text, len);
 }
 
+static int read_tree(struct config *c, const struct option *o, const json_t *v)
+{
+    struct buf b = { 0 };
+    char **dst = field(c, o);
+    int rc = json_dump(&b, v, 0);
+    if (rc == 0) {
+        free(*dst);
+        rc = mem_strdup(dst, b.data);
+    }
+    buf_release(&b);
+    return rc;
+}
+
+static const double WEIGHT_MAX = 1000;
+
+/* {"path": "...", "weight": 0.5}; *path: the string in it. */
+static int read_weighted(struct strlist *dst, int64_t n, size_t i, const json_t *e,
+                         const json_t **path)
+{
+    static const char form[] = "expected a path or {\"path\": \"...\", \"weight\": 0.5}";
+    const json_t *w = json_object_get(e, "weight");
+    *path = json_object_get(e, "path");
+    if (!*path || json_object_size(e) != (w ? 2 : 1)) return err_set(ERR_INPUT, "%s", form);
+    if (!w) return 0;
+    const double x = json_number_value(w);
+    if (!json_is_number(w) || !(x > 0 && x <= WEIGHT_MAX))
+        return err_set(ERR_INPUT, "the weight is not a number in (0, %g]; %s", WEIGHT_MAX, form);
+    if (!dst->weight) {
+        TRY(MEM_NEW(&dst->weight, n));
+        for (int64_t k = 0; k < n; k++)
+            dst->weight[k] = 1;
+    }
+    dst->weight[i] = x;
+    return 0;
+}
+
 static int read_paths(struct config *c, const struct option *o, const json_t *v, bool from_set,
                       int64_t *element)
 {
@@ -236,6 +273,7 @@ static int read_paths(struct config *c, const struct option *o, const json_t *v,
         const json_t *e = json_is_array(v) ? json_array_get(v, i) : v;
         char found[360];
         if (json_is_array(v)) *element = (int64_t)i;
+        if (json_is_object(e)) TRY(read_weighted(dst, (int64_t)n, i, e, &e));
         if (!json_is_string(e)) {
             shown(found, sizeof found, e);
             return err_set(ERR_INPUT, "expected a path, found %s", found);
@@ -298,6 +336,7 @@ int option_read(struct config *c, const struct option *o, const json_t *value,
     case OPTION_TEXT:
     case OPTION_LOSS:
         if (json_is_string(value)) return read_text(c, o, value);
+        if ((o->flags & OPTION_TREE) && json_object_size(value) > 0) return read_tree(c, o, value);
         break;
     case OPTION_PATHS:
         return read_paths(c, o, value, from_set, element);
@@ -316,6 +355,7 @@ void option_clear(struct config *c, const struct option *o)
         for (int32_t i = 0; list->item && i < list->n; i++)
             free(list->item[i]);
         free(list->item);
+        free(list->weight);
         memset(list, 0, sizeof *list);
     } else if (o->type == OPTION_INT || o->type == OPTION_REAL) {
         memset(field(c, o), 0, sizeof(int64_t));
@@ -325,10 +365,13 @@ void option_clear(struct config *c, const struct option *o)
 static json_t *paths_value(const struct strlist *list)
 {
     if (list->n == 0) return json_null();
-    if (list->n == 1) return json_string(list->item[0]);
+    if (list->n == 1 && !list->weight) return json_string(list->item[0]);
     json_t *a = json_array();
     for (int32_t i = 0; a && i < list->n; i++) {
-        if (json_array_append_new(a, json_string(list->item[i])) == 0) continue;
+        json_t *e = list->weight && list->weight[i] != 1
+                        ? json_pack("{s:s, s:f}", "path", list->item[i], "weight", list->weight[i])
+                        : json_string(list->item[i]);
+        if (json_array_append_new(a, e) == 0) continue;
         json_decref(a);
         return NULL;
     }
@@ -363,6 +406,8 @@ json_t *option_value(const struct config *c, const struct option *o)
         return NULL;
     case OPTION_TEXT:
     case OPTION_LOSS:
+        if ((o->flags & OPTION_TREE) && **(char *const *)f == '{')
+            return json_loads(*(char *const *)f, 0, NULL);
         return *(char *const *)f ? json_string(*(char *const *)f) : json_null();
     case OPTION_PATHS:
         return paths_value(f);

@@ -19,7 +19,6 @@ static int choose(char **out, const char *given, const char *output, const char 
     return mem_strdup(out, fallback);
 }
 
-/* Score every row of d with the weights in dir, in a model of its own that is let go. */
 static int open_model(struct stage *st, struct setup *su, const struct setup *base, const char *dir,
                       enum stage_kind kind, const struct dataset *d)
 {
@@ -31,16 +30,19 @@ static int open_model(struct stage *st, struct setup *su, const struct setup *ba
     return model_load(&st->model, dir);
 }
 
+/* Score every row of d with the weights in dir, in a model of its own that is let go; kl (may be NULL) gets its eval/kl. */
 static int score_with(const struct setup *base, const char *dir, enum stage_kind kind,
-                      const struct dataset *d, struct scores *s)
+                      const struct dataset *d, struct scores *s, struct metrics *kl)
 {
     struct setup su = *base; /* borrows all but the architecture */
     struct stage st = { 0 };
     int rc;
+    if (!kl) su.kl_samples = 0;
     TRY_OUT(dist_agree(su.dist, open_model(&st, &su, base, dir, kind, d)));
     TRY_OUT(scores_init(s, d->n));
     TRY_OUT(score_all(s, su.dist, su.cfg->dist.deterministic, &st.model, &st.batch, d,
                       su.micro_tokens));
+    if (kl) TRY_OUT(dist_agree(su.dist, stage_measure_kl(&st, kl, NULL)));
 out:
     stage_release(&st);
     return rc;
@@ -148,21 +150,25 @@ int evaluate_run(const struct config *c, struct dist *dist, const char *model, c
     struct file_out pairs = { 0 };
     struct setup su = { 0 };
     struct dataset d = { 0 };
-    struct metrics m;
+    struct metrics m, kl = { 0 };
     char *policy = NULL, *reference = NULL;
     int rc;
     TRY_OUT(dist_agree(dist, evaluate_open(&su, c, dist, &d, &pairs, per_pair)));
     TRY_OUT(dist_watch(dist, c->faults.hang_timeout, NULL, NULL));
     TRY_OUT(choose(&policy, model, c->output, "model", c->model.path));
     TRY_OUT(choose(&reference, c->reference.path, c->output, "sft", c->model.path));
+    su.kl_reference = reference;
     TRY_OUT(choose_sizes(&su, kind, &d));
     if (loss && (loss->flags & LOSS_REF)) {
         fprintf(stderr, "policy: %s, reference: %s\n", policy, reference);
-        TRY_OUT(score_with(&su, reference, kind, &d, &ref));
+        TRY_OUT(score_with(&su, reference, kind, &d, &ref, NULL));
     }
-    TRY_OUT(score_with(&su, policy, kind, &d, &pi));
+    TRY_OUT(score_with(&su, policy, kind, &d, &pi, &kl));
     const struct stage st = { .su = &su, .cfg = c, .kind = kind, .loss = loss };
     stage_metrics(&st, &d, &pi, ref.n ? &ref : NULL, &m);
+    m.has_kl = kl.has_kl;
+    m.kl = kl.kl;
+    m.kl_stderr = kl.kl_stderr;
     if (dist_rank(dist) > 0) goto out;
     if (per_pair) TRY_OUT(write_pairs(&pairs, &d, &pi, &ref));
     TRY_OUT(print_metrics(&m, loss));

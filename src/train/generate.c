@@ -1,19 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 #include "generate.h"
 #include "config.h"
-#include "../base/rng.h"
-#include "../data/data.h"
-#include "../model/decode.h"
+#include "sample.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-struct request {
-    json_t *row; /* owned; the answer is added to it */
-    struct ids prompt, answer;
-    int32_t end;
-    bool stopped; /* at its end token */
-};
 
 struct generator {
     const struct generate_opts *o;
@@ -22,8 +13,9 @@ struct generator {
     struct chat_template *tmpl;
     struct backend be;
     bool be_open;
-    struct request *req;
-    int64_t n, cap;
+    struct sample_request *req;
+    json_t **row; /* of each request; owned; the answer is added to it */
+    int64_t n, cap, row_cap;
     struct plan plan;
     struct model model;
     struct decoder dec;
@@ -35,13 +27,14 @@ static int add_request(struct generator *g, json_t *row, const char *file, int64
 {
     const struct data_opts opts = { .string_prompts_user = g->o->prompts_user,
                                     .vocab_size = (int32_t)g->arch.V };
-    if (MEM_GROW(&g->req, &g->cap, g->n + 1) < 0) {
+    if (MEM_GROW(&g->req, &g->cap, g->n + 1) < 0 || MEM_GROW(&g->row, &g->row_cap, g->n + 1) < 0) {
         json_decref(row);
         return ERR_OOM;
     }
-    struct request *r = &g->req[g->n++];
+    g->row[g->n] = row;
+    struct sample_request *r = &g->req[g->n++];
     memset(r, 0, sizeof *r);
-    r->row = row;
+    r->max_tokens = g->o->max_tokens;
     TRY(data_encode_prompt(&r->prompt, &r->end, row, &opts, g->tok, g->tmpl, file, line));
     if (r->prompt.n + g->o->max_tokens > g->arch.max_positions)
         return err_at(ERR_INPUT, file, line, 0,
@@ -95,60 +88,17 @@ static int open_model(struct generator *g)
     return model_load(&g->model, g->o->model);
 }
 
-/* One more token for request i; the draw depends on (seed, request, position) alone, so that the batch does not matter. */
-static int take_token(struct generator *g, int64_t i, const float *logits)
-{
-    struct request *r = &g->req[i];
-    const double u =
-        rng_uniform(g->o->seed, rng_stream_of(RNG_SAMPLE, (uint64_t)i), (uint64_t)r->answer.n);
-    const int32_t id =
-        sample_token(logits, g->arch.V, g->o->temperature, g->o->top_k, g->o->top_p, u, g->work);
-    r->stopped = id == r->end || id == tokenizer_eos(g->tok);
-    return r->stopped ? 0 : ids_add(&r->answer, id);
-}
-
-static bool running(const struct generator *g, int64_t i)
-{
-    return !g->req[i].stopped && g->req[i].answer.n < g->o->max_tokens;
-}
-
-/* Fill free slots from the queue and step all of them together until every request is answered. */
 static int answer_all(struct generator *g)
 {
-    const int64_t B = MIN(g->o->batch, g->n);
-    int32_t *slots = NULL, *ids = NULL;
-    int64_t *owner = NULL, next = 0;
-    const float *logits;
-    int rc;
-    TRY_OUT(MEM_NEW(&slots, B));
-    TRY_OUT(MEM_NEW(&ids, B));
-    TRY_OUT(MEM_NEW(&owner, B));
-    for (int64_t s = 0; s < B; s++)
-        owner[s] = -1;
-    for (;;) {
-        int64_t n = 0;
-        for (int64_t s = 0; s < B; s++) {
-            while ((owner[s] < 0 || !running(g, owner[s])) && next < g->n) {
-                owner[s] = next++;
-                decoder_reset(&g->dec, s);
-                TRY_OUT(decoder_prefill(&g->dec, s, g->req[owner[s]].prompt.id,
-                                        g->req[owner[s]].prompt.n, &logits));
-                TRY_OUT(take_token(g, owner[s], logits));
-            }
-            if (owner[s] < 0 || !running(g, owner[s])) continue;
-            slots[n] = (int32_t)s;
-            ids[n++] = g->req[owner[s]].answer.id[g->req[owner[s]].answer.n - 1];
-        }
-        if (n == 0) break;
-        TRY_OUT(decoder_step(&g->dec, slots, ids, n, &logits));
-        for (int64_t i = 0; i < n; i++)
-            TRY_OUT(take_token(g, owner[slots[i]], logits + i * g->arch.V));
-    }
-out:
-    free(slots);
-    free(ids);
-    free(owner);
-    return rc;
+    const struct sampler s = { .dec = &g->dec,
+                               .top_k = g->o->top_k,
+                               .temperature = g->o->temperature,
+                               .top_p = g->o->top_p,
+                               .seed = g->o->seed,
+                               .kind = RNG_SAMPLE,
+                               .eos = tokenizer_eos(g->tok),
+                               .work = g->work };
+    return sample_answers(&s, g->req, g->n);
 }
 
 static json_t *id_list(const struct ids *v)
@@ -159,16 +109,17 @@ static json_t *id_list(const struct ids *v)
     return a;
 }
 
-static int answer_row(const struct generator *g, const struct request *r, struct buf *line)
+static int answer_row(const struct generator *g, int64_t i, struct buf *line)
 {
+    const struct sample_request *r = &g->req[i];
+    json_t *row = g->row[i];
     struct buf text = { 0 };
     int rc = tokenizer_decode(g->tok, r->answer.id, r->answer.n, true, &text);
     if (rc == 0 && g->o->prompt && !g->o->out) {
         rc = buf_add(line, text.data ? text.data : "", text.len);
     } else if (rc == 0) {
         /* a row that is a bare string becomes an object with that prompt */
-        json_t *o =
-            json_is_object(r->row) ? json_incref(r->row) : json_pack("{s:O}", "prompt", r->row);
+        json_t *o = json_is_object(row) ? json_incref(row) : json_pack("{s:O}", "prompt", row);
         if (!o ||
             json_object_set_new(o, "response",
                                 json_stringn(text.data ? text.data : "", text.len)) ||
@@ -188,7 +139,7 @@ static int write_answers(struct generator *g)
     struct buf all = { 0 };
     int rc = 0;
     for (int64_t i = 0; rc == 0 && i < g->n; i++)
-        rc = answer_row(g, &g->req[i], &all);
+        rc = answer_row(g, i, &all);
     if (rc == 0 && g->o->out) {
         rc = file_put(&g->file, all.data, all.len);
         if (rc == 0) rc = file_commit(&g->file);
@@ -205,7 +156,7 @@ int generate_run(const struct generate_opts *o)
     TRY_OUT(arch_load(&g.arch, o->model));
     TRY_OUT(tokenizer_open(&g.tok, o->model));
     TRY_OUT(template_open(&g.tmpl, g.tok, o->model, o->chat_template ? o->chat_template : "auto",
-                          o->system));
+                          o->system, NULL));
     TRY_OUT(read_prompts(&g));
     if (o->out && file_create_named(&g.file, o->out) < 0) TRY_OUT(ERR_INPUT); /* before the work */
     TRY_OUT(open_model(&g));
@@ -218,11 +169,11 @@ out:
     model_release(&g.model);
     if (g.be_open) backend_close(&g.be);
     for (int64_t i = 0; i < g.n; i++) {
-        json_decref(g.req[i].row);
-        ids_release(&g.req[i].prompt);
-        ids_release(&g.req[i].answer);
+        json_decref(g.row[i]);
+        sample_request_release(&g.req[i]);
     }
     free(g.req);
+    free(g.row);
     free(g.work);
     template_close(g.tmpl);
     tokenizer_close(g.tok);

@@ -17,12 +17,5 @@ struct generate_opts {
     uint64_t seed;
     int32_t threads;
 };
-/* The next token of logits[V]: greedy (the lowest id among equals), or sampled with temperature, then top-k, then top-p (the smallest set of the most
- * likely tokens whose probability reaches top_p); u uniform in [0, 1). `work` holds V pairs. */
-struct sample_work {
-    float p;
-    int32_t id;
-};
-int32_t sample_token(const float *logits, int64_t V, double temperature, int64_t top_k, double top_p, double u, struct sample_work *work);
 int generate_run(const struct generate_opts *o);
 #endif

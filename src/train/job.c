@@ -1,9 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-#include "job.h"
+#include "job_impl.h"
 #include "fingerprint.h"
 #include "machine.h"
-#include "planning.h"
-#include "output.h"
 #include "replica.h"
 #include "../base/signals.h"
 #include "../base/watch.h"
@@ -11,22 +9,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-enum { VERIFY_ROWS = 4 };
-static const int64_t SHARD_BYTES = 5000000000;
-
-struct job {
-    const struct config *cfg;
-    struct setup su;
-    struct inputs in;
-    struct config resolved;  /* cfg with the memory settings that are in use; borrows */
-    struct forecast peak[2]; /* by enum stage_kind */
-    struct scores ref[2];    /* by reference.path: of the pairs and of the evaluation set */
-    struct output out;
-    struct status status;
-    double started, last_save; /* seconds */
-    int64_t saved[3];          /* stage + 1, step and eval_due of the last checkpoint; 0: none */
-};
 
 static int job_open(struct job *j, const struct config *c, struct dist *dist)
 {
@@ -49,16 +31,7 @@ static void job_close(struct job *j)
 
 static int stage_weights(const struct job *j, struct stage *st)
 {
-    const struct config *c = j->cfg;
-    char *sft = NULL;
-    if (st->kind == STAGE_PREFERENCE && c->sft.present) {
-        TRY(output_path(&j->out, "sft", &sft));
-        const int rc = model_load(&st->model, sft);
-        free(sft);
-        return rc;
-    }
-    return c->model.init == MODEL_RANDOM ? model_random(&st->model, c->seed)
-                                         : model_load(&st->model, c->model.path);
+    return stage_load_start(&st->model, j->cfg, st->kind);
 }
 
 static int open_foreign(struct job *j, struct stage *st, struct setup *su)
@@ -87,6 +60,7 @@ static int foreign_reference(struct job *j)
     struct buf said = { 0 };
     int rc;
     if (!path || !loss || !(loss->flags & LOSS_REF) || restored) return 0;
+    su.kl_samples = 0; /* it is the policy that is measured */
     TRY_OUT(dist_agree(su.dist, open_foreign(j, &st, &su)));
     status_say(&j->status, "reference: scoring with %s", path);
     TRY_OUT(stage_reference(&st, &said));
@@ -99,173 +73,6 @@ out:
     buf_release(&said);
     stage_release(&st);
     return rc;
-}
-
-/* The one rank that writes. */
-static bool first_rank(const struct job *j)
-{
-    return dist_rank(j->su.dist) == 0;
-}
-
-static int write_row(struct job *j, const struct stage *st, const char *prefix,
-                     const struct metrics *m, double norm, double lr)
-{
-    json_t *row = json_object();
-    const bool eval = *prefix;
-    int rc;
-    TRY_OUT(metrics_text(row, "stage", st->name));
-    TRY_OUT(metrics_int(row, "step", st->step));
-    TRY_OUT(
-        metrics_real(row, "epoch", (double)st->step / (double)order_steps_per_epoch(&st->order)));
-    TRY_OUT(metrics_set(row, prefix, m, st->loss));
-    if (!eval) {
-        TRY_OUT(metrics_real(row, "grad_norm", norm));
-        TRY_OUT(metrics_real(row, "learning_rate", lr));
-        TRY_OUT(metrics_int(row, "tokens", m->tokens));
-        TRY_OUT(metrics_int(row, "skipped", st->skipped));
-        json_decref(j->status.metrics);
-        j->status.metrics = json_incref(row);
-    }
-    TRY_OUT(rows_put(&j->out.metrics, row));
-out:
-    json_decref(row);
-    return rc;
-}
-
-static int write_timing(struct job *j, const struct stage *st, const struct metrics *m,
-                        double seconds)
-{
-    json_t *row = json_object();
-    int rc;
-    TRY_OUT(metrics_text(row, "stage", st->name));
-    TRY_OUT(metrics_int(row, "step", st->step));
-    TRY_OUT(metrics_real(row, "step_seconds", seconds));
-    TRY_OUT(metrics_real(row, "tokens_per_second", (double)m->tokens / seconds));
-    TRY_OUT(metrics_real(row, "pairs_per_second", (double)m->examples / seconds));
-    TRY_OUT(metrics_real(row, "comm_seconds", j->su.dist ? j->su.dist->seconds : 0));
-    TRY_OUT(rows_put(&j->out.timing, row));
-out:
-    json_decref(row);
-    return rc;
-}
-
-static int save_checkpoint(struct job *j, struct stage *st)
-{
-    const int64_t now[3] = { (int64_t)st->kind + 1, st->step, st->eval_due };
-    struct checkpoint_info info;
-    /* due at this step and asked for by a signal: once is enough, and a good one is not replaced */
-    if (memcmp(j->saved, now, sizeof now) == 0) return 0;
-    TRY(dist_agree(j->su.dist, rows_sync(&j->out.metrics)));
-    TRY(checkpoint_save(j->out.dir, st, j->out.metrics.bytes, j->out.fingerprint,
-                        j->cfg->checkpoint.keep, &info));
-    snprintf(j->status.checkpoint, sizeof j->status.checkpoint, "checkpoints/%s", info.name);
-    j->last_save = clock_seconds();
-    memcpy(j->saved, now, sizeof now);
-    return dist_agree(j->su.dist, status_write(&j->status, "running", 0, "training"));
-}
-
-/* A signal cuts it short: the checkpoint says whether it is `due` again before the next step; that of the stage's end comes by itself. */
-static int evaluate(struct job *j, struct stage *st, bool due)
-{
-    struct metrics m;
-    const int rc = stage_evaluate(st, &m);
-    st->eval_due = rc == ERR_STOPPED && due;
-    if (rc < 0 && rc != ERR_STOPPED) return rc;
-    if (rc == 0)
-        return dist_agree(j->su.dist, first_rank(j) ? write_row(j, st, "eval/", &m, 0, 0) : 0);
-    TRY(save_checkpoint(j, st));
-    int64_t number = signals_pending();
-    TRY(dist_vote(j->su.dist, 0, &number, 1));
-    err_set(ERR_STOPPED,
-            "stopped by %s during the evaluation after %s step %lld; saved, start again to go on",
-            signals_name((int)number), st->name, (long long)st->step);
-    return dist_agree(j->su.dist, ERR_STOPPED);
-}
-
-static int write_model(struct job *j, struct stage *st, const char *name)
-{
-    char *dir = NULL;
-    TRY(output_path(&j->out, name, &dir));
-    char *parent = NULL;
-    int rc = path_parent(&parent, dir);
-    if (rc == 0) rc = dir_make(parent);
-    if (rc == 0)
-        rc = model_save(&st->model, dir, j->cfg->model.path, setup_save_dtype(&j->su), SHARD_BYTES);
-    free(parent);
-    free(dir);
-    return rc;
-}
-
-static int save_model(struct job *j, struct stage *st, const char *name)
-{
-    if (!first_rank(j)) return zero_serve(&st->zero);
-    return zero_dismiss(&st->zero, write_model(j, st, name));
-}
-
-/* Log-probabilities of a few rows, spread over the data, each by itself: the same ones on every rank. */
-static int probe(struct stage *st, double out[VERIFY_ROWS])
-{
-    struct scores s = { 0 };
-    int64_t idx[VERIFY_ROWS];
-    const int64_t n = MIN((int64_t)VERIFY_ROWS, st->data->n);
-    int rc = scores_init(&s, st->data->n);
-    for (int64_t i = 0; i < n; i++)
-        idx[i] = i * st->data->n / n;
-    if (rc == 0) rc = score_rows(&s, &st->model, &st->batch, st->data, idx, n, 1);
-    for (int64_t i = 0; i < VERIFY_ROWS; i++)
-        out[i] = rc == 0 && i < n ? s.w[idx[i]] : 0;
-    scores_release(&s);
-    return rc;
-}
-
-/* Save, read back into the same memory, and compare a few rows: what was saved is what was trained, to the bit. */
-static int save_and_verify(struct job *j, struct stage *st, const char *name)
-{
-    double saved[VERIFY_ROWS], read[VERIFY_ROWS];
-    char *dir = NULL;
-    int rc;
-    TRY_OUT(probe(st, saved));
-    TRY_OUT(save_model(j, st, name));
-    TRY_OUT(output_path(&j->out, name, &dir));
-    if (model_load(&st->model, dir) < 0) rc = err_note(ERR_IO, "reading back what was saved");
-    if (rc == 0) rc = probe(st, read);
-    for (int i = 0; i < VERIFY_ROWS && rc == 0; i++)
-        if (saved[i] != read[i])
-            rc =
-                err_set(ERR_IO, "%s: read back, a row has log-probability %.9g, before saving %.9g",
-                        dir, read[i], saved[i]);
-    TRY_OUT(dist_agree(j->su.dist, rc));
-    status_say(&j->status, "saved %s (%s), read back: log-probabilities equal", dir,
-               st_dtype_name(setup_save_dtype(&j->su)));
-out:
-    free(dir);
-    return rc;
-}
-
-/* The end of a stage: the weights become what the files can hold, are evaluated as such, and saved. */
-static int finish_stage(struct job *j, struct stage *st)
-{
-    const enum st_dtype dtype = setup_save_dtype(&j->su);
-    double exact[VERIFY_ROWS], rounded[VERIFY_ROWS], worst = 0;
-    if (dtype != ST_F32) {
-        TRY(probe(st, exact));
-        TRY(model_round(&st->model, dtype));
-        TRY(stage_gather(st));
-        TRY(probe(st, rounded));
-        for (int i = 0; i < VERIFY_ROWS; i++)
-            worst = fmax(worst, fabs(exact[i] - rounded[i]));
-        status_say(&j->status,
-                   "%s: rounding to %s moves the log-probabilities of a few rows by at most %.3g",
-                   st->name, st_dtype_name(dtype), worst);
-    }
-    if (st->eval && j->cfg->eval.at_end) TRY(evaluate(j, st, false));
-    TRY(dist_agree(
-        j->su.dist,
-        rows_sync(&j->out.metrics))); /* once sft/ is there, a resume takes its rows as complete */
-    if (st->kind == STAGE_SFT) TRY(save_and_verify(j, st, "sft"));
-    if (st->kind == STAGE_PREFERENCE || !j->cfg->preference.present)
-        TRY(save_and_verify(j, st, "model"));
-    return 0;
 }
 
 /* Non-finite: the weights stayed; say which rows it was. */
@@ -302,7 +109,7 @@ static void wishes(const struct job *j, const struct stage *st, int64_t wish[WIS
     memset(wish, 0, WISHES * sizeof *wish);
     wish[WISH_SIGNAL] = signals_pending();
     wish[WISH_SAVE] = c->checkpoint.every > 0 && st->step % c->checkpoint.every == 0;
-    if (!first_rank(j)) return;
+    if (!job_writes(j)) return;
     wish[WISH_LATE] = c->max_hours > 0 && now - j->started > 3600 * c->max_hours;
     if (c->checkpoint.every_minutes > 0 && now - j->last_save > 60 * c->checkpoint.every_minutes)
         wish[WISH_SAVE] = 1;
@@ -311,7 +118,7 @@ static void wishes(const struct job *j, const struct stage *st, int64_t wish[WIS
 static int stop_requested(struct job *j, struct stage *st, const int64_t wish[WISHES])
 {
     if (st->step == st->steps || (!wish[WISH_SIGNAL] && !wish[WISH_LATE])) return 0;
-    TRY(save_checkpoint(j, st));
+    TRY(job_checkpoint(j, st));
     if (wish[WISH_SIGNAL])
         err_set(ERR_STOPPED, "stopped by %s after %s step %lld; saved, start again to go on",
                 signals_name((int)wish[WISH_SIGNAL]), st->name, (long long)st->step);
@@ -327,8 +134,8 @@ static int report_step(struct job *j, struct stage *st, const struct metrics *m,
 {
     const bool last = st->step == st->steps;
     const bool logged = st->step % j->cfg->logging.every == 0 || last || !applied;
-    if (logged && first_rank(j)) TRY(write_row(j, st, "", m, norm, lr));
-    if (logged && first_rank(j)) TRY(write_timing(j, st, m, seconds));
+    if (logged && job_writes(j)) TRY(job_row(j, st, "", m, norm, lr));
+    if (logged && job_writes(j)) TRY(job_timing(j, st, m, seconds));
     TRY(status_step(&j->status, st->step, NULL, m, st->kind == STAGE_PREFERENCE, seconds));
     return applied ? 0 : skipped_step(j, st, m, norm);
 }
@@ -345,15 +152,15 @@ static int after_step(struct job *j, struct stage *st, int rc)
     if (c->faults.replica_check_every > 0 && st->step % c->faults.replica_check_every == 0)
         TRY(replica_check(j->su.dist, &st->model)); /* before anything is saved */
     if (st->eval && c->eval.every > 0 && st->step % c->eval.every == 0 && !(last && c->eval.at_end))
-        TRY(evaluate(j, st, true));
+        TRY(job_evaluate(j, st, true));
     st->eval_due = false;
     if (c->checkpoint.export_at == EXPORT_EPOCH && st->kind == STAGE_PREFERENCE &&
         st->step % per_epoch == 0) {
         char name[48];
         snprintf(name, sizeof name, "models/epoch-%lld", (long long)(st->step / per_epoch));
-        TRY(save_model(j, st, name));
+        TRY(job_save_model(j, st, name));
     }
-    if (wish[WISH_SAVE] && !last) TRY(save_checkpoint(j, st));
+    if (wish[WISH_SAVE] && !last) TRY(job_checkpoint(j, st));
     return stop_requested(j, st, wish);
 }
 
@@ -466,7 +273,7 @@ static int stage_begin(struct job *j, struct stage *st)
     const bool needs_ref = st->loss && (st->loss->flags & LOSS_REF);
     struct buf said = { 0 };
     TRY(dist_agree(j->su.dist, stage_weights(j, st)));
-    TRY(dist_agree(j->su.dist, first_rank(j) ? output_begin(&j->out, &j->resolved) : 0));
+    TRY(dist_agree(j->su.dist, job_writes(j) ? output_begin(&j->out, &j->resolved) : 0));
     if (!needs_ref || j->cfg->reference.path) return 0;
     status_say(&j->status, "reference: scoring with the policy as it starts");
     const int rc = stage_reference(st, &said);
@@ -496,11 +303,11 @@ static int run_stage(struct job *j, enum stage_kind kind, const char *resume, bo
         memset(j->ref, 0, sizeof j->ref);
     }
     announce(j, &st);
-    if (kind == j->out.first && first_rank(j)) check_room(j, &st);
+    if (kind == j->out.first && job_writes(j)) check_room(j, &st);
     if (resume) {
         TRY_OUT(
             dist_agree(j->su.dist, checkpoint_load(resume, &st, j->out.fingerprint, allow_change)));
-        TRY_OUT(dist_agree(j->su.dist, first_rank(j) ? output_begin(&j->out, &j->resolved) : 0));
+        TRY_OUT(dist_agree(j->su.dist, job_writes(j) ? output_begin(&j->out, &j->resolved) : 0));
         status_say(&j->status, "resumed from %s", resume);
         if (strncmp(resume, j->out.dir, strlen(j->out.dir)) == 0)
             snprintf(j->status.checkpoint, sizeof j->status.checkpoint, "checkpoints/%s",
@@ -509,7 +316,7 @@ static int run_stage(struct job *j, enum stage_kind kind, const char *resume, bo
         TRY_OUT(stage_begin(j, &st));
     }
     TRY_OUT(train_loop(j, &st));
-    TRY_OUT(finish_stage(j, &st));
+    TRY_OUT(job_finish_stage(j, &st));
 out:
     stage_release(&st);
     return rc;
@@ -575,11 +382,13 @@ int job_run(const struct config *c, struct dist *dist, const struct job_opts *o)
         goto out;
     }
     TRY_OUT(dist_agree(dist, setup_backend(&j.su)));
-    if (first_rank(&j)) TRY_OUT(output_path(&j.out, "status.json", &path));
+    if (job_writes(&j)) TRY_OUT(output_path(&j.out, "status.json", &path));
     TRY_OUT(status_open(&j.status, c, path));
     TRY_OUT(dist_watch(dist, c->faults.hang_timeout, status_hang, &j.status));
     TRY_OUT(choose_sizes(&j));
     rc = conclude(&j, run_stages(&j, o->allow_change));
+    if (rc == 0 && job_writes(&j) && output_report(&j.out) < 0)
+        status_say(&j.status, "warning: no report: %s", err_msg());
     if (rc == 0) status_say(&j.status, "done: %s/model", c->output);
 out:
     watch_stop();

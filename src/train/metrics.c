@@ -98,6 +98,9 @@ int metrics_set(json_t *row, const char *prefix, const struct metrics *m,
         { "in_distribution", m->in_distribution / n, def },
         { "bdpo/gate", m->gate / n, bdpo },
         { "bdpo/bound", m->bound / n, bdpo },
+        { "examples", n, def && *prefix },
+        { "kl", m->kl, m->has_kl && *prefix },
+        { "kl_stderr", m->kl_stderr, m->has_kl && *prefix },
     };
     for (size_t i = 0; i < COUNT_OF(values); i++) {
         char key[64];

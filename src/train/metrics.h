@@ -12,6 +12,8 @@ struct metrics { /* sums over examples; all valid when zeroed */
     double lw, ll, rw, rl;     /* log-probabilities */
     double reward_w, reward_l, accurate;
     double in_distribution, gate, bound;
+    bool has_kl;               /* of an evaluation: the two below were measured; no sums */
+    double kl, kl_stderr;
 };
 /* Add one pair. */
 void metrics_add_pair(struct metrics *m, const struct loss_def *def, const struct loss_opts *o, const struct loss_pair *p,

@@ -36,8 +36,8 @@ static const struct choice prompt_choices[] = {
     { NULL, 0, NULL },
 };
 static const struct choice template_choices[] = {
-    { "auto", 0, NULL }, { "chatml", 0, NULL }, { "llama3", 0, NULL },
-    { "raw", 0, NULL },  { NULL, 0, NULL },
+    { "auto", 0, NULL },   { "chatml", 0, NULL }, { "llama3", 0, NULL }, { "llama2", 0, NULL },
+    { "zephyr", 0, NULL }, { "alpaca", 0, NULL }, { "raw", 0, NULL },    { NULL, 0, NULL },
 };
 static const struct choice special_choices[] = {
     { "text", SPECIAL_TEXT, NULL },
@@ -195,11 +195,14 @@ const struct option option_table[] = {
               "whatever the loss" },
 
     { AT(data.train), .type = OPTION_PATHS, .flags = OPTION_NULL, .use = USE_SHARED_TRAIN, .dflt = "null",
-      .help = ".jsonl or .jsonl.gz; needed unless each stage has its own" },
+      .help = ".jsonl, .jsonl.gz or .json; needed unless each stage has its own; weight: how often an epoch uses the file's rows" },
     { AT(data.eval), .type = OPTION_PATHS, .flags = OPTION_NULL, .dflt = "null",
       .help = "held-out pairs" },
-    { AT(data.chat_template), .type = OPTION_TEXT, .choices = template_choices, .dflt = "\"auto\"",
-      .help = "form of conversations; auto: recognised by the markers in the model's own template" },
+    { AT(data.chat_template), .type = OPTION_TEXT, .flags = OPTION_TREE, .choices = template_choices, .dflt = "\"auto\"",
+      .help = "form of conversations; auto: recognised by the markers in the model's own template; an object: the pieces themselves "
+              "(docs/data.md)" },
+    { AT(data.template_date), .type = OPTION_TEXT, .flags = OPTION_NULL, .dflt = "null",
+      .help = "date in Llama 3.1's system block, such as \"26 Jul 2024\"; null: the constant of the template, so that runs repeat" },
     { AT(data.string_prompts), .type = OPTION_CHOICE, .choices = prompt_choices, .dflt = "\"raw\"",
       .help = "a string prompt is text as it is, or one user turn through the template" },
     { AT(data.system_prompt), .type = OPTION_TEXT, .flags = OPTION_NULL | OPTION_EMPTY, .dflt = "null",
@@ -214,6 +217,8 @@ const struct option option_table[] = {
       .help = "malformed rows end the run, or are left out" },
     { AT(data.max_bad_rows), .type = OPTION_INT, .use = USE_SKIP, RANGE(0, 1e12), .dflt = "0",
       .help = "malformed rows that may be left out" },
+    { AT(data.max_line_bytes), .type = OPTION_INT, RANGE(1, 64 << 20), .dflt = "67108864",
+      .help = "a longer line ends the run: nobody meant it as one row" },
     { AT(data.max_dropped), .type = OPTION_REAL, RANGE(0, 1), .dflt = "0.05",
       .help = "share of degenerate pairs (empty, equal, nothing left) that may be dropped" },
     { AT(data.subsample), .type = OPTION_REAL, .flags = OPTION_ABOVE, RANGE(0, 1), .dflt = "1.0",
@@ -274,7 +279,7 @@ const struct option option_table[] = {
       .help = "steps between evaluations; 0: none" },
     { AT(eval.at_end), .type = OPTION_BOOL, .use = USE_EVAL, .dflt = "true", .help = "evaluate once training is done" },
     { AT(eval.kl_samples), .type = OPTION_INT, .use = USE_EVAL, RANGE(0, 1e6), .dflt = "0",
-      .help = "sampled responses for eval/kl; 0: none (this version has none)" },
+      .help = "sampled responses for eval/kl; 0: none" },
 
     { AT(output), .type = OPTION_TEXT, .flags = OPTION_NEEDED | OPTION_FREE, .help = "directory of the run" },
     { AT(cache_dir), .type = OPTION_TEXT, .flags = OPTION_NULL | OPTION_FREE, .dflt = "null",

@@ -23,7 +23,8 @@ enum option_flag {
     OPTION_EMPTY = 16,  /* the text may be "" */
     OPTION_NEEDED = 32, /* must be given */
     OPTION_FREE = 64,   /* may change when a run is resumed */
-    OPTION_SWITCH = 128 /* false and true are values too: 0 and max */
+    OPTION_SWITCH = 128, /* false and true are values too: 0 and max */
+    OPTION_TREE = 256    /* of a text: an object is a value too, kept as its JSON text, which begins with "{" */
 };
 enum option_use { /* when an option has an effect; elsewhere it is left out of the resolved config */
     USE_ALWAYS,

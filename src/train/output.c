@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "output.h"
+#include "../report/page.h"
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -333,6 +334,16 @@ out:
     free(fingerprint);
     free(metrics);
     free(timing);
+    return rc;
+}
+
+int output_report(const struct output *o)
+{
+    const char *dir = o->dir;
+    char *path = NULL;
+    int rc = output_path(o, "report.html", &path);
+    if (rc == 0) rc = page_write(&dir, 1, path);
+    free(path);
     return rc;
 }
 

@@ -33,6 +33,8 @@ void output_early_stop(struct output *o, const struct config *c, struct status *
 void output_room(const struct output *o, const struct config *c, int64_t checkpoint_bytes, int64_t model_bytes);
 /* Where the run goes on and the config leaves it open: the sizes that it had (of the checkpoint, else of OUTPUT/config.json). */
 int output_sizes(const struct output *o, struct sizing_want *want);
+/* Write OUTPUT/report.html from what the run has left there. */
+int output_report(const struct output *o);
 void output_close(struct output *o);
 /* OUTPUT/name; the caller frees. */
 int output_path(const struct output *o, const char *name, char **path);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-#include "generate.h"
+#include "sample.h"
+#include "../base/watch.h"
 #include <math.h>
 #include <stdlib.h>
 
@@ -46,4 +47,64 @@ int32_t sample_token(const float *logits, int64_t V, double temperature, int64_t
         if (u * total < sum) return work[i].id;
     }
     return work[n - 1].id;
+}
+
+void sample_request_release(struct sample_request *r)
+{
+    ids_release(&r->prompt);
+    ids_release(&r->answer);
+}
+
+static int take_token(const struct sampler *s, struct sample_request *r, int64_t i,
+                      const float *logits)
+{
+    const double u =
+        rng_uniform(s->seed, rng_stream_of(s->kind, (uint64_t)i), (uint64_t)r->answer.n);
+    const int32_t id =
+        sample_token(logits, s->dec->m->arch.V, s->temperature, s->top_k, s->top_p, u, s->work);
+    r->stopped = id == r->end || id == s->eos;
+    r->ended_by = id;
+    return r->stopped ? 0 : ids_add(&r->answer, id);
+}
+
+static bool running(const struct sample_request *r)
+{
+    return !r->stopped && r->answer.n < r->max_tokens;
+}
+
+int sample_answers(const struct sampler *s, struct sample_request *req, int64_t n_req)
+{
+    const int64_t B = s->dec->B, V = s->dec->m->arch.V;
+    int32_t *slots = NULL, *ids = NULL;
+    int64_t *owner = NULL, next = 0;
+    const float *logits;
+    int rc;
+    TRY_OUT(MEM_NEW(&slots, B));
+    TRY_OUT(MEM_NEW(&ids, B));
+    TRY_OUT(MEM_NEW(&owner, B));
+    for (int64_t k = 0; k < B; k++)
+        owner[k] = -1;
+    for (;; watch_beat()) {
+        int64_t n = 0;
+        for (int64_t k = 0; k < B; k++) {
+            while ((owner[k] < 0 || !running(&req[owner[k]])) && next < n_req) {
+                struct sample_request *r = &req[owner[k] = next++];
+                decoder_reset(s->dec, k);
+                TRY_OUT(decoder_prefill(s->dec, k, r->prompt.id, r->prompt.n, &logits));
+                TRY_OUT(take_token(s, r, owner[k], logits));
+            }
+            if (owner[k] < 0 || !running(&req[owner[k]])) continue;
+            slots[n] = (int32_t)k;
+            ids[n++] = req[owner[k]].answer.id[req[owner[k]].answer.n - 1];
+        }
+        if (n == 0) break;
+        TRY_OUT(decoder_step(s->dec, slots, ids, n, &logits));
+        for (int64_t i = 0; i < n; i++)
+            TRY_OUT(take_token(s, &req[owner[slots[i]]], owner[slots[i]], logits + i * V));
+    }
+out:
+    free(slots);
+    free(ids);
+    free(owner);
+    return rc;
 }

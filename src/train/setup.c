@@ -20,6 +20,8 @@ int setup_open(struct setup *s, const struct config *c, struct dist *d)
 {
     memset(s, 0, sizeof *s);
     s->cfg = c;
+    s->kl_samples = c->eval.kl_samples;
+    s->kl_reference = c->reference.path;
     s->dist = d;
     TRY(arch_load(&s->arch, c->model.path));
     if (c->data.max_length > s->arch.max_positions)
@@ -36,7 +38,7 @@ int setup_open(struct setup *s, const struct config *c, struct dist *d)
                 "needs one is refused\n",
                 c->model.path, tokenizer_size(s->tok) - 1, (long long)s->arch.V);
     return template_open(&s->tmpl, s->tok, c->model.path, c->data.chat_template,
-                         c->data.system_prompt);
+                         c->data.system_prompt, c->data.template_date);
 }
 
 int32_t setup_threads(const struct setup *s)
@@ -80,6 +82,7 @@ struct data_opts setup_data_opts(const struct setup *s)
         .specials = specials[c->data.special_tokens],
         .skip_bad_rows = c->data.on_bad_row == BAD_ROW_SKIP,
         .max_bad_rows = c->data.max_bad_rows,
+        .max_line_bytes = c->data.max_line_bytes,
         .max_dropped = c->data.max_dropped,
         .subsample = c->data.subsample,
         .seed = c->seed,
@@ -91,7 +94,8 @@ struct data_opts setup_data_opts(const struct setup *s)
 int setup_data(const struct setup *s, struct dataset *d, const struct strlist *files,
                enum data_kind kind)
 {
-    const struct data_opts o = setup_data_opts(s);
+    struct data_opts o = setup_data_opts(s);
+    o.weights = files->weight;
     struct buf b = { 0 };
     TRY(dataset_load(d, files->item, files->n, kind, &o, s->tok, s->tmpl));
     const int rc = dataset_describe(d, &b);

@@ -16,6 +16,8 @@ struct setup { /* valid when zeroed */
     struct backend be;
     bool be_open;
     int64_t tok_bytes; /* of tokenizer.json */
+    int64_t kl_samples;        /* eval.kl_samples where a stage is to measure it, else 0 */
+    const char *kl_reference;  /* directory of its reference; borrowed; NULL: the policy as the preference stage starts */
     int64_t micro_tokens; /* memory.micro_batch_tokens and gradient_checkpointing, resolved by sizing_choose() */
     int64_t recompute;
     int64_t limit;        /* bytes that this rank may take, set by sizing_choose(); 0: not known */

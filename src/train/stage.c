@@ -13,6 +13,49 @@ int64_t stage_steps(const struct stage_config *c, int64_t n)
     return total;
 }
 
+int stage_load_start(struct model *m, const struct config *c, enum stage_kind kind)
+{
+    char *sft = NULL;
+    if (kind == STAGE_PREFERENCE && c->sft.present) {
+        TRY(path_join(&sft, c->output, "sft"));
+        const int rc = model_load(m, sft);
+        free(sft);
+        return rc;
+    }
+    return c->model.init == MODEL_RANDOM ? model_random(m, c->seed) : model_load(m, c->model.path);
+}
+
+static int plan_kl(struct stage *st)
+{
+    const struct setup *su = st->su;
+    struct arch ref = su->arch;
+    const struct kl_opts o = { .samples = su->kl_samples,
+                               .max_tokens = KL_TOKENS_MAX,
+                               .seed = su->cfg->seed,
+                               .eos = tokenizer_eos(su->tok),
+                               .end = template_end(su->tmpl, true) };
+    if (su->kl_reference) TRY(arch_load(&ref, su->kl_reference));
+    return kl_plan(&st->kl, &st->plan, &st->model, &ref, st->eval, &o);
+}
+
+int stage_measure_kl(struct stage *st, struct metrics *m, struct buf *answers)
+{
+    struct kl_result r;
+    if (!st->has_kl) return 0;
+    if (!st->kl.loaded) {
+        if (st->su->kl_reference)
+            TRY(model_load(&st->kl.ref, st->su->kl_reference));
+        else
+            TRY(stage_load_start(&st->kl.ref, st->cfg, STAGE_PREFERENCE));
+        st->kl.loaded = true;
+    }
+    TRY(kl_measure(&st->kl, &r, NULL));
+    m->has_kl = true;
+    m->kl = r.mean;
+    m->kl_stderr = r.error;
+    return answers ? kl_answers(&st->kl, st->su->tok, answers) : 0;
+}
+
 /* A backward finishes the head and final norm first, then the layers from the last on, then the embedding. */
 static int add_group(struct stage *st, int32_t first, int32_t end)
 {
@@ -167,9 +210,18 @@ int stage_plan(struct stage *st, struct setup *su, enum stage_kind kind, const s
                                    .train = train };
     size.positions = setup_positions(data);
     if (eval) size.positions = MAX(size.positions, setup_positions(eval));
+    st->has_kl = su->kl_samples > 0 && eval && st->loss && (st->loss->flags & LOSS_REF);
+    if (st->has_kl) {
+        const int64_t longest = kl_longest(eval, a, KL_TOKENS_MAX);
+        size.T = st->sizes.T = MAX(size.T, longest);
+        size.N = MAX(size.N, longest);
+        size.positions = MAX(size.positions, longest);
+        st->sizes.group = MAX(st->sizes.group, longest);
+    }
     TRY(model_init(&st->model, &su->be, a, setup_dtype(c)));
     TRY(model_plan_buffers(&st->model, &st->plan, &size));
-    return train ? plan_training(st) : model_plan_weights(&st->model, &st->plan, false);
+    TRY(train ? plan_training(st) : model_plan_weights(&st->model, &st->plan, false));
+    return st->has_kl ? plan_kl(st) : 0;
 }
 
 int stage_open(struct stage *st, struct setup *su, enum stage_kind kind, const struct dataset *data,
@@ -183,6 +235,7 @@ int stage_open(struct stage *st, struct setup *su, enum stage_kind kind, const s
     TRY(plan_grant(&st->plan, be));
     TRY(be->mem->reserve(be->cx, &st->sizes));
     TRY(model_ready(&st->model));
+    if (st->has_kl) TRY(kl_ready(&st->kl));
     TRY(batch_init(&st->batch, b.T, b.N, b.P));
     TRY(order_init(&st->order, data->n, st->sc->batch_size, st->sc->shuffle, su->cfg->seed));
     TRY(MEM_NEW(&st->logp, 2 * b.P));
@@ -216,6 +269,7 @@ void stage_release(struct stage *st)
     order_release(&st->order);
     batch_release(&st->batch);
     plan_release(&st->plan, &st->su->be); /* first: it writes into the views that the model books */
+    kl_release(&st->kl);
     model_release(&st->model);
     zero_release(&st->zero);
     memset(st, 0, sizeof *st);

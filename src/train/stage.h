@@ -2,6 +2,7 @@
  * stage.h - one stage of training, SFT or preference: its data, model, optimizer and loop. */
 #ifndef BDPO_STAGE_H
 #define BDPO_STAGE_H
+#include "kl.h"
 #include "optim.h"
 #include "score.h"
 #include "setup.h"
@@ -37,6 +38,8 @@ struct stage { /* valid when zeroed */
     bool eval_due;                  /* the evaluation of this step was cut short by a signal and is still to be done */
     bool at_reference;              /* the policy started as the reference itself: the first step checks that */
     double self_difference;         /* what that check found: largest |log-probability - reference's| / max(1, |reference's|) */
+    bool has_kl;
+    struct kl kl;                   /* where evaluations measure it */
     char *ref_file;                 /* the cache that reference values may come from; NULL: none; owned */
 };
 /* Steps of the stage over n examples: ceil(epochs * steps per epoch), at most max_steps. */
@@ -52,6 +55,11 @@ int stage_plan(struct stage *st, struct setup *su, enum stage_kind kind, const s
 int stage_open(struct stage *st, struct setup *su, enum stage_kind kind, const struct dataset *data, const struct dataset *eval,
                bool train);
 void stage_release(struct stage *st);
+/* The weights that a stage of this kind starts with: OUTPUT/sft after an SFT stage, else model.path or, with model.init "random", drawn. */
+int stage_load_start(struct model *m, const struct config *c, enum stage_kind kind);
+/* eval/kl of the present weights into *m, where the stage measures it; the reference is loaded first time. answers (may be NULL) gets the lines
+ * of kl_answers. */
+int stage_measure_kl(struct stage *st, struct metrics *m, struct buf *answers);
 /* reference.c: all ranks, each computing its share: the reference's log-probabilities of every row that the run will visit, once, in the order and micro-batches of training, and
  * of the evaluation set, by the weights that st->model holds now; those that the reference cache has are not computed. What was done is
  * added to `said`. ERR_STOPPED on a signal. */

@@ -71,7 +71,8 @@ int tokenize_run(const char *dir, const char *file, const char *chat_template)
                                   SPECIALS_AS_TEXT, &ids);
         } else if (rc == 0) {
             if (!tmpl)
-                rc = template_open(&tmpl, tok, dir, chat_template ? chat_template : "auto", NULL);
+                rc = template_open(&tmpl, tok, dir, chat_template ? chat_template : "auto", NULL,
+                                   NULL);
             if (rc == 0) rc = encode_messages(&d, tmpl, &ids);
         }
         if (rc == 0) rc = print_ids(&ids);
