@@ -71,7 +71,10 @@ static int64_t count_good(const struct refcache *c, uint64_t n)
 
 static const char *file_at(void **state)
 {
-    return scratch(state, "reference-abcd0102030000000000000000000000-float32-k1.bin");
+    char name[80];
+    snprintf(name, sizeof name, "reference-abcd0102030000000000000000000000-float32-k%d.bin",
+             KERNELS_VERSION);
+    return scratch(state, name);
 }
 
 static int64_t size_of(const char *path)
