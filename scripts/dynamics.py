@@ -77,8 +77,8 @@ def table(a):
     for loss in a.losses:
         for rate in a.rates:
             steps, evals = rows_of(f"{a.out}/{loss}-{rate:g}")
-            if not evals:
-                continue
+            if not evals or not os.path.isdir(f"{a.out}/{loss}-{rate:g}/model"):
+                continue  # not begun, or not finished
             tail, first = steps[-max(1, len(steps) // 100):], steps[:max(1, len(steps) // 100)]
             change = lambda key: sum(r[key] for r in tail) / len(tail) - sum(r[key] for r in first) / len(first)
             last = evals[-1]
