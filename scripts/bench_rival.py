@@ -107,8 +107,8 @@ def describe(r):
         return r["rival"]["failed"]
     took = f"{seconds(r['rival']):.2f} s a step, {r['rival']['anonymous'] / GIB:.1f} GiB"
     failed = [o["failed"] for o in r["ours"] if "failed" in o]
-    if failed:
-        return f"{took}; bdpo-train: {failed[0]}"
+    if failed or not usable(r):
+        return f"{took}; bdpo-train: {(failed or ['does not say what its reference cost'])[0]}"
     return took + (f"; bdpo-train {ours_seconds(r):.2f}; ratio {ratio(r):.2f}" if r["ours"] else "")
 
 
@@ -146,7 +146,9 @@ def logp_difference(r):
 
 
 def usable(r):
-    return "failed" not in r["rival"] and not any("failed" in o for o in r["ours"])
+    """Both sides ran, and ours says what its reference cost where the rival's step has it."""
+    known = lambda o: "failed" not in o and (o["reference_seconds"] > 0 or not scored_in_the_run(r["mode"]))
+    return "failed" not in r["rival"] and all(known(o) for o in r["ours"])
 
 
 def rival_row(r):

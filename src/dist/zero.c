@@ -309,6 +309,19 @@ static int own_part(const struct zero *z, int64_t which, int32_t b, struct flat_
     return z->be->mem->to_host(z->be->cx, out, from + o.begin, (o.end - o.begin) * 4);
 }
 
+int zero_read(const struct zero *z, enum zero_state which, int64_t at, int64_t n, float *out)
+{
+    int64_t read = 0;
+    for (int32_t b = 0; b < z->n_buckets; b++) {
+        const struct flat_part o = overlap(z->part[b], at, n);
+        if (o.end <= o.begin) continue;
+        TRY(own_part(z, which, b, o, out + (o.begin - at)));
+        read += o.end - o.begin;
+    }
+    BUG_IF(read != n);
+    return 0;
+}
+
 int zero_fetch(struct zero *z, enum zero_state which, int64_t at, int64_t n, float *out)
 {
     int64_t ask[3] = { which, at, n };

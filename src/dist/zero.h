@@ -76,6 +76,8 @@ int zero_norm(struct zero *z, bool fixed, double *norm);
 int zero_gather(struct zero *z, int32_t b, void *flat, int64_t size);
 int zero_gather_end(struct zero *z);
 
+/* Elements [at, at + n) of a sharded array, all of which this rank holds. */
+int zero_read(const struct zero *z, enum zero_state which, int64_t at, int64_t n, float *out);
 /* Rank 0 reads elements [at, at + n) of a sharded array, while all others are in zero_serve; with one rank no one serves. */
 int zero_fetch(struct zero *z, enum zero_state which, int64_t at, int64_t n, float *out);
 int zero_serve(struct zero *z);

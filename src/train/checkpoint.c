@@ -1,35 +1,53 @@
 /* SPDX-License-Identifier: MIT */
 #include "checkpoint.h"
 #include "manifest.h"
+#include "../base/watch.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* One file of all of it: rank 0 asks the others for what they hold. */
-static struct shard own_shard(const struct stage *st)
+/* The ranges of the flat state that this rank holds; owned by the caller. */
+static int own_ranges(const struct stage *st, struct shard_range **range, int64_t *n)
 {
-    return (struct shard){ .rank = 0, .ranks = 1, .begin = 0, .end = st->model.n_flat };
+    const struct zero *z = &st->zero;
+    *n = 0;
+    TRY(MEM_NEW(range, z->n_buckets));
+    for (int32_t b = 0; b < z->n_buckets; b++) {
+        const struct flat_part *p = &z->part[b];
+        if (p->end <= p->begin) continue;
+        if (*n && (*range)[*n - 1].end == p->begin)
+            (*range)[*n - 1].end = p->end;
+        else
+            (*range)[(*n)++] = (struct shard_range){ p->begin, p->end };
+    }
+    return 0;
 }
 
-/* Of the whole state, while the ranks that hold it serve. */
+static enum zero_state zero_of(enum state_part part)
+{
+    static const enum zero_state of[STATE_PARTS] = { ZERO_MASTER, ZERO_MOMENT1, ZERO_MOMENT2 };
+    return of[part];
+}
+
 static int get_state(void *payload, enum state_part part, int64_t at, int64_t n, float *out)
 {
     struct stage *st = payload;
-    if (part == STATE_MASTER) return model_get(&st->model, at, n, out);
-    return zero_fetch(&st->zero, part == STATE_MOMENT1 ? ZERO_MOMENT1 : ZERO_MOMENT2, at, n, out);
+    watch_beat();
+    if (part == STATE_MASTER && !st->model.master.data) return model_get(&st->model, at, n, out);
+    return zero_read(&st->zero, zero_of(part), at, n, out);
 }
 
-/* What this rank holds of it. */
 static int put_state(void *payload, enum state_part part, int64_t at, int64_t n, const float *in)
 {
     struct stage *st = payload;
+    watch_beat();
     if (part == STATE_MASTER) return model_put(&st->model, at, n, in);
-    return zero_store(&st->zero, part == STATE_MOMENT1 ? ZERO_MOMENT1 : ZERO_MOMENT2, at, n, in);
+    return zero_store(&st->zero, zero_of(part), at, n, in);
 }
 
 int64_t checkpoint_bytes(int64_t elements, int64_t pairs)
 {
-    return shard_bytes(elements) + 16 * pairs + 65536;
+    return shard_bytes(0, elements) + 16 * pairs + 65536;
 }
 
 /* [[name, offset, elements] ...] of every tensor in the flat state, in its order. */
@@ -127,27 +145,54 @@ out:
     return rc;
 }
 
+static int begin_directory(struct paths *p)
+{
+    TRY(dir_remove(p->tmp));
+    return dir_make(p->tmp);
+}
+
+/* Every rank its own file. */
+static int write_own(const char *dir, struct stage *st, struct shard *own)
+{
+    struct shard_range *range = NULL;
+    int64_t n;
+    int rc = own_ranges(st, &range, &n);
+    own->rank = dist_rank(st->su->dist);
+    own->ranks = dist_size(st->su->dist);
+    if (rc == 0) rc = shard_write(own, dir, st->model.n_flat, range, n, get_state, st);
+    free(range);
+    return rc;
+}
+
 int checkpoint_save(const char *output, struct stage *st, int64_t metrics_bytes,
                     const char *fingerprint, int64_t keep, struct checkpoint_info *info)
 {
+    struct dist *dist = st->su->dist;
+    const bool first = dist_rank(dist) == 0;
     struct paths p = { 0 };
-    struct shard own = own_shard(st);
+    struct shard own = { 0 }, *all = NULL;
     int rc;
     memset(info, 0, sizeof *info);
     info->kind = st->kind;
     info->step = st->step;
     info->metrics_bytes = metrics_bytes;
     snprintf(info->name, sizeof info->name, "%s-%06lld", st->name, (long long)st->step);
-    TRY_OUT(paths_make(&p, output, info->name));
-    TRY_OUT(dir_remove(p.tmp));
-    TRY_OUT(dir_make(p.tmp));
-    TRY_OUT(shard_write(&own, p.tmp, st->model.n_flat, get_state, st));
-    TRY_OUT(write_rest(p.tmp, st, &own, 1, metrics_bytes, fingerprint));
-    TRY_OUT(dir_replace(p.final, p.tmp, p.old));
-    TRY_OUT(checkpoint_rotate(output, info, keep));
+    rc = paths_make(&p, output, info->name);
+    if (rc == 0) rc = MEM_NEW(&all, dist_size(dist));
+    if (rc == 0 && first) rc = begin_directory(&p);
+    TRY_OUT(dist_agree(dist, rc));
+    TRY_OUT(dist_agree(dist, write_own(p.tmp, st, &own)));
+    TRY_OUT(dist_gather(dist, &own, all, sizeof own));
+    if (first) {
+        rc = write_rest(p.tmp, st, all, dist_size(dist), metrics_bytes, fingerprint);
+        if (rc == 0) rc = dir_replace(p.final, p.tmp, p.old);
+        if (rc == 0) rc = checkpoint_rotate(output, info, keep);
+    }
+    rc = dist_agree(dist, rc);
 out:
-    if (rc < 0 && p.tmp) dir_abandon(p.tmp, rc);
+    if (rc < 0 && first && p.tmp) dir_abandon(p.tmp, rc);
     paths_release(&p);
+    free(all);
     return rc;
 }
 
@@ -233,9 +278,25 @@ out:
     return rc;
 }
 
+/* All of the weights, of which every rank has a copy, and of the moments what this rank holds. */
+static int read_state(const struct shard_set *set, struct stage *st)
+{
+    struct shard_range *range = NULL;
+    int64_t n;
+    int rc;
+    TRY_OUT(own_ranges(st, &range, &n));
+    TRY_OUT(shard_set_read(set, STATE_MASTER, 0, st->model.n_flat, put_state, st));
+    for (int part = STATE_MOMENT1; part < STATE_PARTS; part++)
+        for (int64_t i = 0; i < n; i++)
+            TRY_OUT(shard_set_read(set, (enum state_part)part, range[i].begin, range[i].end,
+                                   put_state, st));
+out:
+    free(range);
+    return rc;
+}
+
 int checkpoint_load(const char *dir, struct stage *st, const char *fingerprint, bool allow_change)
 {
-    const struct shard own = own_shard(st);
     struct manifest m = { 0 };
     struct shard_set set = { 0 };
     int rc;
@@ -243,7 +304,7 @@ int checkpoint_load(const char *dir, struct stage *st, const char *fingerprint, 
     TRY_OUT(check_run(&m, dir, st, fingerprint, allow_change));
     TRY_OUT(check_layout(&m, dir, st));
     TRY_OUT(shard_set_open(&set, dir, m.shards, (int32_t)m.ranks, m.elements));
-    TRY_OUT(shard_set_read(&set, own.begin, own.end, put_state, st));
+    TRY_OUT(read_state(&set, st));
     TRY_OUT(read_reference(&m, dir, st));
     st->step = m.step;
     st->optim.opt.step = m.updates;

@@ -13,7 +13,7 @@ struct checkpoint_info {
     int64_t step;
     int64_t metrics_bytes;  /* length of metrics.jsonl when it was written */
 };
-/* On rank 0, while the others are in zero_serve: write the stage's state; *info is filled. Then delete all but it and the newest before it, `keep` in all.
+/* All ranks: write the stage's state, each rank what it holds and rank 0 the rest; *info is filled. Then delete all but it and the newest before it, `keep` in all.
  * ERR_IO; then the checkpoints that were there are as before. */
 int checkpoint_save(const char *output, struct stage *st, int64_t metrics_bytes, const char *fingerprint, int64_t keep,
                     struct checkpoint_info *info);

@@ -55,26 +55,19 @@ out:
     return rc;
 }
 
-static int write_checkpoint(struct job *j, struct stage *st)
+int job_checkpoint(struct job *j, struct stage *st)
 {
+    const int64_t now[3] = { (int64_t)st->kind + 1, st->step, st->eval_due };
     struct checkpoint_info info;
-    TRY(rows_sync(&j->out.metrics));
+    /* due at this step and asked for by a signal: once is enough, and a good one is not replaced */
+    if (memcmp(j->saved, now, sizeof now) == 0) return 0;
+    TRY(dist_agree(j->su.dist, rows_sync(&j->out.metrics)));
     TRY(checkpoint_save(j->out.dir, st, j->out.metrics.bytes, j->out.fingerprint,
                         j->cfg->checkpoint.keep, &info));
     snprintf(j->status.checkpoint, sizeof j->status.checkpoint, "checkpoints/%s", info.name);
     j->last_save = clock_seconds();
-    return status_write(&j->status, "running", 0, "training");
-}
-
-int job_checkpoint(struct job *j, struct stage *st)
-{
-    const int64_t now[3] = { (int64_t)st->kind + 1, st->step, st->eval_due };
-    /* due at this step and asked for by a signal: once is enough, and a good one is not replaced */
-    if (memcmp(j->saved, now, sizeof now) == 0) return 0;
-    const int rc =
-        job_writes(j) ? zero_dismiss(&st->zero, write_checkpoint(j, st)) : zero_serve(&st->zero);
-    if (rc == 0) memcpy(j->saved, now, sizeof now);
-    return rc;
+    memcpy(j->saved, now, sizeof now);
+    return dist_agree(j->su.dist, status_write(&j->status, "running", 0, "training"));
 }
 
 /* The row of an evaluation, and samples.jsonl where answers were sampled. */

@@ -7,7 +7,7 @@
 #include <unistd.h>
 #include <zlib.h>
 
-enum { VERSION = 2, READ_BYTES = 1 << 20 };
+enum { VERSION = 3, READ_BYTES = 1 << 20 };
 static const char CHECKSUM[] = ",\n  \"crc32\": "; /* its own, of all bytes before: the last key */
 static const char REFERENCE[] = "reference.bin";
 
@@ -52,8 +52,7 @@ static json_t *new_file(const char *name, int64_t bytes, int64_t crc, const stru
     TRY_OUT(metrics_int(o, "crc32", crc));
     if (s) {
         TRY_OUT(metrics_int(o, "rank", s->rank));
-        TRY_OUT(metrics_int(o, "begin", s->begin));
-        TRY_OUT(metrics_int(o, "end", s->end));
+        TRY_OUT(metrics_int(o, "elements", s->held));
     }
     return o;
 out:
@@ -128,7 +127,7 @@ static int read_files(struct manifest *m, const char *path)
 {
     const json_t *list = json_object_get(m->root, "files");
     char name[32];
-    int64_t crc, rank;
+    int64_t rank;
     if (m->ranks < 1 || !json_is_array(list) || json_array_size(list) != (size_t)m->ranks + 1)
         return err_set(ERR_CHECKPOINT, "%s: \"files\" is not one a rank and %s", path, REFERENCE);
     TRY(MEM_NEW(&m->shards, m->ranks));
@@ -139,13 +138,10 @@ static int read_files(struct manifest *m, const char *path)
         s->rank = i;
         s->ranks = (int32_t)m->ranks;
         TRY(need_int(o, "rank", path, RANKS_MAX, &rank));
-        TRY(need_int(o, "begin", path, m->elements, &s->begin));
-        TRY(need_int(o, "end", path, m->elements, &s->end));
+        TRY(need_int(o, "elements", path, m->elements, &s->held));
         TRY(need_int(o, "bytes", path, INT64_MAX, &s->bytes));
-        TRY(need_int(o, "crc32", path, UINT32_MAX, &crc));
-        s->crc = (uint32_t)crc;
-        if (rank != i || s->begin > s->end)
-            return err_set(ERR_CHECKPOINT, "%s: rank and range of %s make no sense", path, name);
+        TRY(need_int(o, "crc32", path, UINT32_MAX, &s->crc));
+        if (rank != i) return err_set(ERR_CHECKPOINT, "%s: %s is not of its rank", path, name);
     }
     const json_t *o = json_array_get(list, (size_t)m->ranks);
     TRY(need_name(o, path, REFERENCE));

@@ -247,9 +247,9 @@ static int describe(const struct pass *p, struct buf *said)
 {
     char a[32], b[32], c[32];
     if (!p->cache)
-        return buf_addf(said, "reference: %s rows computed in %.2f s", grouped(a, p->rows),
+        return buf_addf(said, "reference: %s rows computed in %.3f s", grouped(a, p->rows),
                         p->seconds);
-    TRY(buf_addf(said, "reference: %s rows, %s from the cache, %s computed (%s) in %.2f s",
+    TRY(buf_addf(said, "reference: %s rows, %s from the cache, %s computed (%s) in %.3f s",
                  grouped(a, p->rows), grouped(b, p->found), grouped(c, p->rows - p->found),
                  refcache_path(p->cache), p->seconds));
     if (!p->verified || p->found == 0) return 0;
@@ -293,10 +293,12 @@ int stage_reference(struct stage *st, struct buf *said)
     struct pass p = { .st = st };
     struct rows r[2] = { 0 }; /* of training, of evaluation */
     int rc = prepare(&p, r);
+    const double start = clock_seconds();
     for (int i = 0; i < 2 && rc == 0; i++)
         rc = compute_rows(&p, &r[i]);
     for (int i = 0; i < 2; i++)
         TRY_OUT(score_share(r[i].s, st->su->dist, rc, r[i].idx, r[i].mine, r[i].n));
+    p.seconds = clock_seconds() - start;
     TRY_OUT(settle(&p, r));
     TRY_OUT(describe(&p, said));
 out:
