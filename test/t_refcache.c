@@ -72,7 +72,7 @@ static int64_t count_good(const struct refcache *c, uint64_t n)
 static const char *file_at(void **state)
 {
     char name[80];
-    snprintf(name, sizeof name, "reference-abcd010203%020d-float32-k%d.bin", 0, KERNELS_VERSION);
+    snprintf(name, sizeof name, "reference-abcd010203%022d-float32-k%d.bin", 0, KERNELS_VERSION);
     return scratch(state, name);
 }
 
