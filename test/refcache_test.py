@@ -299,6 +299,8 @@ def test_kills(r, root, rng):
             s.kill()
             s.communicate()
             killed += s.returncode == -9
+            if s.returncode != -9:  # the machine has become faster than it was
+                seconds *= 0.7
         res = t.bdpo("--config", path)
         got = SAID.search(res.err)
         found += bool(got and got.group(2) != "0")
