@@ -59,7 +59,7 @@ static void test_sizing__pick_against_brute_force(void **state)
         const struct sizing_option *b = &o[p.option];
         const double cost = b->cost * (1 + share * (double)p.recompute / LAYERS);
         assert_true(b->bytes - p.recompute * b->save <= limit);
-        assert_true(cost <= 1.02 * cheapest * (1 + 1e-12));
+        assert_true(cost <= 1.03 * cheapest * (1 + 1e-12));
         if (fixed >= 0) assert_int_equal(p.recompute, MIN(fixed, LAYERS - 1));
         /* not one layer more than it takes */
         if (fixed < 0 && p.recompute > 0)
@@ -76,7 +76,7 @@ static void test_sizing__pick_by_hand(void **state)
     const struct sizing_option o[] = { { 512, 2000, 100, 1.05 },
                                        { 1024, 3000, 200, 1.02 },
                                        { 2048, 5000, 400, 1.01 } };
-    /* all fit: 1024 is within 2 % of 2048 and smaller, 512 is not */
+    /* all fit: 1024 is within 3 % of 2048 and smaller, 512 is not */
     struct sizing_pick p = sizing_pick(o, 3, 1 << 20, 10, 0.3, -1);
     assert_true(p.option == 1 && p.recompute == 0);
     /* 2,600: 1024 needs 2 layers (1.08), 512 none (1.05) */

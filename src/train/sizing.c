@@ -10,7 +10,7 @@
 enum { OPTIONS = 16, MICRO_MIN = 256, MICRO_MAX = 32768 };
 enum way { WAY_LAYERS = 1, WAY_TOKENS = 2, WAY_FLOAT32 = 4 };
 /* So much slower is as good where it takes less memory. */
-static const double SLACK = 1.02;
+static const double SLACK = 1.03;
 /* Of the memory, the share that the system itself is left. */
 static const double SYSTEM_SHARE = 0.03;
 const double SIZING_CPU_SMALL_BATCH = 32;
