@@ -207,7 +207,7 @@ torch: build/venv/.done
 build/venv/.done:
 	@sh scripts/install-deps.sh venv
 	python3 -m venv build/venv
-	build/venv/bin/pip install --quiet torch transformers tokenizers safetensors numpy
+	build/venv/bin/pip install --quiet torch transformers tokenizers safetensors numpy matplotlib tensorboard
 	@touch $@
 
 build/venv/.rival: build/venv/.done

@@ -31,8 +31,9 @@ static const char USAGE[] =
     "[--batch 16] [--threads 0]\n"
     "             [--string-prompts raw|user] [--system TEXT] [--chat-template auto] [--dtype "
     "float32|bfloat16]\n"
-    "  bdpo-train evaluate --config run.json [--set ...] [--model DIR] [--per-pair FILE] metrics "
+    "  bdpo-train evaluate --config run.json [--set ...] [--model DIR] [--compare DIR]   metrics "
     "on data.eval, no training\n"
+    "             [--per-pair FILE]\n"
     "  bdpo-train lint --config run.json [--set key=value ...] [--out FILE.json]         what is "
     "odd "
     "about the data, no training\n"
@@ -63,7 +64,7 @@ struct args { /* what a command line may hold; each command names the flags it t
         *string_prompts, *dtype, *device, *file;
     const char *max_tokens, *temperature, *top_k, *top_p, *seed, *batch, *threads;
     const char *loss, *beta, *lambda, *alpha, *smoothing, *ref_w, *ref_l, *max_w, *max_l, *points;
-    const char *rates, *steps, *seeds;
+    const char *rates, *steps, *seeds, *compare;
     const char *sets[SETS_MAX];
     int32_t n_sets;
     const char *dirs[PAGE_RUNS_MAX];
@@ -90,6 +91,7 @@ static const struct flag FLAGS[] = {
     FLAG("--prompts", prompts),
     FLAG("--out", out),
     FLAG("--per-pair", per_pair),
+    FLAG("--compare", compare),
     FLAG("--system", system),
     FLAG("--chat-template", chat_template),
     FLAG("--string-prompts", string_prompts),
@@ -251,9 +253,9 @@ static int command_evaluate(int argc, char **argv)
     struct config *c = NULL;
     int rc;
     TRY(dist_open(&ranks));
-    TRY_OUT(dist_agree(&ranks,
-                       load_config(&a, &c, "--config --set --model --per-pair", argv, argc, 2)));
-    rc = evaluate_run(c, &ranks, a.model, a.per_pair);
+    TRY_OUT(dist_agree(
+        &ranks, load_config(&a, &c, "--config --set --model --compare --per-pair", argv, argc, 2)));
+    rc = evaluate_run(c, &ranks, a.model, a.compare, a.per_pair);
 out:
     config_free(c);
     return rc;

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What the comparisons share: a process measured while it runs, one run of bdpo-train, a results file, tables. Standard library only."""
+import contextlib
+import fcntl
 import json
 import math
 import os
@@ -33,9 +35,9 @@ def machine():
 
 
 def version():
-    """Commit of the sources, or the program's own version where there is no git."""
+    """Commit of the sources that the program was built from, or the program's own version where there is no git."""
     try:
-        return subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(["git", "-C", os.path.dirname(os.path.realpath(BINARY)), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return subprocess.run([BINARY, "--version"], capture_output=True, text=True, check=False).stdout.strip()
 
@@ -43,11 +45,11 @@ def version():
 class Process:
     """A command with its memory sampled: `peak` and `anonymous` are bytes, the largest resident set and the largest anonymous part of it."""
 
-    def __init__(self, args, budget, memory=math.inf, env=None, on_line=None):
+    def __init__(self, args, budget, memory=math.inf, env=None, every=0.01):
         self.peak = self.anonymous = 0
         self.memory, self.over = memory, False
         self.lines, self.errors, self.timed_out = [], tempfile.TemporaryFile(), False
-        self.on_line, self.end = on_line, time.monotonic() + budget
+        self.every, self.end = every, time.monotonic() + budget
         self.process = subprocess.Popen(args, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self.errors, text=True,
                                         env={**os.environ, **(env or {})})
         self.reader = threading.Thread(target=self.read, daemon=True)
@@ -56,8 +58,6 @@ class Process:
     def read(self):
         for line in self.process.stdout:
             self.lines.append(line)
-            if self.on_line:
-                self.on_line(line)
 
     def sample(self):
         try:
@@ -80,7 +80,7 @@ class Process:
                 killed = True
                 self.process.send_signal(signal.SIGKILL)
                 break
-            time.sleep(0.01)
+            time.sleep(self.every)
         self.process.wait()
         self.reader.join()
         return None if killed else self.process.returncode
@@ -106,6 +106,17 @@ def read_rows(path):
         return [json.loads(line) for line in f if line.endswith("\n")]
 
 
+@contextlib.contextmanager
+def alone(lock):
+    """Hold `lock` (a path, or None) meanwhile."""
+    if not lock:
+        yield
+        return
+    with open(lock, "a", encoding="utf-8") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        yield
+
+
 def count_lines(path):
     try:
         with open(path, "rb") as f:
@@ -120,7 +131,7 @@ def available():
         return next(1024 * int(line.split()[1]) for line in f if line.startswith("MemAvailable"))
 
 
-def run_ours(model, pairs, batch, steps, dtype="bfloat16", max_length=1024, threads=2, budget=240, init="pretrained", **sections):
+def run_ours(model, pairs, batch, steps, dtype="bfloat16", max_length=1024, threads=2, budget=240, init="pretrained", every=0.01, **sections):
     """`steps` preference steps of bdpo-train, stopped before it would save. {"steps": rows like rival.py's, ...} or {"failed": why}."""
     out = tempfile.mkdtemp(prefix="bdpo-bench-")
     try:
@@ -144,8 +155,9 @@ def run_ours(model, pairs, batch, steps, dtype="bfloat16", max_length=1024, thre
                 seen.append((time.perf_counter() - begin, rows))
             return rows >= steps
 
-        p = Process([BINARY, "--config", config], budget)
+        p = Process([BINARY, "--config", config], budget, every=every)
         code = p.wait(enough)
+        enough()
         times, rows = read_rows(timing), read_rows(metrics)
         if code not in (0, None) or len(times) < min(2, steps):
             return {"failed": p.why(code)}
@@ -156,19 +168,9 @@ def run_ours(model, pairs, batch, steps, dtype="bfloat16", max_length=1024, thre
                       for t, m in zip(times, rows)],
             "reference_seconds": float(scored[2]) if scored else 0.0, "reference_pairs": int(scored[1].replace(",", "")) if scored else 0,
             "peak": p.peak, "anonymous": p.anonymous, "seen": seen[:1] + seen[-1:], "versions": f"bdpo-train {version()}",
-            "plan": plan_bytes(said),
         }
     finally:
         shutil.rmtree(out, ignore_errors=True)
-
-
-UNITS = {"B": 1, "KiB": 2 ** 10, "MiB": 2 ** 20, "GiB": 2 ** 30}
-
-
-def plan_bytes(said):
-    """{category: bytes} from the program's line `plan: weights 942.3 MiB, ...`, as far as it can be read."""
-    line = re.search(r"^plan: (.*)$", said, re.MULTILINE)
-    return {m[1]: float(m[2]) * UNITS[m[3]] for m in re.finditer(r"(\w+) ([\d.]+) (B|KiB|MiB|GiB)", line[1])} if line else {}
 
 
 class Results:

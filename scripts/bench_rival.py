@@ -22,7 +22,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import demo_data
-from bench_common import GIB, ROOT, Process, Results, available, interval, machine, run_ours, seconds, table, write_between
+from bench_common import GIB, ROOT, Process, Results, alone, available, machine, run_ours, seconds, table, write_between
 
 PYTHON = os.environ.get("TORCH_PYTHON", sys.executable)
 RIVAL = os.path.join(ROOT, "scripts", "rival.py")
@@ -60,10 +60,11 @@ def make_pairs(name, n, prompt, chosen, rejected, longest):
 
 # ---- one process of the rival ----
 
-def run_rival(mode, model, pairs, batch, micro, steps, max_length, threads, budget):
+def run_rival(mode, model, pairs, batch, micro, steps, max_length, threads, budget, lock=None):
     kind, prec, gc, pre = mode.split()
     args = [PYTHON, RIVAL, kind, model, pairs, "--prec", prec, "--gc", gc[2:], "--precompute", pre[3:], "--batch", str(batch), "--micro", str(micro),
             "--steps", str(steps), "--max-length", str(max_length), "--threads", str(threads), "--out", os.path.join(WORK, "trl")]
+    args += ["--lock", lock] if lock else []
     p = Process(args, budget, memory=available() - GIB, env={"OMP_NUM_THREADS": str(threads)})
     code = p.wait()
     rows = [json.loads(line) for line in p.lines if line.startswith('{"')]
@@ -84,10 +85,14 @@ def measure_speed(a, results, batch, mode):
     if old and not a.again and len(old["ours"]) >= a.sides:
         return
     common = dict(steps=a.steps, max_length=a.max_length, threads=a.threads, budget=a.budget)
-    ours = lambda: run_ours(a.model, a.pairs, batch, dtype=dtype_of(mode), **common)
+
+    def ours():
+        with alone(a.lock):
+            return run_ours(a.model, a.pairs, batch, dtype=dtype_of(mode), **common)
+
     record = {"mode": mode, "batch": batch, "pairs_file": os.path.basename(a.pairs), "ours": [ours()] if a.sides else []}
     for micro in dict.fromkeys([a.micro or batch, min(batch, 2), 1]):
-        record["rival"] = run_rival(mode, a.model, a.pairs, batch, micro, **common)
+        record["rival"] = run_rival(mode, a.model, a.pairs, batch, micro, lock=a.lock, **common)
         if "failed" not in record["rival"] or "memory" not in record["rival"]["failed"]:
             break
         print(f"{key}: {micro} pairs a pass: {record['rival']['failed']}", flush=True)
@@ -258,6 +263,7 @@ def main():
     ap.add_argument("--micro", type=int, default=0, help="the rival's pairs of one forward pass; 0: the batch, fewer where memory ends")
     for k, d in (("steps", 3), ("max-length", 1024), ("threads", 2), ("budget", 600)):
         ap.add_argument("--" + k, type=int, default=d)
+    ap.add_argument("--lock", help="a file to hold (flock) while something is timed, where jobs share the machine")
     ap.add_argument("--again", action="store_true", help="measure what was measured before")
     ap.add_argument("--results", default=os.path.join(WORK, "results.json"))
     ap.add_argument("--write", metavar="DOC", help="table: between the marks of this document")

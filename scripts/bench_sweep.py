@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 """How bdpo-train's time grows, and what it costs to start, to load and to use BDPO. Standard library only.
 
-  bench_sweep.py sweep | start | load | loss | quick [--results FILE] [--again]
+  bench_sweep.py sweep | start | load | loss | quick [--sweeps length,batch,vocabulary,threads] [--results FILE] [--again]
   bench_sweep.py table [--write DOC] [--plot FILE.svg]
 
 sweep: seconds over tokens of a pair (128 to 4,096), pairs a step, vocabulary and threads, of a model of hidden size 512 with 6 layers.
@@ -104,7 +104,7 @@ def run_point(name, arch, prompt, response, pairs, threads, steps, micro):
 def points(arch, micro):
     """name, x, what run_point takes: one sweep after the other. Lengths have about the same number of tokens a step."""
     for n in LENGTHS:
-        yield "length", n, dict(arch=arch, prompt=n // 2, response=n // 2, pairs=max(1, 8192 // n), threads=2, micro=micro)
+        yield "length", n, dict(arch=arch, prompt=n // 2, response=n // 2, pairs=max(1, 4096 // n), threads=2, micro=micro)
     for b in BATCHES:
         yield "batch", b, dict(arch=arch, prompt=128, response=128, pairs=b, threads=2, micro=2048)
     for v in VOCABULARIES:
@@ -115,6 +115,8 @@ def points(arch, micro):
 
 def measure_sweep(a, results):
     for name, x, kw in points(BASE, 6144):
+        if name not in a.sweeps.split(","):
+            continue
         key = f"sweep|{name}|{x}"
         if a.again or not results.get(key):
             r = results.put(key, {"x": x, **run_point(key, steps=a.steps, **kw)})
@@ -173,7 +175,7 @@ def measure_start(a, results):
         model = make_config(os.path.join(root, "model"), {})
         write_weights(os.path.join(model, "model.safetensors"), {})
         data = make_pairs(os.path.join(root, "pairs.jsonl"), 400, 14, 6)
-        first = [run_ours(model, data, 1, 2, dtype="float32", max_length=64)["seen"][0][0] for _ in range(max(2, a.runs // 3))]
+        first = [run_ours(model, data, 1, 100, dtype="float32", max_length=64, every=0.001)["seen"][0][0] for _ in range(max(2, a.runs // 3))]
     r = results.put("start", {"version_ms": 1e3 * statistics.median(once), "version_worst_ms": 1e3 * max(once),
                               "first_step_ms": 1e3 * statistics.median(first), "runs": a.runs, "versions": f"bdpo-train {version()}"})
     print(f"start: --version {r['version_ms']:.1f} ms, first step {r['first_step_ms']:.0f} ms", flush=True)
@@ -201,14 +203,14 @@ def measure_load(a, results, arch=QWEN):
         write_weights(os.path.join(empty, "model.safetensors"), {})
         say = lambda d: [BINARY, "generate", "--model", d, "--prompt", "a", "--max-tokens", "1"]
         took = {"cat": [], "read": [], "ours": [], "tiny": []}
-        for _ in range(a.turns):
+        for _ in range(min(a.turns, 5)):
             took["cat"].append(timed(["cat", weights]))
             took["read"].append(read_fresh(weights))
             took["ours"].append(timed(say(root)))
             took["tiny"].append(timed(say(empty)))
     finally:
         shutil.rmtree(root, ignore_errors=True)
-    r = results.put("load", {"bytes": size, **{k: statistics.median(v) for k, v in took.items()}, "turns": a.turns, "versions": f"bdpo-train {version()}"})
+    r = results.put("load", {"bytes": size, **{k: statistics.median(v) for k, v in took.items()}, "versions": f"bdpo-train {version()}"})
     print("load: " + ", ".join(f"{k} {r[k]:.3f} s" for k in took), flush=True)
 
 
@@ -231,22 +233,24 @@ def measure_loss(a, results, arch=BASE, pairs=4):
 
 def cost_table(results):
     rows = []
-    r = results.get("start")
+    r = last = results.get("start")
     if r:
         rows.append(["`--version`", f"{r['version_ms']:.1f} ms (slowest of {r['runs']}: {r['version_worst_ms']:.1f})"])
         rows.append(["from start to the end of the first step, demo's model", f"{r['first_step_ms']:.0f} ms"])
     r = results.get("load")
+    last = r or last
     if r:
         rate = lambda k: f"{r[k]:.2f} s, {r['bytes'] / r[k] / 1e9:.1f} GB/s"
         size = f"{r['bytes'] / 1e9:.2f} GB of float32 in the page cache: "
         rows += [[size + "`cat` to /dev/null", rate("cat")], [size + "read(2) into fresh memory", rate("read")],
                  [size + "`bdpo-train generate`, one token", f"{rate('ours')} (a tiny model: {r['tiny']:.2f} s)"]]
     r = results.get("loss")
+    last = r or last
     if r:
         rows.append([f"BDPO's step / DPO's, {r['turns']} turns of {r['steps']} steps of {r['seconds']:.2f} s", f"{r['ratio']:.4f} +- {r['half']:.4f}"])
     if not rows:
         return ""
-    return f"{r['machine'] if r else machine()}; {r['versions'] if r else ''}\n\n" + table(["what", "measured"], rows)
+    return f"{last['machine']}; {last['versions']}; {last['time']} UTC\n\n" + table(["what", "measured"], rows)
 
 
 def run_quick(a, results):
@@ -264,8 +268,9 @@ def run_quick(a, results):
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("part", choices=["sweep", "start", "load", "loss", "quick", "table"])
-    for k, d in (("steps", 5), ("runs", 30), ("turns", 5)):
+    for k, d in (("steps", 4), ("runs", 30), ("turns", 12)):
         ap.add_argument("--" + k, type=int, default=d)
+    ap.add_argument("--sweeps", default="length,batch,vocabulary,threads")
     ap.add_argument("--again", action="store_true", help="measure what was measured before")
     ap.add_argument("--results", default=os.path.join(WORK, "sweep.json"))
     ap.add_argument("--write", metavar="DOC", help="table: between the marks of this document")

@@ -2,15 +2,17 @@
 # SPDX-License-Identifier: MIT
 """One rival on one model directory and one pairs file: TRL's DPOTrainer, or a careful plain PyTorch loop. scripts/bench_rival.py runs it.
 
-  rival.py trl|loop MODEL PAIRS [--prec fp32|amp|bf16] [--gc 0|1] [--precompute 0|1] [--batch N] [--micro N] [--steps N] [--max-length N]
+  rival.py trl|loop MODEL PAIRS [--prec fp32|amp|bf16] [--gc 0|1] [--precompute 0|1] [--batch N] [--micro N] [--steps N] [--max-length N] [--lock FILE]
   rival.py model DIR --dims NAME [--tokenizer DIR]       a model directory with random weights, and one token a byte where no tokenizer is given
 
 fp32: float32 throughout; amp: float32 weights under bfloat16 autocast (TRL's default); bf16: weights, gradients and moments in bfloat16.
 gc: gradient checkpointing. precompute: the reference is scored before the steps. micro: pairs of one forward pass; the rest accumulates.
+lock: a file that is locked (flock) from the first step on, where jobs on one machine agree on who measures.
 Prints a JSON line when the model is loaded and one a step: seconds, pairs, tokens (a prompt counted once, as bdpo-train counts), padding
 (share of the computed positions), loss, logps/chosen. Standard input is not read. Needs torch and transformers; trl and datasets for `trl`.
 """
 import argparse
+import fcntl
 import json
 import os
 import shutil
@@ -60,6 +62,13 @@ def make_model(a):
         return
     demo_data.write_json(os.path.join(a.dir, "tokenizer.json"), demo_data.tokenizer())
     demo_data.write_json(os.path.join(a.dir, "tokenizer_config.json"), {"tokenizer_class": "Qwen2Tokenizer", "bos_token": None, **SPECIAL})
+
+
+def alone(a):
+    """Hold the lock until the process ends."""
+    if a.lock:
+        a.locked = open(a.lock, "a", encoding="utf-8")
+        fcntl.flock(a.locked, fcntl.LOCK_EX)
 
 
 def say(**row):
@@ -118,6 +127,7 @@ def run_trl(a):
             masks.clear()
             say(loaded=True, parameters=sum(p.numel() for p in trainer.model.parameters()), versions=versions(trl),
                 reference_seconds=clock["reference"], reference_pairs=len(rows) if a.precompute else 0)
+            alone(a)
             self.start = time.perf_counter()
 
         def on_log(self, args, state, control, logs=None, **kw):
@@ -204,6 +214,7 @@ def run_loop(a):
     opt = torch.optim.AdamW(policy.parameters(), lr=1e-6, weight_decay=0.0, fused=True)
     say(loaded=True, parameters=sum(p.numel() for p in policy.parameters()), versions=versions(), reference_seconds=took,
         reference_pairs=len(rows) if a.precompute else 0)
+    alone(a)
     for step in range(a.steps):
         start, total, chosen, masks = time.perf_counter(), 0.0, 0.0, []
         for at in range(step * a.batch, (step + 1) * a.batch, a.micro):
@@ -247,6 +258,7 @@ def main():
         p.add_argument("--prec", choices=["fp32", "amp", "bf16"], default="amp")
         for k, d in (("gc", 0), ("precompute", 0), ("batch", 2), ("micro", 0), ("steps", 3), ("max-length", 1024), ("threads", 2)):
             p.add_argument("--" + k, type=int, default=d)
+        p.add_argument("--lock")
         p.add_argument("--out", default="build/bench-rival/trl")
     a = ap.parse_args()
     if a.what == "model":

@@ -296,6 +296,42 @@ def test_kl_in_a_run(r, root):
     check(r, res.code == 0 and "eval/kl" not in json.loads(res.out), "orpo has no reference and no eval/kl", str(res))
 
 
+def margin(x):
+    return 0.1 * (x["logps/chosen"] - x["ref_logps/chosen"] - x["logps/rejected"] + x["ref_logps/rejected"])
+
+
+def test_statistics(r, root):
+    """evaluate's intervals, classes of length and comparison, again from its --per-pair lines."""
+    place = os.path.join(root, "stats")
+    t.make_root(place, train=16, held=60)
+    t.make_model(place + "/other", seed=4)
+    t.write_json(place + "/run.json", t.make_config(place, sft=None))
+    lines = {}
+    for name in ("model", "other"):
+        # the reference is model.path, which is "model"
+        extra = ["--compare", place + "/model"] if name == "other" else []
+        res = t.bdpo("evaluate", "--config", place + "/run.json", "--model", f"{place}/{name}", "--per-pair", place + "/p.jsonl", *extra)
+        lines[name] = t.read_lines(place + "/p.jsonl") if res.code == 0 else []
+    shown = json.loads(res.out)
+    value = {"rewards/accuracies": lambda x: float(margin(x) > 0), "rewards/margins": margin, "logps/chosen": lambda x: x["logps/chosen"],
+             "logps/rejected": lambda x: x["logps/rejected"]}
+    near = lambda got, want: all(abs(got[k] - w) < 1e-7 for k, w in zip(("mean", "lo", "hi"), want))
+    of = lambda values: (sum(values) / len(values), *bootstrap(values, 3))
+    for key, f in value.items():
+        x, y = [f(p) for p in lines["other"]], [f(p) for p in lines["model"]]
+        check(r, near(shown["intervals"][key], of(x)), f"evaluate: interval of {key}", str(shown["intervals"][key]))
+        check(r, near(shown["comparison"][key], of([a - b for a, b in zip(x, y)])), f"evaluate: comparison of {key}", str(shown["comparison"][key]))
+    ratio = lambda p: len(p["chosen_ids"]) / len(p["rejected_ids"])
+    seen = 0
+    for c in shown["by_length_ratio"]:
+        below = float("inf") if c["below"] == "Infinity" else c["below"]
+        part = [p for p in lines["other"] if c["from"] <= ratio(p) < below]
+        seen += len(part)
+        ok = len(part) == c["examples"] and all(near(c[k], of([value[k](p) for p in part])) for k in ("rewards/accuracies", "rewards/margins"))
+        check(r, ok, f"evaluate: pairs with a length ratio in [{c['from']}, {below})", str(c))
+    check(r, seen == 60 and len(shown["by_length_ratio"]) >= 4, "evaluate: every pair is in one class", str(seen))
+
+
 def main():
     r = Report()
     with tempfile.TemporaryDirectory() as root:

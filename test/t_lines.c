@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include <zlib.h>
 #include <cmocka.h>
 
@@ -238,12 +239,34 @@ static void test_lines__gzip_faults(void **state)
     buf_release(&got);
 }
 
+/* Written to between the first line and the end. */
+static void test_lines__changed(void **state)
+{
+    struct line_reader *r;
+    char *line;
+    size_t len;
+    const char *p = scratch(state, "f.jsonl");
+    for (int longer = 0; longer < 2; longer++) {
+        scratch_put(p, "a\nb\n", 4);
+        assert_int_equal(lines_open(&r, p), 0);
+        assert_int_equal(lines_next(r, &line, &len), 1);
+        usleep(20000); /* the clock of files is coarse */
+        scratch_put(p, "a\nc\nd\n", longer ? 6 : 4);
+        int rc;
+        while ((rc = lines_next(r, &line, &len)) == 1)
+            ;
+        assert_int_equal(rc, ERR_INPUT);
+        assert_msg("the file changed while it was read");
+        lines_close(r);
+    }
+}
+
 #define T(name) cmocka_unit_test_setup_teardown(name, scratch_make, scratch_remove)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        T(test_lines__plain), T(test_lines__long),        T(test_lines__refuse),
-        T(test_lines__cap),   T(test_lines__gzip_faults),
+        T(test_lines__plain),   T(test_lines__long), T(test_lines__refuse),
+        T(test_lines__changed), T(test_lines__cap),  T(test_lines__gzip_faults),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

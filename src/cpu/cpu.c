@@ -90,7 +90,7 @@ float *cpu_thread_arena(const struct ctx *cx)
 
 int cpu_team(const struct ctx *cx, int64_t work)
 {
-    return work < 65536 ? 1 : cx->threads;
+    return work < 1 << 18 ? 1 : cx->threads;
 }
 
 int cpu_open(struct backend *be, int32_t threads)

@@ -29,7 +29,7 @@ static void widen(float *y, const uint16_t *x, int64_t n)
 static void narrow(uint16_t *y, const float *x, int64_t n)
 {
     for (int64_t i = 0; i < n; i += 16) {
-        const __mmask16 some = n - i >= 16 ? 0xffff : (__mmask16)((1u << (n - i)) - 1);
+        const __mmask16 some = first_lanes(n - i);
         const __m512 v = _mm512_maskz_loadu_ps(some, x + i);
         __m256i out = (__m256i)_mm512_cvtneps_pbh(v);
         if (_mm512_fpclass_ps_mask(v, 0x20)) {

@@ -62,16 +62,28 @@ INLINE void st(float *p, vf x)
     *(vf_mem *)p = x;
 }
 
+#if defined(__AVX512F__)
+/* the first c lanes, 0 < c */
+INLINE __mmask16 first_lanes(int64_t c)
+{
+    return c >= W ? 0xffff : (__mmask16)((1u << c) - 1);
+}
+#endif
+
 /* c valid lanes; the others read as `fill` */
 INLINE vf ld_n(const float *p, int64_t c, float fill)
 {
     if (c >= W) return ld(p);
+#if defined(__AVX512F__)
+    return (vf)_mm512_mask_loadu_ps(_mm512_set1_ps(fill), first_lanes(c), p);
+#else
     vf v = (vf){ 0 } + fill;
     float t[W];
     st(t, v);
     for (int64_t i = 0; i < c; i++)
         t[i] = p[i];
     return ld(t);
+#endif
 }
 
 INLINE void st_n(float *p, vf x, int64_t c)
@@ -80,10 +92,14 @@ INLINE void st_n(float *p, vf x, int64_t c)
         st(p, x);
         return;
     }
+#if defined(__AVX512F__)
+    _mm512_mask_storeu_ps(p, first_lanes(c), (vreg)x);
+#else
     float t[W];
     st(t, x);
     for (int64_t i = 0; i < c; i++)
         p[i] = t[i];
+#endif
 }
 
 INLINE float sum_lanes(vf x)
@@ -145,9 +161,14 @@ INLINE vf ld_half(const uint16_t *p)
 INLINE vf ld_half_n(const uint16_t *p, int64_t c)
 {
     if (c >= W) return ld_half(p);
+#if defined(__AVX512F__)
+    const __m256i x = _mm256_maskz_loadu_epi16(first_lanes(c), p);
+    return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16);
+#else
     uint16_t t[W] = { 0 };
     for (int64_t i = 0; i < c; i++)
         t[i] = p[i];
     return ld_half(t);
+#endif
 }
 #endif

@@ -142,7 +142,8 @@ static int chunk_end(struct loader *l, int32_t file)
         return err_set(ERR_STOPPED, "stopped by %s while the data were read; start again to go on",
                        signals_name(signals_pending()));
     const int32_t want = l->rules.opts->threads;
-    const int threads = want > 0 ? want : omp_get_max_threads();
+    const int64_t most = want > 0 ? want : omp_get_max_threads();
+    const int threads = (int)MAX(MIN(most, l->n_lines), (int64_t)1); /* a team is not free */
     const char *name = l->d->files[file];
 #pragma omp parallel for schedule(dynamic, 4) num_threads(threads)
     for (int64_t i = 0; i < l->n_lines; i++)

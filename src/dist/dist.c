@@ -142,11 +142,24 @@ void dist_abort(struct dist *d, int exit_code)
     comm_abort(d ? d->comm : NULL, exit_code);
 }
 
+/* The first rank to end takes the others with it: rank 0, which tells the world, goes first. */
+static void let_first_speak(void *seconds, const char *reason)
+{
+    const double wait = MIN(*(double *)seconds / 4, 2.0);
+    const struct timespec t = { (time_t)wait, (long)((wait - (double)(time_t)wait) * 1e9) };
+    (void)reason;
+    nanosleep(&t, NULL);
+}
+
 int dist_watch(struct dist *d, double seconds, watch_fn *fn, void *payload)
 {
+    static double kept;
     char who[64] = "bdpo-train: error: ";
     if (dist_size(d) > 1)
         snprintf(who, sizeof who, "bdpo-train: error: rank %d of %d: ", d->rank, d->size);
+    kept = seconds;
+    if (dist_rank(d) > 0)
+        return watch_start(seconds, err_exit_code(ERR_COMM), who, let_first_speak, &kept);
     return watch_start(seconds, err_exit_code(ERR_COMM), who, fn, payload);
 }
 

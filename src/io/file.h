@@ -68,7 +68,8 @@ struct line_reader;
 int lines_open(struct line_reader **out, const char *path);
 /* 1: *line (borrowed until the next call, NUL-terminated, without "\n" or "\r\n"), *len, 0: end, < 0: error.
  * A UTF-8 BOM on line 1 is skipped. Errors (ERR_INPUT, file:line): truncated or corrupt gzip, trailing garbage, plain text
- * named .gz, a line over the limit, a NUL byte, an array that does not end. Only a clean end of file gives 0. An element may hold "\n". */
+ * named .gz, a line over the limit, a NUL byte, an array that does not end,
+ * a file that changed while it was read. Only a clean end of file gives 0. An element may hold "\n". */
 int lines_next(struct line_reader *r, char **line, size_t *len);
 int64_t lines_number(const struct line_reader *r); /* of the line last returned (of an element's first), from 1 */
 int64_t lines_column(const struct line_reader *r); /* bytes before the element on its line; 0 for lines */

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include <zlib.h>
 
@@ -13,6 +14,7 @@ enum array_state { ARRAY_NONE, ARRAY_FIRST, ARRAY_ITEM, ARRAY_NEXT, ARRAY_END };
 struct line_reader {
     char *path;
     int fd;
+    struct stat before; /* of the file when it was opened */
     bool gz, open_member, any_member, eof, failed;
     z_stream z; /* of the member that is open */
     uint8_t *in;
@@ -67,6 +69,7 @@ int lines_open(struct line_reader **out, const char *path)
     r->limit = LINE_MAX_BYTES;
     TRY_OUT(MEM_NEW(&r->in, IN_BYTES));
     TRY_OUT(file_open(&r->fd, &size, path));
+    if (fstat(r->fd, &r->before) < 0) TRY_OUT(err_set(ERR_IO, "%s: cannot be looked at", path));
     sha256_init(&r->sha);
     *out = r;
 out:
@@ -139,6 +142,18 @@ static int fill_gz(struct line_reader *r, char *out, size_t len, size_t *got)
     return 0;
 }
 
+/* At the end: is the file the one that was opened? What was read is otherwise no version of it. */
+static int check_unchanged(struct line_reader *r)
+{
+    struct stat now;
+    if (fstat(r->fd, &now) == 0 && now.st_size == r->before.st_size &&
+        now.st_mtim.tv_sec == r->before.st_mtim.tv_sec &&
+        now.st_mtim.tv_nsec == r->before.st_mtim.tv_nsec)
+        return 0;
+    return lines_fail(r,
+                      "the file changed while it was read; start again when nothing writes to it");
+}
+
 /* Read more text behind what is there. Sets r->eof at a clean end. */
 static int fill(struct line_reader *r)
 {
@@ -158,7 +173,7 @@ static int fill(struct line_reader *r)
     }
     sha256_add(&r->sha, r->text + r->have, got);
     r->have += (int64_t)got;
-    return 0;
+    return r->eof ? check_unchanged(r) : 0;
 }
 
 /* The line that ends before r->text[end], whose text goes on at `next`. */

@@ -2,6 +2,7 @@
 #include "evaluate.h"
 #include "../base/watch.h"
 #include "sizing.h"
+#include "statistics.h"
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -95,8 +96,11 @@ static int write_pairs(struct file_out *f, const struct dataset *d, const struct
     return rc;
 }
 
-static int print_metrics(const struct metrics *m, const struct loss_def *loss)
+static int print_metrics(const struct stage *st, const struct dataset *d, const struct metrics *m,
+                         const struct scores *pi, const struct scores *ref,
+                         const struct scores *other)
 {
+    const struct loss_def *loss = st->loss;
     json_t *o = json_object();
     struct buf b = { 0 };
     int rc;
@@ -104,6 +108,7 @@ static int print_metrics(const struct metrics *m, const struct loss_def *loss)
     TRY_OUT(metrics_set(o, "eval/", m, loss)); /* as in an evaluation row of metrics.jsonl */
     TRY_OUT(metrics_int(o, "examples", m->examples));
     TRY_OUT(metrics_int(o, "tokens", m->tokens));
+    if (loss) TRY_OUT(statistics_set(o, st, d, pi, ref->n ? ref : NULL, other->n ? other : NULL));
     TRY_OUT(json_dump(&b, o, 0));
     if (puts(b.data) < 0 || fflush(stdout) != 0)
         TRY_OUT(err_set(ERR_IO, "cannot write to the standard output"));
@@ -142,11 +147,12 @@ static int evaluate_open(struct setup *su, const struct config *c, struct dist *
     return setup_backend(su);
 }
 
-int evaluate_run(const struct config *c, struct dist *dist, const char *model, const char *per_pair)
+int evaluate_run(const struct config *c, struct dist *dist, const char *model, const char *compare,
+                 const char *per_pair)
 {
     const enum stage_kind kind = c->preference.present ? STAGE_PREFERENCE : STAGE_SFT;
     const struct loss_def *loss = kind == STAGE_PREFERENCE ? loss_find(c->loss) : NULL;
-    struct scores pi = { 0 }, ref = { 0 };
+    struct scores pi = { 0 }, ref = { 0 }, other = { 0 };
     struct file_out pairs = { 0 };
     struct setup su = { 0 };
     struct dataset d = { 0 };
@@ -164,6 +170,7 @@ int evaluate_run(const struct config *c, struct dist *dist, const char *model, c
         TRY_OUT(score_with(&su, reference, kind, &d, &ref, NULL));
     }
     TRY_OUT(score_with(&su, policy, kind, &d, &pi, &kl));
+    if (loss && compare) TRY_OUT(score_with(&su, compare, kind, &d, &other, NULL));
     const struct stage st = { .su = &su, .cfg = c, .kind = kind, .loss = loss };
     stage_metrics(&st, &d, &pi, ref.n ? &ref : NULL, &m);
     m.has_kl = kl.has_kl;
@@ -171,12 +178,13 @@ int evaluate_run(const struct config *c, struct dist *dist, const char *model, c
     m.kl_stderr = kl.kl_stderr;
     if (dist_rank(dist) > 0) goto out;
     if (per_pair) TRY_OUT(write_pairs(&pairs, &d, &pi, &ref));
-    TRY_OUT(print_metrics(&m, loss));
+    TRY_OUT(print_metrics(&st, &d, &m, &pi, &ref, &other));
 out:
     watch_stop();
     file_abandon(&pairs);
     scores_release(&pi);
     scores_release(&ref);
+    scores_release(&other);
     dataset_release(&d);
     setup_close(&su);
     free(policy);

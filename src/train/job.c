@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "job_impl.h"
 #include "fingerprint.h"
-#include "machine.h"
 #include "replica.h"
 #include "../base/signals.h"
 #include "../base/watch.h"
@@ -176,20 +175,9 @@ static void say_first(struct job *j, const struct stage *st, double loss)
         status_say(&j->status, "first step: the policy is the reference, loss %.9g", loss);
 }
 
-/* All memory of a step is in use now: is it what the plan said for this stage? */
-static void say_memory(struct job *j, const struct stage *st)
-{
-    const int64_t used = machine_anonymous(), planned = forecast_total(&j->peak[st->kind]);
-    char a[32], b[32];
-    if (used > 0)
-        status_say(&j->status, "memory: %s in use after the first step, planned %s (%+.1f %%)",
-                   bytes_human(a, used), bytes_human(b, planned),
-                   100 * ((double)used / (double)planned - 1));
-}
-
 static int train_loop(struct job *j, struct stage *st)
 {
-    bool stepped = false;
+    const int64_t first = st->step;
     status_stage(&j->status, st->name, st->step, st->steps);
     watch_stage(st->name, st->step);
     TRY(status_write(&j->status, "running", 0, "training"));
@@ -209,8 +197,7 @@ static int train_loop(struct job *j, struct stage *st)
         watch_stage(st->name, st->step + 1);
         if (j->su.dist) j->su.dist->seconds = 0;
         TRY(stage_step(st, &m, &norm, &lr, &applied));
-        if (!stepped) say_memory(j, st);
-        stepped = true;
+        if (st->step == first + 1) planning_compare(&j->status, &j->peak[st->kind]);
         if (st->at_reference && st->step == 1) say_first(j, st, metrics_loss(&m, st->loss));
         TRY(after_step(j, st, report_step(j, st, &m, norm, lr, applied, clock_seconds() - start)));
     }
@@ -246,7 +233,6 @@ static int sizes_here(struct job *j, struct sizing *s)
 static int choose_sizes(struct job *j)
 {
     struct setup *su = &j->su;
-    const struct sizing_run run = inputs_run(&j->in);
     struct sizing s;
     struct buf said = { 0 };
     int rc;
@@ -258,8 +244,8 @@ static int choose_sizes(struct job *j)
     j->resolved = *j->cfg;
     j->resolved.memory.micro_batch_tokens = s.micro_tokens;
     j->resolved.memory.gradient_checkpointing = s.recompute;
-    for (int i = 0; i < run.n; i++)
-        if (run.stage[i].train) j->peak[run.stage[i].kind] = s.stage_peak[i];
+    for (int i = 0; i < j->in.n_stages; i++)
+        if (j->in.stage[i].train) j->peak[j->in.stage[i].kind] = s.stage_peak[i];
     TRY_OUT(planning_brief(&said, su, &s));
     status_say(&j->status, "%s", said.data);
 out:
@@ -285,10 +271,8 @@ static int stage_begin(struct job *j, struct stage *st)
 
 static void check_room(const struct job *j, const struct stage *st)
 {
-    const struct config *c = j->cfg;
     const int64_t n = st->model.n_flat, size = st_dtype_size(setup_save_dtype(&j->su));
-    output_room(&j->out, c, checkpoint_bytes(n, st->ref.n + st->ref_eval.n), n * size,
-                c->preference.present ? (int64_t)MIN(c->preference.epochs, 1e9) : 0);
+    output_room(&j->out, j->cfg, checkpoint_bytes(n, st->ref.n + st->ref_eval.n), n * size);
 }
 
 static int run_stage(struct job *j, enum stage_kind kind, const char *resume, bool allow_change)
@@ -362,21 +346,6 @@ static int conclude(struct job *j, int rc)
     return rc;
 }
 
-/* Stopped while data or model were read: requeue scripts look at status.json, and launchers may not pass exit codes on. */
-static void note_early_stop(struct job *j, const struct config *c)
-{
-    struct buf message = { 0 };
-    char *path = NULL;
-    int rc = buf_adds(&message, err_msg());
-    if (rc == 0) rc = output_claim(&j->out, c);
-    if (rc == 0 && !j->status.path) rc = output_path(&j->out, "status.json", &path);
-    if (path) rc = status_open(&j->status, c, path);
-    if (rc == 0) status_write(&j->status, "stopped", err_exit_code(ERR_STOPPED), message.data);
-    if (message.data) err_set(ERR_STOPPED, "%s", message.data);
-    buf_release(&message);
-    free(path);
-}
-
 /* What every rank looks at for itself. */
 static int job_prepare(struct job *j, const struct config *c, struct dist *dist, struct buf *print)
 {
@@ -395,6 +364,7 @@ int job_run(const struct config *c, struct dist *dist, const struct job_opts *o)
     TRY_OUT(output_open_all(&j.out, c, dist, print.data, o->allow_change));
     if (j.out.finished) {
         fprintf(stderr, "%s: this run is finished already; nothing to do\n", c->output);
+        if (dist_rank(dist) == 0) TRY_OUT(checkpoint_sweep(j.out.dir)); /* after a power cut */
         goto out;
     }
     TRY_OUT(dist_agree(dist, setup_backend(&j.su)));
@@ -408,7 +378,8 @@ int job_run(const struct config *c, struct dist *dist, const struct job_opts *o)
     if (rc == 0) status_say(&j.status, "done: %s/model", c->output);
 out:
     watch_stop();
-    if (rc == ERR_STOPPED && !j.out.begun && dist_rank(dist) == 0) note_early_stop(&j, c);
+    if (rc == ERR_STOPPED && !j.out.begun && dist_rank(dist) == 0)
+        output_early_stop(&j.out, c, &j.status);
     buf_release(&print);
     free(path);
     job_close(&j);

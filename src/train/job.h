@@ -10,7 +10,7 @@ struct job_opts {
 };
 /* All ranks, rank 0 writing: train as the config says, until a signal comes (base/signals.h). 0 (also where the run was finished before), or an error; once training has begun status.json says the same. */
 int job_run(const struct config *c, struct dist *dist, const struct job_opts *o);
-/* --dry-run: validate everything down to the data; stdout gets the resolved config as JSON with the steps and the effective loss in
+/* dry_run.c: --dry-run: validate everything down to the data; stdout gets the resolved config as JSON with the steps and the effective loss in
  * its notes, stderr the same in words. */
 int job_dry_run(const struct config *c);
 #endif

@@ -195,7 +195,9 @@ int output_open(struct output *o, const struct config *c, const char *fingerprin
     return rc;
 }
 
-int output_claim(struct output *o, const struct config *c)
+/* Hold the directory, making it where it is absent: only status.json will be written. An error where another holds it, it is somebody else's, or the
+ * run in it is finished. */
+static int claim(struct output *o, const struct config *c)
 {
     if (!o->dir) TRY(mem_strdup(&o->dir, c->output));
     TRY(check_writable(o->dir));
@@ -205,9 +207,24 @@ int output_claim(struct output *o, const struct config *c)
     return was_done(o) ? err_set(ERR_INPUT, "output: %s is finished", o->dir) : 0;
 }
 
-void output_room(const struct output *o, const struct config *c, int64_t checkpoint_bytes,
-                 int64_t model_bytes, int64_t epochs)
+void output_early_stop(struct output *o, const struct config *c, struct status *s)
 {
+    struct buf message = { 0 };
+    char *path = NULL;
+    int rc = buf_adds(&message, err_msg());
+    if (rc == 0) rc = claim(o, c);
+    if (rc == 0 && !s->path) rc = output_path(o, "status.json", &path);
+    if (path) rc = status_open(s, c, path);
+    if (rc == 0) status_write(s, "stopped", err_exit_code(ERR_STOPPED), message.data);
+    if (message.data) err_set(ERR_STOPPED, "%s", message.data);
+    buf_release(&message);
+    free(path);
+}
+
+void output_room(const struct output *o, const struct config *c, int64_t checkpoint_bytes,
+                 int64_t model_bytes)
+{
+    const int64_t epochs = c->preference.present ? (int64_t)MIN(c->preference.epochs, 1e9) : 0;
     const bool often = c->checkpoint.every > 0 || c->checkpoint.every_minutes > 0;
     const int64_t there = checkpoint_count(o->dir), left = disk_free(o->dir);
     const int64_t checkpoints = MAX((often ? c->checkpoint.keep + 1 : 1) - there, (int64_t)0);

@@ -25,12 +25,12 @@ int output_open_all(struct output *o, const struct config *c, struct dist *dist,
 /* First write, when nothing can be wrong with the input any more: directory, lock, config.json, fingerprint.json, metrics.jsonl, timing.jsonl.
  * Called again it does nothing. */
 int output_begin(struct output *o, const struct config *c);
-/* Hold the directory, making it where it is absent, for a run that a signal ends before its first write: only status.json is written then. An error
- * where another holds it, it is somebody else's, or the run in it is finished. */
-int output_claim(struct output *o, const struct config *c);
+/* A signal came (the error at hand) before the run's first write, while data or model were read: write status.json alone, where OUTPUT can be had and is not
+ * a finished run. Requeue scripts look at it, and launchers may not pass exit codes on. */
+void output_early_stop(struct output *o, const struct config *c, struct status *s);
 /* Warn where the disk has less room than the run may still take: its checkpoints (one more than `keep`, while one is written), each of
- * `checkpoint_bytes`, and its models of `model_bytes`, `epochs` of them exported in between. */
-void output_room(const struct output *o, const struct config *c, int64_t checkpoint_bytes, int64_t model_bytes, int64_t epochs);
+ * `checkpoint_bytes`, and its models of `model_bytes`. */
+void output_room(const struct output *o, const struct config *c, int64_t checkpoint_bytes, int64_t model_bytes);
 /* Where the run goes on and the config leaves it open: the sizes that it had (of the checkpoint, else of OUTPUT/config.json). */
 int output_sizes(const struct output *o, struct sizing_want *want);
 /* Write OUTPUT/report.html from what the run has left there. */

@@ -46,6 +46,16 @@ int planning_brief(struct buf *b, const struct setup *su, const struct sizing *s
     return 0;
 }
 
+void planning_compare(struct status *st, const struct forecast *planned)
+{
+    const int64_t used = machine_anonymous(), total = forecast_total(planned);
+    char a[32], b[32];
+    if (used > 0)
+        status_say(st, "memory: %s in use after the first step, planned %s (%+.1f %%)",
+                   bytes_human(a, used), bytes_human(b, total),
+                   100 * ((double)used / (double)total - 1));
+}
+
 static bool has_reference(const struct config *c)
 {
     const struct loss_def *loss = loss_find(c->loss);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "sample.h"
+#include "../base/signals.h"
 #include "../base/watch.h"
 #include <math.h>
 #include <stdlib.h>
@@ -86,6 +87,7 @@ int sample_answers(const struct sampler *s, struct sample_request *req, int64_t 
         owner[k] = -1;
     for (;; watch_beat()) {
         int64_t n = 0;
+        if (signals_pending()) TRY_OUT(err_set(ERR_STOPPED, "stopped while sampling"));
         for (int64_t k = 0; k < B; k++) {
             while ((owner[k] < 0 || !running(&req[owner[k]])) && next < n_req) {
                 struct sample_request *r = &req[owner[k] = next++];

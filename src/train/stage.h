@@ -72,6 +72,8 @@ int stage_step(struct stage *st, struct metrics *m, double *norm, double *lr, bo
 int stage_gather(struct stage *st);
 /* Below this share of a log-probability (at least: this much) two computations of it may differ by rounding. */
 double stage_tolerance(const struct config *c);
+/* Pair i of d as the loss sees it: its log-probabilities, the reference's (ref NULL, or a loss without one: 0), its token counts. */
+struct loss_pair stage_pair(const struct stage *st, const struct dataset *d, int64_t i, double lw, double ll, const struct scores *ref);
 /* All ranks: evaluate on st->eval with the present weights, each row on one rank; *m is the same on all. */
 int stage_evaluate(struct stage *st, struct metrics *m);
 /* Sums over all rows of d, from log-probabilities. ref NULL: no reference. */

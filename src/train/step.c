@@ -28,8 +28,8 @@ static int64_t all_tokens(const struct dataset *d, const int64_t *idx, int64_t n
     return sum;
 }
 
-static struct loss_pair pair_of(const struct stage *st, const struct dataset *d, int64_t i,
-                                double lw, double ll, const struct scores *ref)
+struct loss_pair stage_pair(const struct stage *st, const struct dataset *d, int64_t i, double lw,
+                            double ll, const struct scores *ref)
 {
     const bool has = ref && (st->loss->flags & LOSS_REF);
     return (struct loss_pair){ .lw = lw,
@@ -53,7 +53,7 @@ static void loss_batch(struct stage *st, double total, double kink_tolerance, do
             continue;
         }
         const struct loss_pair pair =
-            pair_of(st, st->data, i, st->logp[2 * p], st->logp[2 * p + 1], &st->ref);
+            stage_pair(st, st->data, i, st->logp[2 * p], st->logp[2 * p + 1], &st->ref);
         struct loss_grad g;
         st->loss->eval(&g, &pair, &st->cfg->loss_opts, kink_tolerance);
         st->coef[2 * p] = g.d_lw / total;
@@ -173,7 +173,7 @@ static void measure_step(struct stage *st, const int64_t *idx, int64_t n, struct
             metrics_add_row(m, seen[0], st->data->ex[idx[i]].nw);
             continue;
         }
-        const struct loss_pair p = pair_of(st, st->data, idx[i], seen[0], seen[1], &st->ref);
+        const struct loss_pair p = stage_pair(st, st->data, idx[i], seen[0], seen[1], &st->ref);
         st->loss->eval(&g, &p, &st->cfg->loss_opts, seen[2]);
         metrics_add_pair(m, st->loss, &st->cfg->loss_opts, &p, &g);
         if (!st->at_reference || st->step > 0) continue;
@@ -219,7 +219,7 @@ void stage_metrics(const struct stage *st, const struct dataset *d, const struct
             metrics_add_row(m, pi->w[i], d->ex[i].nw);
             continue;
         }
-        const struct loss_pair p = pair_of(st, d, i, pi->w[i], pi->l[i], ref);
+        const struct loss_pair p = stage_pair(st, d, i, pi->w[i], pi->l[i], ref);
         st->loss->eval(&g, &p, &st->cfg->loss_opts, 0);
         metrics_add_pair(m, st->loss, &st->cfg->loss_opts, &p, &g);
     }
