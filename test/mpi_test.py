@@ -76,12 +76,21 @@ def rows(out):
     return t.read_lines(f"{out}/metrics.jsonl") if out else []
 
 
+def flat(row):
+    """A row with the values of objects in it beside the others, so a.b for {"a": {"b": ...}}."""
+    out = {}
+    for key, v in row.items():
+        inner = flat(v) if isinstance(v, dict) else flat({str(i): x for i, x in enumerate(v)}) if isinstance(v, list) else None
+        out.update({f"{key}.{k}": x for k, x in inner.items()} if inner is not None else {key: v})
+    return out
+
+
 def distance(a, b):
     """Largest difference of two runs' metrics, as a share of the value or of 1."""
     if len(a) != len(b) or not a:
         return float("inf")
     worst = 0.0
-    for x, y in zip(a, b):
+    for x, y in zip(map(flat, a), map(flat, b)):
         if x.keys() != y.keys():
             return float("inf")
         for key, v in x.items():

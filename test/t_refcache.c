@@ -72,7 +72,7 @@ static int64_t count_good(const struct refcache *c, uint64_t n)
 static const char *file_at(void **state)
 {
     char name[80];
-    snprintf(name, sizeof name, "reference-abcd010203%020d-float32-k%d.bin", 0, KERNELS_VERSION);
+    snprintf(name, sizeof name, "reference-abcd010203%022d-float32-k%d.bin", 0, KERNELS_VERSION);
     return scratch(state, name);
 }
 
@@ -171,7 +171,7 @@ static void test_refcache__format(void **state)
     const uint8_t *p = (const uint8_t *)text;
     assert_memory_equal(p, "bdporef1", 8);
     assert_memory_equal(p + 8, DIGEST, 32);
-    assert_memory_equal(p + 40, "float32\0\1\0\0\0", 12);
+    assert_memory_equal(p + 40, "float32\0\2\0\0\0", 12);
     memcpy(&crc, p + 60, 4);
     assert_int_equal(crc, (uint32_t)crc32(0, p, 60));
     p += HEADER + RECORD;
