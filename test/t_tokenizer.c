@@ -182,7 +182,7 @@ static void test_tokenizer__words_again(void **state)
         "abab",       "ab", "abababababababababababa", "abababababababababababab", "xyzxyzxyz",
         "xyzxyzxyzx", "a"
     };
-    char first[COUNT_OF(text)][400], word[8];
+    char first[COUNT_OF(text)][400], word[16];
     for (size_t i = 0; i < COUNT_OF(text); i++)
         snprintf(first[i], sizeof first[i], "%s", fixture_ids(t, text[i], SPECIALS_AS_TEXT));
     assert_string_equal(first[0], "257");
