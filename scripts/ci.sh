@@ -22,7 +22,7 @@ step 'tests under the address and undefined-behaviour sanitizers'
 build BUILD=asan build-tests
 make --no-print-directory -s BUILD=asan WERROR=1 test-c
 step 'calls of the system that fail, under the sanitizers'
-BDPO_TRAIN=$PWD/build/asan/bdpo-train BDPO_FAULTY=$PWD/build/asan/bdpo-train-fault python3 test/fault_test.py --share 0.1
+BDPO_TRAIN=$PWD/build/asan/bdpo-train BDPO_FAULTY=$PWD/build/asan/bdpo-train-fault python3 test/fault_test.py --share 0.05
 step 'the program built by clang'
 make --no-print-directory -s CC=clang WERROR=1 test-c
 if [ "$mode" = full ]; then

@@ -169,7 +169,7 @@ def check(job, want, disk, rng):
 def main():
     ap = argparse.ArgumentParser(description=__doc__)
     ap.add_argument("--seed", type=int, default=random.randrange(1 << 30))
-    ap.add_argument("--cuts", type=int, default=60, help="moments, drawn by the seed; 0: all")
+    ap.add_argument("--cuts", type=int, default=15, help="moments, drawn by the seed; 0: all")
     ap.add_argument("--disks", type=int, default=1, help="random disks a moment, beside the worst one")
     a = ap.parse_args()
     if not os.path.exists(FAULTY):

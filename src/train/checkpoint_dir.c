@@ -166,7 +166,8 @@ int checkpoint_sweep(const char *output)
                  { "models", "epoch-*.tmp" }, { "models", "epoch-*.old" },
                  { "", "sft.tmp" },           { "", "sft.old" },
                  { "", "model.tmp" },         { "", "model.old" },
-                 { "", "*.json.tmp-*" } };
+                 { "", "*.json.tmp-*" },      { "", "*.jsonl.tmp-*" },
+                 { "", "*.html.tmp-*" } };
     for (size_t i = 0; i < COUNT_OF(left); i++)
         TRY(sweep(output, left[i].sub, left[i].pattern));
     return 0;
@@ -175,8 +176,9 @@ int checkpoint_sweep(const char *output)
 int checkpoint_wipe(const char *output)
 {
     static const char *const names[] = {
-        "checkpoints",  "sft",         "models",           "model",      "metrics.jsonl",
-        "timing.jsonl", "status.json", "fingerprint.json", "config.json"
+        "checkpoints",   "sft",           "models",      "model",
+        "metrics.jsonl", "timing.jsonl",  "status.json", "fingerprint.json",
+        "config.json",   "samples.jsonl", "report.html"
     };
     for (size_t i = 0; i < COUNT_OF(names); i++) {
         char *path = NULL;
