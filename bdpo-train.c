@@ -211,7 +211,9 @@ static int load_config(struct args *a, struct config **c, const char *allowed, c
                        int argc, int first)
 {
     TRY(parse_args(a, allowed, argv, argc, first));
-    if (!a->config) return err_set(ERR_INPUT, "--config run.json is needed; see bdpo-train --help");
+    if (!a->config)
+        return first == 1 ? err_set(ERR_INPUT, "--config run.json is needed; see bdpo-train --help")
+                          : err_set(ERR_INPUT, "%s: --config run.json is needed", argv[1]);
     return config_load(c, a->config, a->sets, a->n_sets);
 }
 
@@ -238,9 +240,7 @@ static int command_plan(int argc, char **argv)
 {
     struct args a;
     struct config *c = NULL;
-    TRY(parse_args(&a, "--config --set --device --json", argv, argc, 2));
-    if (!a.config) return err_set(ERR_INPUT, "plan: --config run.json is needed");
-    TRY(config_load(&c, a.config, a.sets, a.n_sets));
+    TRY(load_config(&a, &c, "--config --set --device --json", argv, argc, 2));
     const struct planning_opts o = { .device = a.device, .json = a.json };
     const int rc = planning_run(c, &o);
     config_free(c);
@@ -265,9 +265,7 @@ static int command_lint(int argc, char **argv)
 {
     struct args a;
     struct config *c = NULL;
-    TRY(parse_args(&a, "--config --set --out", argv, argc, 2));
-    if (!a.config) return err_set(ERR_INPUT, "lint: --config run.json is needed");
-    TRY(config_load(&c, a.config, a.sets, a.n_sets));
+    TRY(load_config(&a, &c, "--config --set --out", argv, argc, 2));
     const int rc = lint_run(c, a.out);
     config_free(c);
     return rc;

@@ -4,7 +4,6 @@
 #include "metrics.h"
 #include "stage.h"
 #include <stdio.h>
-#include <string.h>
 
 static int add_note(json_t *root, const char *section, const char *text)
 {

@@ -42,10 +42,15 @@ static int load_stage(struct inputs *in, const struct setup *su, enum stage_kind
     return in->has_eval ? setup_data(su, &in->eval[k], &c->data.eval, kind) : 0;
 }
 
-static bool has_foreign_reference(const struct config *c)
+bool inputs_reads_reference(const struct config *c)
 {
     const struct loss_def *loss = c->preference.present ? loss_find(c->loss) : NULL;
-    return c->reference.path && loss && (loss->flags & LOSS_REF);
+    return loss && (loss->flags & LOSS_REF);
+}
+
+bool inputs_foreign_reference(const struct config *c)
+{
+    return c->reference.path && inputs_reads_reference(c);
 }
 
 int inputs_load(struct inputs *in, const struct setup *su, bool assume)
@@ -58,7 +63,7 @@ int inputs_load(struct inputs *in, const struct setup *su, bool assume)
     for (int k = STAGE_SFT; k <= STAGE_PREFERENCE; k++)
         if (inputs_present(c, (enum stage_kind)k))
             TRY(load_stage(in, su, (enum stage_kind)k, assume));
-    if (has_foreign_reference(c)) {
+    if (inputs_foreign_reference(c)) {
         TRY(arch_load(&in->reference, c->reference.path));
         in->stage[in->n_stages++] =
             (struct run_stage){ STAGE_PREFERENCE, &in->reference, &in->data[STAGE_PREFERENCE],

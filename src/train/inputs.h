@@ -14,6 +14,8 @@ struct inputs { /* valid when zeroed */
     int64_t tokenizer_bytes;
 };
 bool inputs_present(const struct config *c, enum stage_kind k); /* the config has the stage */
+bool inputs_reads_reference(const struct config *c);   /* its preference loss reads a reference */
+bool inputs_foreign_reference(const struct config *c); /* and that is the model of reference.path */
 /* Read and tokenise all data of the run, and the reference's config.json. `assume`: a file of data.train that does not exist is no error. */
 int inputs_load(struct inputs *in, const struct setup *su, bool assume);
 void inputs_release(struct inputs *in);

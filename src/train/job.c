@@ -52,13 +52,12 @@ static int open_foreign(struct job *j, struct stage *st, struct setup *su)
 static int foreign_reference(struct job *j)
 {
     const char *path = j->cfg->reference.path;
-    const struct loss_def *loss = j->cfg->preference.present ? loss_find(j->cfg->loss) : NULL;
     const bool restored = j->out.first == STAGE_PREFERENCE && j->out.resume;
     struct setup su = j->su; /* borrows all but the architecture */
     struct stage st = { 0 };
     struct buf said = { 0 };
     int rc;
-    if (!path || !loss || !(loss->flags & LOSS_REF) || restored) return 0;
+    if (!inputs_foreign_reference(j->cfg) || restored) return 0;
     su.kl_samples = 0; /* it is the policy that is measured */
     TRY_OUT(dist_agree(su.dist, open_foreign(j, &st, &su)));
     status_say(&j->status, "reference: scoring with %s", path);

@@ -56,12 +56,6 @@ void planning_compare(struct status *st, const struct forecast *planned)
                    100 * ((double)used / (double)total - 1));
 }
 
-static bool has_reference(const struct config *c)
-{
-    const struct loss_def *loss = loss_find(c->loss);
-    return loss && (loss->flags & LOSS_REF);
-}
-
 static int disk(struct planning *p)
 {
     const struct config *c = p->cfg;
@@ -92,8 +86,9 @@ static int open_planning(struct planning *p, const struct config *c, const struc
     for (int i = 0; i < p->in.n_stages; i++) {
         const struct run_stage *r = &p->in.stage[i];
         const bool sft = r->kind == STAGE_SFT;
-        p->work[i] = work_stage(r->arch, sft ? &c->sft : &c->preference, r->data,
-                                r->train ? !sft && !c->reference.path && has_reference(c) : true);
+        p->work[i] =
+            work_stage(r->arch, sft ? &c->sft : &c->preference, r->data,
+                       r->train ? !sft && !c->reference.path && inputs_reads_reference(c) : true);
         if (!r->train) p->work[i].example = p->work[i].step = p->work[i].stage = 0;
     }
     return disk(p);
