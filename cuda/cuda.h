@@ -1,0 +1,55 @@
+/* SPDX-License-Identifier: MIT
+ * cuda.h - the CUDA backend's private state. Private to cuda/ and its tests. One device, one stream: work is queued in the
+ * order of the calls, and only to_host, sumsq and a full staging ring wait for it. */
+#ifndef BDPO_CUDA_H
+#define BDPO_CUDA_H
+#include "../src/ops/ops.h"
+#include <cuda_runtime_api.h>
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { STAGES = 8, STAGE_BYTES = 1 << 20, SUMSQ_BLOCKS = 1024 };
+/* Host arrays that kernels of one call read, uploaded once for all calls with the same bytes. */
+enum cuda_table { TABLE_SEGMENTS, TABLE_GROUPS, TABLE_ATTENTION_FWD, TABLE_ATTENTION_BWD, TABLES };
+struct cuda_copy { /* on the device */
+    void *host, *device; /* bytes; owned */
+    int64_t bytes, room;
+};
+struct gemm;
+struct ctx {
+    int32_t device, sms;
+    int64_t shared_max; /* bytes of shared memory that a block may ask for */
+    cudaStream_t stream;
+    void *stage[STAGES]; /* pinned, STAGE_BYTES each */
+    cudaEvent_t staged[STAGES]; /* what uses the stage has run */
+    int32_t next_stage;
+    void *scratch; /* device; of one op at a time */
+    int64_t scratch_bytes;
+    double *partial; /* device [SUMSQ_BLOCKS + 1] */
+    struct cuda_copy table[TABLES];
+    struct gemm *gemm;
+    int64_t allocations; /* made so far */
+};
+
+/* The error of a runtime call: "CUDA: WHAT: ...". ERR_OOM for memory, else ERR_DEVICE. */
+int cuda_failed(cudaError_t e, const char *what);
+#define CUDA_TRY(call)                                                \
+    do {                                                              \
+        const cudaError_t cuda_rc_ = (call);                          \
+        if (cuda_rc_ != cudaSuccess) return cuda_failed(cuda_rc_, #call); \
+    } while (0)
+/* *p = at least `bytes` of device memory that the running op alone uses; what it held is lost. Valid until the next call of
+ * any op. What an op takes belongs into cuda_need (scratch.c). */
+int cuda_scratch(struct ctx *cx, int64_t bytes, void **p);
+/* *device = a copy on the device of `bytes` bytes at host (which may change after the return). Queued before later kernels. */
+int cuda_upload(struct ctx *cx, enum cuda_table which, const void *host, int64_t bytes, const void **device);
+/* Bytes of scratch that the ops of a family take, by the largest sizes. */
+int64_t cuda_scatter_scratch(const struct op_sizes *s);
+
+extern const struct ops cuda_ops;
+extern const struct memops cuda_mem;
+#ifdef __cplusplus
+}
+#endif
+#endif
