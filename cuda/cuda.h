@@ -11,7 +11,7 @@ extern "C" {
 
 enum { STAGES = 8, STAGE_BYTES = 1 << 20, SUMSQ_BLOCKS = 1024 };
 /* Host arrays that kernels of one call read, uploaded once for all calls with the same bytes. */
-enum cuda_table { TABLE_SEGMENTS, TABLE_GROUPS, TABLE_ATTENTION_FWD, TABLE_ATTENTION_BWD, TABLES };
+enum cuda_table { TABLE_ATTENTION_FWD, TABLE_ATTENTION_DQ, TABLE_ATTENTION_DKV, TABLES };
 struct cuda_copy { /* on the device */
     void *host, *device; /* bytes; owned */
     int64_t bytes, room;
@@ -29,6 +29,7 @@ struct ctx {
     double *partial; /* device [SUMSQ_BLOCKS + 1] */
     struct cuda_copy table[TABLES];
     struct gemm *gemm;
+    struct att_work *att; /* attention.cuh; NULL before its first call */
     int64_t allocations; /* made so far */
 };
 
@@ -46,6 +47,8 @@ int cuda_scratch(struct ctx *cx, int64_t bytes, void **p);
 int cuda_upload(struct ctx *cx, enum cuda_table which, const void *host, int64_t bytes, const void **device);
 /* Bytes of scratch that the ops of a family take, by the largest sizes. */
 int64_t cuda_scatter_scratch(const struct op_sizes *s);
+int64_t cuda_attention_scratch(const struct op_sizes *s);
+void cuda_attention_close(struct ctx *cx); /* what attention keeps on the host */
 
 extern const struct ops cuda_ops;
 extern const struct memops cuda_mem;
