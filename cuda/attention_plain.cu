@@ -137,14 +137,14 @@ static __global__ void __launch_bounds__(ATT_THREADS) attention_plain_fwd_kernel
     if (tid % 8 == 0) lse[at * a.H + head] = t.row[row] * a.scale + logf(t.row[N + row]);
 }
 
-/* t.p = p and t.ds = p (dout v^T - delta) of a tile, [packed rows][keys]; t.row: lse, delta, token. Key j is the
- * window's first + j. */
-static __device__ inline void plain_ds(const struct plain_tiles &t, const struct att_args &a, const struct att_window &w)
+/* t.p = p and t.ds = p (dout v^T - delta) of a tile, [packed rows][keys]; t.row: lse, delta, token. Key j has place
+ * w.first + j in the window, which begins at `begin`. */
+static __device__ inline void plain_ds(const struct plain_tiles &t, const struct att_args &a, const struct att_window &w, int32_t begin)
 {
     for (int i = (int)threadIdx.x; i < N * N; i += ATT_THREADS) {
         const int32_t r = i / N, j = i % N, key = w.first + j, token = (int32_t)t.row[2 * N + r];
         float p = 0, ds = 0;
-        if (key >= 0 && key < w.len && token >= 0 && (!w.own || key <= token)) {
+        if (key >= begin && key < w.len && token >= 0 && (!w.own || key <= token)) {
             p = expf(a.scale * plain_dot(t.q + r * (a.D + 1), t.k + j * (a.D + 1), a.D) - t.row[r]);
             ds = p * (plain_dot(t.dout + r * (a.D + 1), t.v + j * (a.D + 1), a.D) - t.row[N + r]);
         }
@@ -184,13 +184,13 @@ static __global__ void __launch_bounds__(ATT_THREADS) attention_plain_dq_kernel(
         acc[i] = 0;
     plain_bwd_rows<A>(t, a, d, s.q, rows, g, it.at);
     for (int32_t first = 0; first < it.work * N; first += N) {
-        /* keys count through the prefix, so a row sees those up to prefix_len + token */
+        /* the own rows' window, which the prefix stands before */
         const struct att_window w = { it.seg, 1, first - s.prefix_len, s.len, s.q, rows, 0, 0 };
         __syncthreads();
         plain_keys<A>(t.k, a.k, a.ldk, a, s, g, first);
         plain_keys<A>(t.v, a.v, a.ldv, a, s, g, first);
         __syncthreads();
-        plain_ds(t, a, w);
+        plain_ds(t, a, w, -s.prefix_len);
         __syncthreads();
         plain_add(acc, t.ds + row * (N + 1), 1, t.k, a.D);
     }
@@ -219,7 +219,7 @@ static __global__ void __launch_bounds__(ATT_THREADS) attention_plain_dkv_kernel
             __syncthreads();
             plain_bwd_rows<A>(t, a, d, w.q, w.rows, g, w.tile * N);
             __syncthreads();
-            plain_ds(t, a, w);
+            plain_ds(t, a, w, 0);
             __syncthreads();
             plain_add(dv, t.p + key, N + 1, t.dout, a.D);
             plain_add(dk, t.ds + key, N + 1, t.q, a.D);

@@ -48,6 +48,7 @@ int cuda_upload(struct ctx *cx, enum cuda_table which, const void *host, int64_t
 /* Bytes of scratch that the ops of a family take, by the largest sizes. */
 int64_t cuda_scatter_scratch(const struct op_sizes *s);
 int64_t cuda_attention_scratch(const struct op_sizes *s);
+int64_t cuda_logp_scratch(const struct op_sizes *s);
 void cuda_attention_close(struct ctx *cx); /* what attention keeps on the host */
 
 extern const struct ops cuda_ops;
