@@ -31,6 +31,7 @@ struct ctx {
     struct gemm *gemm;
     struct att_work *att; /* attention.cuh; NULL before its first call */
     int64_t allocations; /* made so far */
+    char about[512];     /* of the device, for the user */
 };
 
 /* The error of a runtime call: "CUDA: WHAT: ...". ERR_OOM for memory, else ERR_DEVICE. */
@@ -45,11 +46,15 @@ int cuda_failed(cudaError_t e, const char *what);
 int cuda_scratch(struct ctx *cx, int64_t bytes, void **p);
 /* *device = a copy on the device of `bytes` bytes at host (which may change after the return). Queued before later kernels. */
 int cuda_upload(struct ctx *cx, enum cuda_table which, const void *host, int64_t bytes, const void **device);
-/* Bytes of scratch that the ops of a family take, by the largest sizes. */
+/* Bytes of scratch that the ops of a family take, by the largest sizes, and the most of them (scratch.c). */
+int64_t cuda_bias_scratch(const struct op_sizes *s);
 int64_t cuda_scatter_scratch(const struct op_sizes *s);
 int64_t cuda_attention_scratch(const struct op_sizes *s);
 int64_t cuda_logp_scratch(const struct op_sizes *s);
 void cuda_attention_close(struct ctx *cx); /* what attention keeps on the host */
+int64_t cuda_need(const struct op_sizes *s);
+/* out[n] += part[0][n] + part[1][n] + ... + part[blocks - 1][n], in this order. n >= 1. */
+int cuda_sum_blocks(struct ctx *cx, float *out, const float *part, int64_t blocks, int64_t n);
 
 extern const struct ops cuda_ops;
 extern const struct memops cuda_mem;

@@ -3,7 +3,7 @@
 
 /* Every kernel here: a thread takes OCT neighbouring elements of a row (or of a flat array), one read and one write of each;
  * no thread reads what another writes. */
-enum { BLOCK = 256 };
+constexpr int BLOCK = 256;
 
 /* --- flat arrays ------------------------------------------------------------------------------------------------------- */
 template <class Y> __global__ void fill_kernel(Y *y, float value, int64_t n)

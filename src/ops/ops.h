@@ -78,7 +78,8 @@ struct flat_part {
 };
 
 struct backend {
-    const char *name; /* "cpu", "cuda" */
+    const char *name;  /* "cpu", "cuda" */
+    const char *about; /* of a device: its name, memory, versions; NULL for the CPU */
     struct ctx *cx;
     const struct ops *op;
     const struct memops *mem;

@@ -33,6 +33,7 @@ static struct {
     size_t total, used, most;
     bool open;
     work *first, **last;
+    uint64_t queued, done; /* pieces of work so far */
     char name[KERNELS][64];
     int n_kernels;
     struct {
@@ -170,18 +171,29 @@ static bool is_pinned(const void *p, size_t bytes)
     return find(r.pinned, r.n_pinned, p, bytes) != nullptr;
 }
 
-static void flush()
+struct CUevent_st {
+    uint64_t at; /* it has happened when so much work is done */
+};
+
+static void flush_to(uint64_t at)
 {
+    if (r.done >= at) return;
     reach(true);
-    while (r.first) {
+    while (r.done < at) {
         work *w = r.first;
         r.first = w->next;
         if (!r.first) r.last = &r.first;
         w->run(w);
         free(w->body);
         free(w);
+        r.done++;
     }
     reach(false);
+}
+
+static void flush()
+{
+    flush_to(r.queued);
 }
 
 cudaError_t cudaMalloc(void **p, size_t bytes)
@@ -246,6 +258,7 @@ static work *queue(void (*run)(work *w))
     w->run = run;
     *r.last = w;
     r.last = &w->next;
+    r.queued++;
     return w;
 }
 
@@ -280,6 +293,16 @@ cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t s)
     w->dst = p;
     w->value = value;
     w->bytes = bytes;
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemset2DAsync(void *p, size_t pitch, int value, size_t width, size_t rows, cudaStream_t s)
+{
+    if (width > pitch) return fail(cudaErrorInvalidValue);
+    for (size_t i = 0; i < rows; i++) {
+        const cudaError_t e = cudaMemsetAsync(static_cast<char *>(p) + i * pitch, value, width, s);
+        if (e != cudaSuccess) return e;
+    }
     return cudaSuccess;
 }
 
@@ -370,20 +393,23 @@ cudaError_t cudaStreamDestroy(cudaStream_t s)
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned flags)
 {
     (void)flags;
-    *e = static_cast<cudaEvent_t>(malloc(1));
+    *e = static_cast<cudaEvent_t>(calloc(1, sizeof **e));
     return *e ? cudaSuccess : fail(cudaErrorMemoryAllocation);
 }
 
 cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s)
 {
     (void)s;
-    return e ? cudaSuccess : fail(cudaErrorInvalidValue);
+    if (!e) return fail(cudaErrorInvalidValue);
+    e->at = r.queued;
+    return cudaSuccess;
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t e)
 {
-    flush();
-    return e ? cudaSuccess : fail(cudaErrorInvalidValue);
+    if (!e) return fail(cudaErrorInvalidValue);
+    flush_to(e->at);
+    return cudaSuccess;
 }
 
 cudaError_t cudaEventDestroy(cudaEvent_t e)
