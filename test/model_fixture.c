@@ -61,6 +61,12 @@ void fix_open(struct fix *f, const char *dir, int shape, bool train, int recompu
 void fix_open_as(struct fix *f, const char *dir, int shape, enum dtype dtype, bool train,
                  int recompute)
 {
+    fix_open_on(f, cpu_open, dir, shape, dtype, train, recompute);
+}
+
+void fix_open_on(struct fix *f, int (*open)(struct backend *be, int32_t threads), const char *dir,
+                 int shape, enum dtype dtype, bool train, int recompute)
+{
     const struct model_size size = { 64, 64, 64, train, recompute };
     struct arch a;
     memset(f, 0, sizeof *f);
@@ -76,7 +82,7 @@ void fix_open_as(struct fix *f, const char *dir, int shape, enum dtype dtype, bo
                                   .group = 2 * FIX_LEN,
                                   .A = dtype,
                                   .train = train };
-    BUG_IF(cpu_open(&f->be, 2) < 0);
+    BUG_IF(open(&f->be, 2) < 0);
     BUG_IF(model_init(&f->m, &f->be, &a, dtype) < 0);
     BUG_IF(model_plan_weights(&f->m, &f->plan, train) < 0);
     BUG_IF(model_plan_buffers(&f->m, &f->plan, &size) < 0);
@@ -84,10 +90,13 @@ void fix_open_as(struct fix *f, const char *dir, int shape, enum dtype dtype, bo
     BUG_IF(model_ready(&f->m) < 0);
     for (int32_t i = 0; i < f->m.n_params; i++) {
         const struct param *p = &f->m.params[i];
-        for (int64_t j = 0; j < tensor_count(&p->w); j++) {
-            const float w = draw_weight(p, i, j);
-            BUG_IF(model_put(&f->m, p->offset + j, 1, &w) < 0);
-        }
+        const int64_t n = tensor_count(&p->w);
+        float *w;
+        BUG_IF(MEM_NEW(&w, n) < 0);
+        for (int64_t j = 0; j < n; j++)
+            w[j] = draw_weight(p, i, j);
+        BUG_IF(model_put(&f->m, p->offset, n, w) < 0);
+        free(w);
     }
 }
 
