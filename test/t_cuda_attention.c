@@ -16,7 +16,7 @@
 #include "ref_ops.h"
 
 #define OK(expr) assert_int_equal((expr), 0)
-enum { SEGMENTS = 16, ORDERS = 4 };
+enum { SEGMENTS = 16, ORDERS = 3 };
 
 static struct backend be;
 
@@ -140,8 +140,9 @@ static void run_backward(struct op_run *r, const struct layout *l, const struct 
     OK(op_attention_bwd(&be, dq, dk, dv, dout, o, lse, q, k, v, ref->segs, (int32_t)s->D,
                         (float)ref->scale));
     expect(r, dq, wdq, 4);
-    expect(r, dk, wdk, 8);
-    expect(r, dv, wdv, 8);
+    /* the heads of a kv head add up */
+    expect(r, dk, wdk, 6 * sqrt((double)(s->H / s->K)));
+    expect(r, dv, wdv, 6 * sqrt((double)(s->H / s->K)));
 }
 
 static void run(const struct layout *l, const struct shape *s, uint64_t seed, uint8_t digest[32])
@@ -358,7 +359,8 @@ static void test_cuda_attention__differences(void **state)
         differences(&l, &shapes[i]);
 }
 
-int main(void)
+/* an argument: the tests to run, as cmocka's pattern */
+int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_cuda_attention__mma_shapes),
@@ -369,5 +371,6 @@ int main(void)
         cmocka_unit_test(test_cuda_attention__head_too_large),
         cmocka_unit_test(test_cuda_attention__differences),
     };
+    if (argc > 1) cmocka_set_test_filter(argv[1]);
     return cmocka_run_group_tests_name("cuda_attention", tests, open_backend, close_backend);
 }
