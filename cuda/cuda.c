@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MIB = 1 << 20 };
+enum { MIB = 1 << 20, CONTEXT_MIB = 1024 };
 
 int cuda_failed(cudaError_t e, const char *what)
 {
@@ -25,7 +25,8 @@ static int mem_alloc(struct ctx *cx, void **out, int64_t bytes)
         size_t left = 0, total = 0;
         (void)cudaGetLastError();
         CUDA_TRY(cudaMemGetInfo(&left, &total));
-        return err_set(ERR_OOM, "out of memory: %lld MiB on the device, of whose %lld MiB %lld are free",
+        return err_set(ERR_OOM,
+                       "out of memory: %lld MiB on the device, of whose %lld MiB %lld are free",
                        (long long)(bytes / MIB), (long long)(total / MIB), (long long)(left / MIB));
     }
     if (e != cudaSuccess) return cuda_failed(e, "cudaMalloc");
@@ -57,7 +58,8 @@ static int to_device(struct ctx *cx, void *dst, const void *host, int64_t bytes)
         int32_t s;
         TRY(next_stage(cx, &s));
         memcpy(cx->stage[s], (const char *)host + i, n);
-        CUDA_TRY(cudaMemcpyAsync((char *)dst + i, cx->stage[s], n, cudaMemcpyHostToDevice, cx->stream));
+        CUDA_TRY(
+            cudaMemcpyAsync((char *)dst + i, cx->stage[s], n, cudaMemcpyHostToDevice, cx->stream));
         CUDA_TRY(cudaEventRecord(cx->staged[s], cx->stream));
     }
     return 0;
@@ -74,8 +76,9 @@ static int to_host(struct ctx *cx, void *host, const void *src, int64_t bytes)
             const int64_t at = i * STAGE_BYTES;
             int32_t *s = &stage[i % 2];
             TRY(next_stage(cx, s));
-            CUDA_TRY(cudaMemcpyAsync(cx->stage[*s], (const char *)src + at, (size_t)MIN(STAGE_BYTES, bytes - at),
-                                     cudaMemcpyDeviceToHost, cx->stream));
+            CUDA_TRY(cudaMemcpyAsync(cx->stage[*s], (const char *)src + at,
+                                     (size_t)MIN(STAGE_BYTES, bytes - at), cudaMemcpyDeviceToHost,
+                                     cx->stream));
             CUDA_TRY(cudaEventRecord(cx->staged[*s], cx->stream));
         }
         if (i > 0) {
@@ -91,7 +94,8 @@ static int to_host(struct ctx *cx, void *host, const void *src, int64_t bytes)
 static int copy(struct ctx *cx, void *dst, const void *src, int64_t bytes)
 {
     BUG_IF(bytes < 0);
-    if (bytes) CUDA_TRY(cudaMemcpyAsync(dst, src, (size_t)bytes, cudaMemcpyDeviceToDevice, cx->stream));
+    if (bytes)
+        CUDA_TRY(cudaMemcpyAsync(dst, src, (size_t)bytes, cudaMemcpyDeviceToDevice, cx->stream));
     return 0;
 }
 
@@ -126,7 +130,8 @@ static int grow_copy(struct ctx *cx, struct cuda_copy *c, int64_t bytes)
     return 0;
 }
 
-int cuda_upload(struct ctx *cx, enum cuda_table which, const void *host, int64_t bytes, const void **device)
+int cuda_upload(struct ctx *cx, enum cuda_table which, const void *host, int64_t bytes,
+                const void **device)
 {
     struct cuda_copy *c = &cx->table[which];
     if (bytes > c->room) TRY(grow_copy(cx, c, bytes));
@@ -156,6 +161,17 @@ static int64_t mem_allocations(const struct ctx *cx)
     return cx->allocations;
 }
 
+/* The device's memory less what the context and the library's code take; what others have of it at this moment does not count, so
+ * that one config is given the same sizes each time. */
+static int mem_memory(struct ctx *cx, int64_t *limit, int64_t *used)
+{
+    size_t left, total;
+    CUDA_TRY(cudaMemGetInfo(&left, &total));
+    *limit = MAX(cx->memory - ((int64_t)CONTEXT_MIB << 20), (int64_t)1);
+    *used = cx->free_at_open - (int64_t)left;
+    return 0;
+}
+
 const struct memops cuda_mem = {
     .alloc = mem_alloc,
     .release = mem_release,
@@ -165,6 +181,7 @@ const struct memops cuda_mem = {
     .scratch = mem_scratch,
     .reserve = mem_reserve,
     .allocations = mem_allocations,
+    .memory = mem_memory,
 };
 
 /* --- opening --------------------------------------------------------------------------------------------------------------- */
@@ -179,8 +196,11 @@ static int find_device(int *n)
         (void)cudaDriverGetVersion(&driver);
         (void)cudaRuntimeGetVersion(&runtime);
         if (driver == 0)
-            return err_set(ERR_INPUT, "no CUDA device can be used: NVIDIA's driver is not installed");
-        return err_set(ERR_INPUT, "no CUDA device can be used: the driver is for CUDA %d.%d and this build needs %d.%d; update the driver",
+            return err_set(ERR_INPUT,
+                           "no CUDA device can be used: NVIDIA's driver is not installed");
+        return err_set(ERR_INPUT,
+                       "no CUDA device can be used: the driver is for CUDA %d.%d and this build "
+                       "needs %d.%d; update the driver",
                        driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
     }
     if (e != cudaSuccess)
@@ -193,24 +213,31 @@ static int describe(struct ctx *cx, const struct cudaDeviceProp *p)
     int driver = 0;
     const int64_t lt = gemm_version(cx);
     CUDA_TRY(cudaDriverGetVersion(&driver));
-    snprintf(cx->about, sizeof cx->about, "%s, %.1f GiB, compute capability %d.%d, driver for CUDA %d.%d, cuBLASLt %d.%d.%d", p->name,
-             (double)p->totalGlobalMem / (1024.0 * MIB), p->major, p->minor, driver / 1000, driver % 1000 / 10, (int)(lt / 10000),
-             (int)(lt / 100 % 100), (int)(lt % 100));
+    snprintf(cx->about, sizeof cx->about,
+             "%s, %.1f GiB, compute capability %d.%d, driver for CUDA %d.%d, cuBLASLt %d.%d.%d",
+             p->name, (double)p->totalGlobalMem / (1024.0 * MIB), p->major, p->minor, driver / 1000,
+             driver % 1000 / 10, (int)(lt / 10000), (int)(lt / 100 % 100), (int)(lt % 100));
     return 0;
 }
 
 static int open_device(struct ctx *cx)
 {
     struct cudaDeviceProp p;
+    size_t left, total;
     int n;
     TRY(find_device(&n));
     CUDA_TRY(cudaSetDevice(cx->device));
     CUDA_TRY(cudaGetDeviceProperties(&p, cx->device));
     if (p.major < 8)
-        return err_set(ERR_INPUT, "no CUDA device can be used: %s has compute capability %d.%d; 8.0 or more is needed", p.name, p.major, p.minor);
+        return err_set(
+            ERR_INPUT,
+            "no CUDA device can be used: %s has compute capability %d.%d; 8.0 or more is needed",
+            p.name, p.major, p.minor);
     cx->sms = p.multiProcessorCount;
-    cx->shared_max = (int64_t)p.sharedMemPerBlockOptin;
+    cx->memory = (int64_t)p.totalGlobalMem;
     CUDA_TRY(cudaStreamCreateWithFlags(&cx->stream, cudaStreamNonBlocking));
+    CUDA_TRY(cudaMemGetInfo(&left, &total)); /* the context is there now */
+    cx->free_at_open = (int64_t)left;
     for (int i = 0; i < STAGES; i++) {
         CUDA_TRY(cudaMallocHost(&cx->stage[i], STAGE_BYTES));
         CUDA_TRY(cudaEventCreateWithFlags(&cx->staged[i], cudaEventDisableTiming));
@@ -219,6 +246,8 @@ static int open_device(struct ctx *cx)
     TRY(gemm_open(cx));
     return describe(cx, &p);
 }
+
+const bool cuda_built = true;
 
 int cuda_open(struct backend *be, int32_t threads)
 {

@@ -19,7 +19,7 @@ struct cuda_copy { /* on the device */
 struct gemm;
 struct ctx {
     int32_t device, sms;
-    int64_t shared_max; /* bytes of shared memory that a block may ask for */
+    int64_t memory, free_at_open; /* of the device: bytes in all, bytes free before this backend took any */
     cudaStream_t stream;
     void *stage[STAGES]; /* pinned, STAGE_BYTES each */
     cudaEvent_t staged[STAGES]; /* what uses the stage has run */

@@ -183,9 +183,9 @@ int cuda_gemm(struct ctx *cx, struct tensor *y, const struct tensor *a, bool ta,
         return 0;
     }
     TRY(plan_for(g, &s, &p));
-    const int rc = g->lt.matmul(g->handle, p->desc, &alpha, b->data, p->b, a->data, p->a, &beta,
-                                y->data, p->y, y->data, p->y, &p->algo, g->workspace, WORKSPACE,
-                                cx->stream);
+    const int rc =
+        g->lt.matmul(g->handle, p->desc, &alpha, b->data, p->b, a->data, p->a, &beta, y->data, p->y,
+                     y->data, p->y, &p->algo, g->workspace, WORKSPACE, cx->stream);
     return rc == 0 ? 0 : failed(rc, &s, "run");
 }
 

@@ -79,9 +79,10 @@ int lt_open(struct lt *lt)
         there = find(lt, names[i]);
     if (!there) {
         lt->path[0] = 0;
-        return err_set(ERR_INPUT, "neither %s nor %s was found, in the loader's path, the toolkit's "
-                                  "folders or Python's nvidia packages; install one of them (pip "
-                                  "install nvidia-cublas) or name its folder in BDPO_CUDA_LIBRARIES",
+        return err_set(ERR_INPUT,
+                       "neither %s nor %s was found, in the loader's path, the toolkit's "
+                       "folders or Python's nvidia packages; install one of them (pip "
+                       "install nvidia-cublas) or name its folder in BDPO_CUDA_LIBRARIES",
                        names[0], names[1]);
     }
     const bool ok = entry(lt, &lt->create, "cublasLtCreate") &&

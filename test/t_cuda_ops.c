@@ -63,7 +63,7 @@ static void test_cuda_ops__pack(void **state)
     struct tensor *b = op_run_act(&r, BOX_INPUT, 4, 4, 0, 1);
     OK(op_pack_bytes(&be, &bytes, b, true));
     assert_int_equal(bytes, 0);
-    OK(op_pack(&be, NULL, b, true));
+    OK(op_pack(&be, &bytes, b, true));
     op_run_release(&r);
 }
 

@@ -26,7 +26,10 @@ struct setup { /* valid when zeroed */
 int setup_open(struct setup *s, const struct config *c, struct dist *d);
 /* CPU threads: the config's, else this rank's share of the cores that it may use; 0: all of these. */
 int32_t setup_threads(const struct setup *s);
-/* The backend that the config asks for ("auto": CUDA where there is a device, else the CPU). */
+/* Open what `wanted`, a BACKEND_*, says ("auto": CUDA where there is a device, else the CPU), and print what was found. ERR_INPUT: the reason
+ * that there is no CUDA. */
+int backend_choose(struct backend *be, int wanted, int32_t threads);
+/* The one that the config asks for. */
 int setup_backend(struct setup *s);
 void setup_close(struct setup *s);
 /* Read and tokenise files under the config's data options; prints one line about them on stderr. */
