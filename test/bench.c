@@ -341,11 +341,16 @@ static void logp_rows(struct bench *b)
     struct tensor lse = make(b, N, 1), coef = make(b, N, 1), dh = make_act(b, N, C),
                   dw = make(b, V, C);
     struct tensor scratch = make(b, op_logp_scratch(N, C, V, b->dtype) / 4 + 1, 1);
+    struct tensor kept = make(b, op_logp_kept(N, V, b->dtype) / 4 + 1, 1);
     BENCH(b, "logp fwd", 2.0 * N * C * V, 0,
-          op_logp_fwd(&b->be, &logp, &lse, &h, &w, &at, &scratch));
+          op_logp_fwd(&b->be, &logp, &lse, NULL, &h, &w, &at, &scratch));
     BENCH(b, "logp bwd", 6.0 * N * C * V, 0,
-          op_logp_bwd(&b->be, &dh, &dw, &coef, &lse, &h, &w, &at, &scratch));
-    struct tensor *all[] = { &h, &w, &at, &logp, &lse, &coef, &dh, &dw, &scratch };
+          op_logp_bwd(&b->be, &dh, &dw, &coef, &lse, NULL, &h, &w, &at, &scratch));
+    BENCH(b, "logp fwd keeping", 2.0 * N * C * V, 0,
+          op_logp_fwd(&b->be, &logp, &lse, &kept, &h, &w, &at, &scratch));
+    BENCH(b, "logp bwd of kept", 4.0 * N * C * V, 0,
+          op_logp_bwd(&b->be, &dh, &dw, &coef, &lse, &kept, &h, &w, &at, &scratch));
+    struct tensor *all[] = { &h, &w, &at, &logp, &lse, &coef, &dh, &dw, &scratch, &kept };
     for (size_t i = 0; i < COUNT_OF(all); i++)
         drop(b, all[i]);
 }

@@ -203,18 +203,32 @@ static void run_logp(struct op_run *r, const int64_t *d) /* N C V spread/100 */
                   *lse = op_run_f32(r, BOX_OUTPUT, N, 1, 0, 1);
     struct tensor *dh = op_run_act(r, BOX_OUTPUT, N, C, 0, 1),
                   *dw = op_run_f32(r, BOX_INOUT, V, C, 0, 1);
-    struct tensor *scratch = run_scratch(r, op_logp_scratch(N, C, V, r->act));
+    struct tensor *logp2 = op_run_f32(r, BOX_OUTPUT, N, 1, 0, 1),
+                  *lse2 = op_run_f32(r, BOX_OUTPUT, N, 1, 0, 1),
+                  *dh2 = op_run_act(r, BOX_OUTPUT, N, C, 0, 1),
+                  *dw2 = op_run_f32(r, BOX_INOUT, V, C, 0, 1);
+    struct tensor *scratch = run_scratch(r, op_logp_scratch(N, C, V, r->act)),
+                  *kept = run_scratch(r, op_logp_kept(N, V, r->act));
     double *rh = op_run_double(r, h), *rw = op_run_double(r, w), *wp = op_run_zeros(r, N),
            *wl = op_run_zeros(r, N);
-    double *wdh = op_run_zeros(r, N * C), *wdw = op_run_double(r, dw);
+    double *wdh = op_run_zeros(r, N * C), *wdw = op_run_double(r, dw),
+           *wdh2 = op_run_zeros(r, N * C), *wdw2 = op_run_double(r, dw2);
     ref_logp_fwd(wp, wl, rh, rw, at->data, N, C, V);
     ref_logp_bwd(wdh, wdw, op_run_double(r, coef), rh, rw, at->data, N, C, V);
-    OK(op_logp_fwd(r->be, logp, lse, h, w, at, scratch));
-    OK(op_logp_bwd(r->be, dh, dw, coef, lse, h, w, at, scratch));
+    ref_logp_bwd(wdh2, wdw2, op_run_double(r, coef), rh, rw, at->data, N, C, V);
+    OK(op_logp_fwd(r->be, logp, lse, NULL, h, w, at, scratch));
+    OK(op_logp_bwd(r->be, dh, dw, coef, lse, NULL, h, w, at, scratch));
+    OK(op_logp_fwd(r->be, logp2, lse2, kept, h, w, at, scratch));
+    memset(scratch->data, 0xff, (size_t)op_logp_scratch(N, C, V, r->act)); /* nothing stays there */
+    OK(op_logp_bwd(r->be, dh2, dw2, coef, lse2, kept, h, w, at, scratch));
     op_run_expect(r, logp, wp, 1, C, 0);
     op_run_expect(r, lse, wl, 1, C, 0);
     op_run_expect_rounded(r, dh, wdh, 4, C, 0);
     op_run_expect_rounded(r, dw, wdw, 4, C, 0);
+    op_run_expect(r, logp2, wp, 1, C, 0);
+    op_run_expect(r, lse2, wl, 1, C, 0);
+    op_run_expect_rounded(r, dh2, wdh2, 4, C, 0);
+    op_run_expect_rounded(r, dw2, wdw2, 4, C, 0);
 }
 
 static void run_adamw(struct op_run *r, const int64_t *d) /* n steps */

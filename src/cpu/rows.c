@@ -159,12 +159,16 @@ static float exp_sum(float *y, const float *x, float a, float b, int64_t n)
     return sum_lanes(s0 + s1);
 }
 
-static double lse_sum(const float *x, float b, int64_t n)
+static double lse_sum(float *y, const float *x, float b, int64_t n)
 {
     vd s[4] = { { 0 }, { 0 }, { 0 }, { 0 } };
     int64_t i = 0;
     for (; i + 2 * W <= n; i += 2 * W) {
         const vf p = vexp(ld(x + i) - b), q = vexp(ld(x + i + W) - b);
+        if (y) {
+            st(y + i, p);
+            st(y + i + W, q);
+        }
         s[0] += LOW(p);
         s[1] += HIGH(p);
         s[2] += LOW(q);
@@ -174,6 +178,7 @@ static double lse_sum(const float *x, float b, int64_t n)
         float t[W];
         st(t, vexp(ld_n(x + i, n - i, 0) - b));
         const vf p = ld_n(t, n - i, 0);
+        if (y) st_n(y + i, p, n - i);
         s[0] += LOW(p);
         s[1] += HIGH(p);
     }

@@ -47,8 +47,8 @@ struct rows {
     /* y = exp(a x - b); returns sum y. y may be x. */
     float (*exp_sum)(float *y, const float *x, float a, float b, int64_t n);
     /* sum of exp(x - b), added in double: a vocabulary of small terms beside a large one must not
-     * vanish */
-    double (*lse_sum)(const float *x, float b, int64_t n);
+     * vanish. y: NULL, or takes the terms; may be x. */
+    double (*lse_sum)(float *y, const float *x, float b, int64_t n);
     /* z = -coef exp(z - lse) */
     void (*logp_grad)(float *z, float lse, float coef, int64_t n);
     /* s = exp(a s - lse); dp = s (dp - delta) a */

@@ -15,8 +15,8 @@ static int head_backward(struct model *m, const struct batch *b, const double *c
     for (int64_t n = 0; n < N; n++)
         m->host[n] = (float)coef[b->seq[n]];
     TRY(m->be->mem->to_device(m->be->cx, cf.data, m->host, N * dtype_size(DT_F32)));
-    TRY(op_logp_bwd(m->be, &dhsel, &dw, &cf, &lse, &hsel, &m->params[m->head].w, &target,
-                    &m->scratch));
+    TRY(op_logp_bwd(m->be, &dhsel, &dw, &cf, &lse, m->has_kept ? &m->kept : NULL, &hsel,
+                    &m->params[m->head].w, &target, &m->scratch));
     TRY(op_fill(m->be, &dh, 0));
     TRY(op_scatter_add(m->be, &dh, &dhsel, &src));
     TRY(op_fill(m->be, &dx, 0));

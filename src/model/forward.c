@@ -124,13 +124,15 @@ int model_forward(struct model *m, const struct batch *b)
     return 0;
 }
 
-int model_logp(struct model *m, const struct batch *b, double *logp)
+int model_logp(struct model *m, const struct batch *b, double *logp, bool backward)
 {
     const int64_t N = b->N;
     const struct tensor hsel = tensor_rows(&m->hsel, 0, N), target = tensor_rows(&m->target, 0, N);
     struct tensor lp = tensor_rows(&m->logp, 0, N), lse = tensor_rows(&m->lse, 0, N);
     BUG_IF(m->batch != b);
-    TRY(op_logp_fwd(m->be, &lp, &lse, &hsel, &m->params[m->head].w, &target, &m->scratch));
+    m->has_kept = backward && m->kept.data;
+    TRY(op_logp_fwd(m->be, &lp, &lse, m->has_kept ? &m->kept : NULL, &hsel, &m->params[m->head].w,
+                    &target, &m->scratch));
     TRY(m->be->mem->to_host(m->be->cx, m->host, lp.data, N * dtype_size(DT_F32)));
     for (int32_t s = 0; s < b->S; s++) {
         logp[s] = 0;

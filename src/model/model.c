@@ -179,9 +179,9 @@ static int plan_layer(struct acts *t, const struct model *m, struct plan *p, int
     return plan_book(p, c, &t->act, A, T, a->F, 1, 1);
 }
 
-static int plan_head(struct model *m, struct plan *p, int64_t T, int64_t N, bool train)
+static int plan_head(struct model *m, struct plan *p, const struct model_size *size)
 {
-    const int64_t C = m->arch.C;
+    const int64_t C = m->arch.C, T = size->T, N = size->N;
     const enum dtype A = m->dtype;
     TRY(plan_book(p, PLAN_ACTIVATIONS, &m->stream, A, T, C, 1, 1));
     TRY(plan_book(p, PLAN_HEAD, &m->xf, A, T, C, 1, 1));
@@ -190,7 +190,9 @@ static int plan_head(struct model *m, struct plan *p, int64_t T, int64_t N, bool
     TRY(plan_book(p, PLAN_HEAD, &m->hsel, A, N, C, 1, 1));
     TRY(plan_book(p, PLAN_HEAD, &m->logp, DT_F32, N, 1, 1, 1));
     TRY(plan_book(p, PLAN_HEAD, &m->lse, DT_F32, N, 1, 1, 1));
-    if (!train) return 0;
+    if (!size->train) return 0;
+    if (size->keep_logits)
+        TRY(plan_book(p, PLAN_HEAD, &m->kept, DT_F32, op_logp_kept(N, m->arch.V, A) / 4, 1, 1, 1));
     TRY(plan_book(p, PLAN_HEAD, &m->dhsel, A, N, C, 1, 1));
     return plan_book(p, PLAN_HEAD, &m->coef, DT_F32, N, 1, 1, 1);
 }
@@ -228,7 +230,7 @@ int model_plan_buffers(struct model *m, struct plan *p, const struct model_size 
         for (int64_t l = 0; l < m->first_kept; l++)
             TRY(plan_book(p, PLAN_ACTIVATIONS, &m->block_in[l], A, T, a->C, 1, 1));
     }
-    TRY(plan_head(m, p, T, N, size->train));
+    TRY(plan_head(m, p, size));
     if (size->train) {
         TRY(plan_backward(m, p, T));
         scratch =

@@ -67,6 +67,8 @@ struct model { /* valid when zeroed */
     struct tensor *block_in;    /* [first_kept] their inputs, in training */
     struct tensor stream, xf, rstd_f, hf; /* a branch's output [T,C] before it is added; the final norm */
     struct tensor hsel, logp, lse;     /* response positions: hidden, log-probability, log-sum-exp */
+    struct tensor kept;         /* op_logp_kept() bytes; data NULL where logits are computed again */
+    bool has_kept;              /* the last model_logp left something there */
     struct tensor dx, dh, dqkv, dact, datt, dhsel, coef, scratch; /* backward; dx f32, the residual stream's gradient */
     struct tensor dxc;          /* [T,C] dx rounded for a product; not booked where dtype is DT_F32 */
     struct tensor ids, pos, src, target; /* i32, device copies of the batch */
@@ -80,6 +82,7 @@ struct model_size { /* what buffers must hold */
     bool train;              /* gradients and backward buffers */
     int64_t recompute;       /* of this many layers, the first ones, only the inputs are kept. At most L - 1 count: when the
                               * backward begins, the last layer's values are still there */
+    bool keep_logits;        /* with train: the backward finds the head's logits kept, and does not compute them again */
 };
 
 /* Parameter table and layers from arch; no memory for tensors yet. dtype: DT_F32 or DT_BF16. */
@@ -128,11 +131,12 @@ struct tensor model_grad(const struct model *m, int32_t i);
 /* forward.c, backward.c -------------------------------------------------------------------------------------------- */
 /* Hidden states of a micro-batch; keeps what the backward needs, as planned. */
 int model_forward(struct model *m, const struct batch *b);
-/* logp[S] (host, double): sums over each sequence's response tokens. After model_forward. Synchronises. */
-int model_logp(struct model *m, const struct batch *b, double *logp);
+/* logp[S] (host, double): sums over each sequence's response tokens. After model_forward. Synchronises. backward: model_backward
+ * follows. */
+int model_logp(struct model *m, const struct batch *b, double *logp, bool backward);
 /* A callback when the gradients of parameters [first, first + n), which stand in one piece from model_grad(first) on, are final for this micro-batch: the head and final
  * norm, the layers from the last to the first, the embedding. With grad_windows a layer's may be written again after the next call. May be NULL. */
 typedef int model_ready_fn(void *payload, int32_t first, int32_t n);
-/* grads += sum over sequences of coef[s] d logp[s] / d weights. coef[S] host. Once after model_logp of the same batch. */
+/* grads += sum over sequences of coef[s] d logp[s] / d weights. coef[S] host. Once after model_logp, with backward, of the same batch. */
 int model_backward(struct model *m, const struct batch *b, const double *coef, model_ready_fn *ready, void *payload);
 #endif

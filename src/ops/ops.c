@@ -361,9 +361,14 @@ int64_t op_logp_scratch(int64_t N, int64_t C, int64_t V, enum dtype A)
     return round_up(n * v * 4, 64) + round_up(N * 20, 64) + bf16;
 }
 
+int64_t op_logp_kept(int64_t N, int64_t V, enum dtype A)
+{
+    return round_up(N * V * dtype_size(A), 64) + 4 * N * (div_up(V, LOGP_TILE_V) + 1);
+}
+
 int op_logp_fwd(const struct backend *be, struct tensor *logp, struct tensor *lse,
-                const struct tensor *h, const struct tensor *w, const struct tensor *target,
-                struct tensor *scratch)
+                struct tensor *kept, const struct tensor *h, const struct tensor *w,
+                const struct tensor *target, struct tensor *scratch)
 {
     const enum dtype A = act(h);
     const int64_t N = h->dim[0], C = h->dim[1], V = w->dim[0];
@@ -373,12 +378,14 @@ int op_logp_fwd(const struct backend *be, struct tensor *logp, struct tensor *ls
     check_full(lse, DT_F32, N, 1);
     check_index(target, N);
     check_scratch(scratch, op_logp_scratch(N, C, V, A));
-    return be->op->logp_fwd(be->cx, logp, lse, h, w, target, scratch);
+    if (kept) check_scratch(kept, op_logp_kept(N, V, A));
+    return be->op->logp_fwd(be->cx, logp, lse, kept, h, w, target, scratch);
 }
 
 int op_logp_bwd(const struct backend *be, struct tensor *dh, struct tensor *dw,
-                const struct tensor *coef, const struct tensor *lse, const struct tensor *h,
-                const struct tensor *w, const struct tensor *target, struct tensor *scratch)
+                const struct tensor *coef, const struct tensor *lse, struct tensor *kept,
+                const struct tensor *h, const struct tensor *w, const struct tensor *target,
+                struct tensor *scratch)
 {
     const enum dtype A = act(h);
     const int64_t N = h->dim[0], C = h->dim[1], V = w->dim[0];
@@ -390,7 +397,8 @@ int op_logp_bwd(const struct backend *be, struct tensor *dh, struct tensor *dw,
     check_full(lse, DT_F32, N, 1);
     check_index(target, N);
     check_scratch(scratch, op_logp_scratch(N, C, V, A));
-    return be->op->logp_bwd(be->cx, dh, dw, coef, lse, h, w, target, scratch);
+    if (kept) check_scratch(kept, op_logp_kept(N, V, A));
+    return be->op->logp_bwd(be->cx, dh, dw, coef, lse, kept, h, w, target, scratch);
 }
 
 int op_adamw(const struct backend *be, struct tensor *w, struct tensor *m, struct tensor *v,

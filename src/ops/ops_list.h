@@ -26,10 +26,11 @@
        const struct tensor *v, const struct segments *segs, int32_t head_size, float scale)                           \
     OP(swiglu_fwd, struct tensor *y, const struct tensor *gu)                                                         \
     OP(swiglu_bwd, struct tensor *dgu, const struct tensor *dy, const struct tensor *gu)                              \
-    OP(logp_fwd, struct tensor *logp, struct tensor *lse, const struct tensor *h, const struct tensor *w,             \
-       const struct tensor *target, struct tensor *scratch)                                                           \
+    OP(logp_fwd, struct tensor *logp, struct tensor *lse, struct tensor *kept, const struct tensor *h,                \
+       const struct tensor *w, const struct tensor *target, struct tensor *scratch)                                   \
     OP(logp_bwd, struct tensor *dh, struct tensor *dw, const struct tensor *coef, const struct tensor *lse,           \
-       const struct tensor *h, const struct tensor *w, const struct tensor *target, struct tensor *scratch)           \
+       struct tensor *kept, const struct tensor *h, const struct tensor *w, const struct tensor *target,              \
+       struct tensor *scratch)                                                                                        \
     OP(adamw, struct tensor *w, struct tensor *m, struct tensor *v, const struct tensor *g, const struct adamw *opt,  \
        struct tensor *copy)                                                                                           \
     OP(sumsq, double *out, const struct tensor *x)                                                                    \

@@ -185,7 +185,11 @@ int stage_plan(struct stage *st, struct setup *su, enum stage_kind kind, const s
 {
     const struct config *c = su->cfg;
     const struct arch *a = &su->arch;
-    struct model_size size = { .T = b->T, .N = b->N, .train = train, .recompute = su->recompute };
+    struct model_size size = { .T = b->T,
+                               .N = b->N,
+                               .train = train,
+                               .recompute = su->recompute,
+                               .keep_logits = train && su->keep_logits };
     memset(st, 0, sizeof *st);
     st->su = su;
     st->cfg = c;
