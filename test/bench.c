@@ -261,6 +261,7 @@ static void row_rows(struct bench *b)
                   scratch = make(b, op_rmsnorm_bwd_scratch(T, C) / 4, 1);
     BENCH(b, "rmsnorm fwd with residual", 0, 4 * size * T * C,
           op_rmsnorm_fwd(&b->be, &y, &rstd, &s, &x, &r, &w, 1e-6f));
+    BENCH(b, "rmsnorm apply", 0, 2 * size * T * C, op_rmsnorm_apply(&b->be, &y, &s, &rstd, &w));
     BENCH(b, "rmsnorm bwd", 0, (8 + 2 * size) * T * C,
           op_rmsnorm_bwd(&b->be, &dx, &dw, &y, &s, &w, &rstd, &scratch));
     struct tensor qkv = make_act(b, T, QKV), bias = make_act(b, QKV, 1), db = make(b, QKV, 1),
@@ -276,13 +277,13 @@ static void row_rows(struct bench *b)
           op_headnorm_fwd(&b->be, &out, &rh, &q, &wd, 1e-6f));
     BENCH(b, "headnorm bwd", 0, 3 * size * T * H * D,
           op_headnorm_bwd(&b->be, &out, &dwd, &out, &q, &wd, &rh, &scratch));
-    struct tensor gu = make_act(b, T, 2 * F), act = make_act(b, T, F);
+    struct tensor gu = make_act(b, T, 2 * F), act = make_act(b, T, F), again = make_act(b, T, F);
     BENCH(b, "swiglu fwd", 0, 3 * size * T * F, op_swiglu_fwd(&b->be, &act, &gu));
-    BENCH(b, "swiglu bwd", 0, 5 * size * T * F, op_swiglu_bwd(&b->be, &gu, &act, &gu));
+    BENCH(b, "swiglu bwd", 0, 6 * size * T * F, op_swiglu_bwd(&b->be, &gu, &again, &act, &gu));
     BENCH(b, "gather", 0, 2 * size * T * C, op_gather(&b->be, &y, &x, &pos));
     BENCH(b, "scatter_add", 0, (8 + size) * T * C, op_scatter_add(&b->be, &dx, &x, &pos));
-    struct tensor *all[] = { &x,   &y,     &r,   &s,  &w,  &rstd, &dw,  &scratch, &qkv, &bias,
-                             &pos, &table, &out, &wd, &rh, &gu,   &act, &dx,      &db,  &dwd };
+    struct tensor *all[] = { &x,     &y,   &r,  &s,  &w,  &rstd, &dw, &scratch, &qkv, &bias, &pos,
+                             &table, &out, &wd, &rh, &gu, &act,  &dx, &db,      &dwd, &again };
     for (size_t i = 0; i < COUNT_OF(all); i++)
         drop(b, all[i]);
 }

@@ -92,6 +92,7 @@ static void run_rmsnorm(struct op_run *r,
     struct tensor *scratch = run_scratch(r, op_rmsnorm_bwd_scratch(T, C));
     struct tensor *dxa = op_run_act(r, BOX_INOUT, T, C, 0, 1),
                   *dwa = op_run_f32(r, BOX_INOUT, C, 1, 0, 1);
+    struct tensor *again = op_run_act(r, BOX_OUTPUT, T, C, 0, 1);
     double *wy = op_run_zeros(r, T * C), *ws = op_run_double(r, x), *wr = op_run_zeros(r, T),
            *rw = op_run_double(r, w), *rdy = op_run_double(r, dy);
     double *wdx = op_run_double(r, dx), *wdw = op_run_double(r, dw), *wdxa = op_run_double(r, dxa),
@@ -104,6 +105,9 @@ static void run_rmsnorm(struct op_run *r,
     /* of one element nothing is left but the difference of two terms */
     const double size = C == 1 ? 4 * wr[0] : 0;
     OK(op_rmsnorm_fwd(r->be, y, rstd, sum, x, res, w, 1e-6f));
+    OK(op_rmsnorm_apply(r->be, again, res ? sum : x, rstd, w));
+    assert_memory_equal(again->data, y->data, (size_t)(T * C * dtype_size(r->act)));
+    op_run_expect(r, again, wy, 4, 1, 0);
     OK(op_rmsnorm_bwd(r->be, dx, dw, dy, res ? sum : x, w, rstd, scratch));
     OK(op_rmsnorm_bwd(r->be, dxa, dwa, dy, res ? sum : x, w, rstd, scratch));
     op_run_expect(r, y, wy, 4, 1, 0);
@@ -175,20 +179,28 @@ static void run_rope(struct op_run *r, const int64_t *d) /* T n D pad inverse */
     op_run_expect(r, x, want, 2, 1, 0);
 }
 
-static void run_swiglu(struct op_run *r, const int64_t *d) /* T F alias */
+static void run_swiglu(struct op_run *r,
+                       const int64_t *d) /* T F form: 1 dgu is gu, 2 and y is dy, 3 no y */
 {
     const int64_t T = d[0], F = d[1];
     struct tensor *gu = op_run_act(r, d[2] ? BOX_INOUT : BOX_INPUT, T, 2 * F, 0, 5);
     struct tensor *y = op_run_act(r, BOX_OUTPUT, T, F, 0, 1),
-                  *dy = op_run_act(r, BOX_INPUT, T, F, 0, 1);
+                  *dy = op_run_act(r, d[2] == 2 ? BOX_INOUT : BOX_INPUT, T, F, 0, 1);
+    struct tensor *again = d[2] == 2   ? dy
+                           : d[2] == 3 ? NULL
+                                       : op_run_act(r, BOX_OUTPUT, T, F, 0, 1);
     struct tensor *dgu = d[2] ? gu : op_run_act(r, BOX_OUTPUT, T, 2 * F, 0, 1);
     double *rgu = op_run_double(r, gu), *wy = op_run_zeros(r, T * F),
            *wd = op_run_zeros(r, T * 2 * F);
     ref_swiglu_fwd(wy, rgu, T, F);
     ref_swiglu_bwd(wd, op_run_double(r, dy), rgu, T, F);
     OK(op_swiglu_fwd(r->be, y, gu));
-    OK(op_swiglu_bwd(r->be, dgu, dy, gu));
+    OK(op_swiglu_bwd(r->be, dgu, again, dy, gu));
     op_run_expect(r, y, wy, 4, 1, 0);
+    if (again) {
+        op_run_expect(r, again, wy, 4, 1, 0);
+        assert_memory_equal(again->data, y->data, (size_t)(T * F * dtype_size(r->act)));
+    }
     op_run_expect(r, dgu, wd, 4, 1, 0);
 }
 
@@ -463,6 +475,8 @@ static const struct row rows[] = {
     { "swiglu", run_swiglu, true, { 0, 5, 0 } },
     { "swiglu", run_swiglu, true, { 37, 301, 0 } },
     { "swiglu", run_swiglu, true, { 64, 128, 1 } },
+    { "swiglu", run_swiglu, true, { 37, 301, 2 } },
+    { "swiglu", run_swiglu, true, { 9, 40, 3 } },
     { "logp", run_logp, false, { 1, 1, 1, 100 } },
     { "logp", run_logp, false, { 0, 4, 9, 100 } },
     { "logp", run_logp, false, { 3, 5, 2, 100 } },

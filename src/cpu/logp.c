@@ -150,8 +150,8 @@ static void row_gradient(const struct rows *k, float *z, const struct kept *kept
 
 /* z of the tile becomes its gradient, which *dz says how to read */
 static void tile_gradient(const struct ctx *cx, const struct run *r, const struct kept *kept,
-                          const struct tile *t, const struct tensor *coef,
-                          const struct tensor *lse, const int32_t *at, struct mat *dz)
+                          const struct tile *t, const struct tensor *coef, const struct tensor *lse,
+                          const int32_t *at, struct mat *dz)
 {
     const float *pc = coef->data, *pl = lse->data;
     const bool half = kept->dtype == DT_BF16;

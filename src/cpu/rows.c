@@ -285,20 +285,22 @@ static void swiglu(float *y, const float *g, const float *u, int64_t n)
 #undef STEP
 }
 
-INLINE void swiglu_bwd_step(float *dg, float *du, const float *dy, const float *g, const float *u,
-                            int64_t c)
+INLINE void swiglu_bwd_step(float *dg, float *du, float *y, const float *dy, const float *g,
+                            const float *u, int64_t c)
 {
     const vf a = ld_n(g, c, 0), b = ld_n(u, c, 0), d = ld_n(dy, c, 0);
     /* 1 - s as e s keeps its digits where s is near 1 */
     const vf e = vexp(-a), s = 1.0f / (e + 1.0f);
     st_n(dg, d * b * s * (a * (e * s) + 1.0f), c);
     st_n(du, d * a * s, c);
+    if (y) st_n(y, a / (e + 1.0f) * b, c);
 }
 
-static void swiglu_bwd(float *dg, float *du, const float *dy, const float *g, const float *u,
-                       int64_t n)
+static void swiglu_bwd(float *dg, float *du, float *y, const float *dy, const float *g,
+                       const float *u, int64_t n)
 {
-#define STEP(i, c) swiglu_bwd_step(dg + (i), du + (i), dy + (i), g + (i), u + (i), (c))
+#define STEP(i, c) \
+    swiglu_bwd_step(dg + (i), du + (i), y ? y + (i) : NULL, dy + (i), g + (i), u + (i), (c))
     EACH(n, STEP);
 #undef STEP
 }

@@ -29,11 +29,11 @@ struct layer { /* indices into params; -1: absent. A layer's parameters are [nor
     struct linear qkv, o, gate_up, down;
 };
 
-/* What one layer's backward needs; see docs/DESIGN.md for the walk. x [T,C] is the layer's input, h1 = norm1(x),
- * qkv [T,(H+2K)D] (q and k rotated in place, or before their norm when qk_norm; then qk [T,(H+K)D] holds them normed and
- * rotated), att [T,HD], lse [T,H], x2 = x + o(att), h2 = norm2(x2), gu [T,2F], act [T,F]. The backward overwrites gu. */
+/* What one layer's backward needs; see docs/DESIGN.md for the walk. x [T,C] is the layer's input, rstd1 its norm's (the normed rows and
+ * the MLP's activation are made again, which costs less than to read them back from memory), qkv [T,(H+2K)D] (q and k rotated in place, or before their norm when qk_norm; then qk [T,(H+K)D] holds them normed and
+ * rotated), att [T,HD], lse [T,H], x2 = x + o(att), rstd2, gu [T,2F], which the backward overwrites. */
 struct acts {
-    struct tensor x, rstd1, h1, qkv, qk, rstd_q, rstd_k, att, lse, x2, rstd2, h2, gu, act;
+    struct tensor x, rstd1, qkv, qk, rstd_q, rstd_k, att, lse, x2, rstd2, gu;
 };
 
 /* Which elements of the master weights this process holds. All zero: all. */
@@ -64,12 +64,14 @@ struct model { /* valid when zeroed */
     struct tensor rope;         /* [positions, 2, D/2] */
     struct acts *acts;          /* [n_acts]: one set for each layer from first_kept on; 1 in inference */
     int32_t n_acts, first_kept; /* layers before first_kept share the first set: recomputed, or (all of them) inference */
-    struct tensor *block_in;    /* [first_kept] their inputs, in training */
-    struct tensor stream, xf, rstd_f, hf; /* a branch's output [T,C] before it is added; the final norm */
+    struct tensor *block_in;    /* [2 first_kept] their x and rstd1, in training */
+    struct tensor stream, h, act; /* a branch's output [T,C] before it is added; its input, normed [T,C]; the MLP's activation [T,F], in the
+                                 * backward first its gradient */
+    struct tensor xf, rstd_f, hf; /* the final norm */
     struct tensor hsel, logp, lse;     /* response positions: hidden, log-probability, log-sum-exp */
     struct tensor kept;         /* op_logp_kept() bytes; data NULL where logits are computed again */
     bool has_kept;              /* the last model_logp left something there */
-    struct tensor dx, dh, dqkv, dact, datt, dhsel, coef, scratch; /* backward; dx f32, the residual stream's gradient */
+    struct tensor dx, dh, dqkv, datt, dhsel, coef, scratch; /* backward; dx f32, the residual stream's gradient */
     struct tensor dxc;          /* [T,C] dx rounded for a product; not booked where dtype is DT_F32 */
     struct tensor ids, pos, src, target; /* i32, device copies of the batch */
     float *host;                /* [N_max] */
@@ -123,8 +125,10 @@ int model_save(struct model *m, const char *dir, const char *source_dir, enum st
 /* linear.c: the callers of op_gemm on the weights of layers; a packed copy of a weight is made and kept here ---------------- */
 /* y[T,N] = x[T,K] w^T (+ b). Rows of x and y may be strided. */
 int linear_fwd(const struct model *m, const struct linear *l, struct tensor *y, const struct tensor *x);
-/* dx[T,K] = dy w (NULL: not wanted), dw += dy^T x, db += sum_T dy. */
-int linear_bwd(const struct model *m, const struct linear *l, struct tensor *dx, const struct tensor *dy, const struct tensor *x);
+/* dx[T,K] = dy w */
+int linear_bwd_input(const struct model *m, const struct linear *l, struct tensor *dx, const struct tensor *dy);
+/* dw += dy^T x, db += sum_T dy */
+int linear_bwd_weight(const struct model *m, const struct linear *l, const struct tensor *dy, const struct tensor *x);
 /* The gradient view of parameter i. */
 struct tensor model_grad(const struct model *m, int32_t i);
 

@@ -127,6 +127,8 @@ int op_scatter_add(const struct backend *be, struct tensor *dx, const struct ten
  * y[T,C] = s * rstd * w, rstd[T] = 1/sqrt(mean_C(s^2) + eps). sum may alias x or r. y may not alias them. */
 int op_rmsnorm_fwd(const struct backend *be, struct tensor *y, struct tensor *rstd, struct tensor *sum,
                    const struct tensor *x, const struct tensor *r, const struct tensor *w, float eps);
+/* y[T,C] = x * rstd * w: what op_rmsnorm_fwd gave, to the bit, with x its sum (or its x where r was NULL). x, w, y A; rstd F32. */
+int op_rmsnorm_apply(const struct backend *be, struct tensor *y, const struct tensor *x, const struct tensor *rstd, const struct tensor *w);
 /* dx[T,C] += dL/ds, dw[C] += dL/dw for y = s * rstd * w; x is s. dx may not alias dy.
  * dy, x, w A; dx F32 or A; dw, rstd F32.
  * dw is summed over fixed blocks of 64 rows, then over blocks in order (independent of the thread count).
@@ -162,8 +164,9 @@ int op_attention_bwd(const struct backend *be, struct tensor *dq, struct tensor 
                      float scale);
 /* All A. y[T,F] = silu(g) * u, gu[T,2F] = [g | u]. */
 int op_swiglu_fwd(const struct backend *be, struct tensor *y, const struct tensor *gu);
-/* All A. dgu[T,2F] = gradients of g and u (not +=). dgu may alias gu. */
-int op_swiglu_bwd(const struct backend *be, struct tensor *dgu, const struct tensor *dy, const struct tensor *gu);
+/* All A. dgu[T,2F] = gradients of g and u (not +=). dgu may alias gu. y: NULL, or [T,F] = what op_swiglu_fwd gives for gu, to the bit
+ * (so that it need not be kept for the product that y went into); may alias dy. */
+int op_swiglu_bwd(const struct backend *be, struct tensor *dgu, struct tensor *y, const struct tensor *dy, const struct tensor *gu);
 /* logp[n] = z[target[n]] - lse[n], lse = log sum_V exp(z), z = h[N,C] w[V,C]^T: in tiles over N x V with an online
  * log-sum-exp. h, w A; logp, lse F32. Scratch: op_logp_scratch(N, C, V, A) bytes.
  * kept: NULL, and the whole of z never exists; or op_logp_kept(N, V, A) bytes, which get what op_logp_bwd else computes again:

@@ -194,8 +194,8 @@ static int attempt(struct sizing *s, struct setup *su, const struct sizing_run *
     const struct sizing_pick p = sizing_pick(o, n, limit, L, share.layers, want->recompute);
     const bool fits = p.option >= 0;
     const struct sizing_option *at = &o[MAX(p.option, 0)];
-    TRY(measure(s, su, run, at->micro_tokens, fits ? p.recompute : MIN(all, L - 1),
-                at->keep_logits, &batches));
+    TRY(measure(s, su, run, at->micro_tokens, fits ? p.recompute : MIN(all, L - 1), at->keep_logits,
+                &batches));
     return fits;
 }
 
@@ -235,8 +235,7 @@ static int refuse(const struct sizing *s, struct setup *su, const struct sizing_
     int ways = 0, rc;
     bytes_human(need, taken(s, run));
     bytes_human(has, s->limit);
-    if (want->keep_logits == 1)
-        TRY_OUT(add_way(&b, &ways, su, run, &logits, s->limit, WAY_LOGITS));
+    if (want->keep_logits == 1) TRY_OUT(add_way(&b, &ways, su, run, &logits, s->limit, WAY_LOGITS));
     TRY_OUT(add_way(&b, &ways, su, run, &tokens, s->limit, WAY_LAYERS));
     TRY_OUT(add_way(&b, &ways, su, run, &layers, s->limit, WAY_TOKENS));
     if (ways == 0) TRY_OUT(add_way(&b, &ways, su, run, &any, s->limit, WAY_TOKENS | WAY_LAYERS));
