@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * bench [filter] [threads] [tokenizer's directory] [texts]: one row per op and dtype at the shapes of Qwen2.5-0.5B; time, rate, and the share
  * of what this machine reaches in the same process on multiply-adds of that dtype in registers (GFLOP/s) or
- * on a copy in memory (GB/s). Rows begin with "f32" or "bf16": the filter is any part of a row's name. */
+ * on a copy in memory (GB/s); whole steps with the arithmetic that they cannot save. Rows begin with "f32" or "bf16": the filter is any part of a row's name. */
 #include <immintrin.h>
 #include <math.h>
 #include <omp.h>
@@ -11,6 +11,7 @@
 #include <time.h>
 #include "../src/base/rng.h"
 #include "../src/cpu/cpu.h"
+#include "bench_step.h"
 #include "bench_tokenizer.h"
 
 enum {
@@ -378,6 +379,17 @@ static void flat_rows(struct bench *b)
         drop(b, all[i]);
 }
 
+static void step_rows(struct bench *b)
+{
+    static const char *const names[2] = { "step of 4 layers", "step of 4 layers, logits kept" };
+    for (int keep = 0; keep < 2; keep++) {
+        struct bench_step r;
+        if (!wanted(b, names[keep])) continue;
+        check(bench_step(&r, &b->be, b->dtype, keep));
+        report(b, wanted(b, names[keep]), r.seconds, r.flops, 0);
+    }
+}
+
 int main(int argc, char **argv)
 {
     struct bench b = { .filter = argc > 1 && argv[1][0] ? argv[1] : NULL };
@@ -398,6 +410,7 @@ int main(int argc, char **argv)
         attention_rows(&b);
         row_rows(&b);
         flat_rows(&b);
+        step_rows(&b);
     }
     backend_close(&b.be);
     return 0;
