@@ -28,10 +28,10 @@ static int close_backend(void **state)
 
 struct head { /* one row, C = 1, so that w are the logits */
     struct op_run r;
-    struct tensor *h, *w, *logp, *lse, *dh, *dw, *coef, *at, *scratch;
+    struct tensor *h, *w, *logp, *lse, *dh, *dw, *coef, *at, *scratch, *kept;
 };
 
-static void open_head(struct head *x, const float *logits, int32_t V, int32_t target)
+static void open_head(struct head *x, const float *logits, int32_t V, int32_t target, bool keep)
 {
     const float one = 1;
     x->r = (struct op_run){ .be = &be, .seed = 1, .act = DT_F32 };
@@ -44,32 +44,35 @@ static void open_head(struct head *x, const float *logits, int32_t V, int32_t ta
     x->dw = op_run_f32(&x->r, BOX_INOUT, V, 1, 0, 0);
     x->at = op_run_index(&x->r, 1, 1);
     x->scratch = op_run_f32(&x->r, BOX_OUTPUT, op_logp_scratch(1, 1, V, DT_F32) / 4 + 1, 1, 0, 1);
+    x->kept = keep ? op_run_f32(&x->r, BOX_OUTPUT, op_logp_kept(1, V, DT_F32) / 4 + 1, 1, 0, 1) : NULL;
     op_run_put(&x->r, x->h, &one, sizeof one);
     op_run_put(&x->r, x->coef, &one, sizeof one);
     op_run_put(&x->r, x->w, logits, V * (int64_t)sizeof *logits);
     op_run_put(&x->r, x->at, &target, sizeof target);
-    OK(op_logp_fwd(&be, x->logp, x->lse, x->h, x->w, x->at, x->scratch));
-    OK(op_logp_bwd(&be, x->dh, x->dw, x->coef, x->lse, x->h, x->w, x->at, x->scratch));
+    OK(op_logp_fwd(&be, x->logp, x->lse, x->kept, x->h, x->w, x->at, x->scratch));
+    OK(op_logp_bwd(&be, x->dh, x->dw, x->coef, x->lse, x->kept, x->h, x->w, x->at, x->scratch));
 }
 
 static void test_cuda_logp__extremes(void **state)
 {
-    struct head x;
-    (void)state;
-    open_head(&x, (const float[]){ 1000, -20, 0 }, 3, 1);
-    assert_true(op_run_double(&x.r, x.logp)[0] == -1020);
-    assert_true(op_run_double(&x.r, x.lse)[0] == 1000);
-    const double *dw = op_run_double(&x.r, x.dw);
-    assert_true(dw[0] == -1 && dw[1] == 1 && dw[2] == 0);
-    assert_true(op_run_double(&x.r, x.dh)[0] == -1020);
-    op_run_release(&x.r);
-
-    /* what little the others weigh is not rounded away, in the sum or in 1 - p */
-    open_head(&x, (const float[]){ 0, -20, -20 }, 3, 0);
     const double small = 2 * exp(-20);
-    assert_true(fabs(op_run_double(&x.r, x.logp)[0] + small) < 1e-6 * small);
-    assert_true(fabs(op_run_double(&x.r, x.dw)[0] - small) < 1e-6 * small);
-    op_run_release(&x.r);
+    (void)state;
+    for (int keep = 0; keep < 2; keep++) {
+        struct head x;
+        open_head(&x, (const float[]){ 1000, -20, 0 }, 3, 1, keep);
+        assert_true(op_run_double(&x.r, x.logp)[0] == -1020);
+        assert_true(op_run_double(&x.r, x.lse)[0] == 1000);
+        const double *dw = op_run_double(&x.r, x.dw);
+        assert_true(dw[0] == -1 && dw[1] == 1 && dw[2] == 0);
+        assert_true(op_run_double(&x.r, x.dh)[0] == -1020);
+        op_run_release(&x.r);
+
+        /* what little the others weigh is not rounded away, in the sum or in 1 - p */
+        open_head(&x, (const float[]){ 0, -20, -20 }, 3, 0, keep);
+        assert_true(fabs(op_run_double(&x.r, x.logp)[0] + small) < 1e-6 * small);
+        assert_true(fabs(op_run_double(&x.r, x.dw)[0] - small) < 1e-6 * small);
+        op_run_release(&x.r);
+    }
 }
 
 /* The largest logit comes in a later tile, then in an earlier one. */
@@ -78,19 +81,22 @@ static void test_cuda_logp__tops_of_tiles(void **state)
     enum { V = 9000 };
     static float z[V];
     (void)state;
-    for (int first = 0; first < 2; first++) {
+    for (int form = 0; form < 4; form++) {
         struct head x;
-        for (int i = 0; i < V; i++)
-            z[i] = (float)(i % 7) - 6;
-        z[first ? 3 : 8999] = 30;
-        z[4100] = 29;
         double sum = 0;
         for (int i = 0; i < V; i++)
+            z[i] = (float)(i % 7) - 6;
+        z[form % 2 ? 3 : 8999] = 30;
+        z[4100] = 29;
+        for (int i = 0; i < V; i++)
             sum += exp((double)z[i] - 30);
-        open_head(&x, z, V, 4100);
         const double lse = 30 + log(sum);
+        open_head(&x, z, V, 4100, form / 2);
         assert_true(fabs(op_run_double(&x.r, x.lse)[0] - lse) < 4e-6);
-        assert_true(fabs(op_run_double(&x.r, x.logp)[0] - (29 - lse)) < 1e-6);
+        assert_true(fabs(op_run_double(&x.r, x.logp)[0] - (29 - lse)) < 4e-6);
+        const double *dw = op_run_double(&x.r, x.dw);
+        for (int i = 0; i < V; i++)
+            assert_true(fabs(dw[i] - ((i == 4100) - exp((double)z[i] - lse))) < 1e-6);
         op_run_release(&x.r);
     }
 }
@@ -99,11 +105,12 @@ static void test_cuda_logp__nan_is_seen(void **state)
 {
     struct head x;
     (void)state;
-    open_head(&x, (const float[]){ 1, NAN, 0 }, 3, 0);
+    open_head(&x, (const float[]){ 1, NAN, 0 }, 3, 0, false);
     assert_true(isnan(op_run_double(&x.r, x.logp)[0]));
     op_run_release(&x.r);
 }
 
+/* an argument: the tests to run, as cmocka's pattern */
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -111,6 +118,6 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_cuda_logp__tops_of_tiles),
         cmocka_unit_test(test_cuda_logp__nan_is_seen),
     };
-    if (argc > 1) cmocka_set_test_filter(argv[1]); /* the tests to run */
+    if (argc > 1) cmocka_set_test_filter(argv[1]);
     return cmocka_run_group_tests_name("cuda_logp", tests, open_backend, close_backend);
 }
