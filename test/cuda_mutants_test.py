@@ -70,9 +70,9 @@ MUTANTS = [
     ("attention_plain.cu", "if (key >= begin && key < w.len &&", "if (key > begin && key < w.len &&", PLAIN),
     ("attention_plain.cu", "plain_add(dk, t.ds + key, N + 1, t.q, a.D)", "plain_add(dk, t.ds + key, N, t.q, a.D)", PLAIN),
     # attention.cu
-    ("attention.cu", "memcmp(list->data + list->groups_at, segs->group, (size_t)(n_groups + 1) * sizeof *segs->group) == 0", "true", LISTS),
-    ("attention.cu", "memcmp(list->data, segs->seg, (size_t)segs->n * sizeof *segs->seg) != 0", "false", LISTS),
-    ("attention.cu", "list->n_groups != n_groups || list->G != G", "list->n_groups != n_groups", LISTS),
+    ("attention.cu", "memcmp(list->data, segs->seg, (size_t)segs->n * sizeof *segs->seg) == 0", "true", LISTS),
+    ("attention.cu", "list->n != segs->n || list->G != G", "list->n != segs->n", LISTS),
+    ("attention.cu", "if (list->tile.rows != tile.rows || list->tile.keys != tile.keys) return false;", "", LISTS),
     ("attention.cu", "div_up(s->prefix_len + last + 1, tile.keys)", "div_up(s->prefix_len + last, tile.keys)", MMA),
     # logp.cu
     ("logp.cu", "    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = v;\n    __syncthreads();\n",
@@ -84,6 +84,8 @@ MUTANTS = [
     ("logp.cu", "    __syncthreads(); /* all is read before any is written */\n", "", (OPS, "logp")),
     ("logp.cu", "column(i) + k == hit ? expm1f(z[i].v[k] - l)", "column(i) + k == hit ? expf(z[i].v[k] - l) - 1", (LOGP, "*")),
     ("logp.cu", "v0 ? 1 : 0));\n", "0));\n", (OPS, "logp")),
+    ("logp.cu", "z.v[k] = column(i) + k == hit ?", "z.v[k] = column(i) + k == hit + 1 ?", (LOGP, "*")),
+    ("logp.cu", "scale = c * expf(top[tile * N + n] - l)", "scale = c * expf(top[n] - l)", (LOGP, "*")),
     ("logp.cu", "if (k >= left) z[i].v[k] = -INFINITY;", "if (k > left) z[i].v[k] = -INFINITY;", (OPS, "logp")),
 ]
 SAMPLE = 9  # every ninth

@@ -483,7 +483,7 @@ const struct op_row op_rows[] = {
     { "logp", run_logp, false, { 7, 64, 3001, 10 } },
     { "logp", run_logp, false, { 5, 33, 1024, 300 } },
     { "logp", run_logp, false, { 517, 8, 1030, 50 } },
-    { "logp", run_logp, false, { 5, 9, 8195, 100 } },
+    { "logp", run_logp, false, { 5, 33, 4099, 50 } },
     { "logp", run_logp, false, { 2051, 4, 70, 100 } },
     { "adamw", run_adamw, true, { 0, 1 } },
     { "adamw", run_adamw, true, { 1, 1 } },

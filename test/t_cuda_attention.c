@@ -251,25 +251,21 @@ static void test_cuda_attention__nothing(void **state)
 /* The lists of work are kept from call to call; each kind of change must be seen. */
 static void test_cuda_attention__lists(void **state)
 {
-    const struct shape a = { 4, 2, 64, 0, DT_BF16 }, b = { 4, 1, 64, 0, DT_BF16 };
-    struct layout x = { 0 }, y = { 0 }, z = { 0 };
+    const struct shape a = { 4, 2, 64, 0, DT_BF16 }, b = { 4, 1, 64, 0, DT_BF16 },
+                       c = { 4, 2, 64, 0, DT_F32 };
+    struct layout x = { 0 }, y = { 0 };
     uint8_t first[32], again[32];
     (void)state;
     layout_pair(&x, 40, 30, 20);
     layout_pair(&y, 20, 30, 40); /* as many segments, other lengths */
-    z = x;
-    z.n_groups = 3; /* the same segments, each by itself */
-    z.group[1] = 1;
-    z.group[2] = 2;
-    z.group[3] = 3;
-    z.seg[1].prefix_len = z.seg[2].prefix_len = 0;
     run(&x, &a, 1, first);
     run(&y, &a, 1, again);
-    run(&x, &b, 1, again);
-    run(&z, &a, 1, again);
-    x.seg[1].prefix_len = x.seg[2].prefix_len = 0;
-    run(&x, &a, 1, again); /* the segments of z, in one group */
-    x.seg[1].prefix_len = x.seg[2].prefix_len = 40;
+    run(&x, &a, 1, again);
+    assert_memory_equal(first, again, 32);
+    run(&x, &b, 1, again); /* other heads a kv head */
+    run(&x, &a, 1, again);
+    assert_memory_equal(first, again, 32);
+    run(&x, &c, 1, again); /* other tiles */
     run(&x, &a, 1, again);
     assert_memory_equal(first, again, 32);
 }
