@@ -189,6 +189,12 @@ demo: deps
 test: deps
 	@$(MAKE) --no-print-directory test-built
 
+# what test/cuda_mutants_test.py compiles and links with
+.PHONY: print-emu
+print-emu:
+	@printf '%s\n' 'out: $(O)' 'compile: $(CXX) $(EMU_CXX)' 'link: $(LINK) $(LDFLAGS_ALL)' 'objects: $(EMU_OBJ)' 'tests: $(TESTLIB)' \
+	    'libraries: $(LIB) $(LIBS) $(CMOCKA_LIBS)'
+
 .PHONY: build-tests test-built test-c test-crash test-slurm fuzz fuzz-built
 build-tests: $(BIN) $(FAULTY) $(BIN_EMU) $(TESTS)
 test-built: build-tests

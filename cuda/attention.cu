@@ -47,20 +47,18 @@ static int32_t key_items(struct att_item *out, const struct segments *segs, int3
     return n;
 }
 
-/* The list is that of these segments. */
-static bool is_listed(const struct att_list *list, const struct segments *segs, int32_t n_groups, int32_t G, struct att_tile tile)
+/* The list is that of these segments. Their groups need no look: a prefix lies in the rows of its own group, so that every
+ * grouping that is allowed gives the same. */
+static bool is_listed(const struct att_list *list, const struct segments *segs, int32_t G, struct att_tile tile)
 {
-    if (!list->data || list->n != segs->n || list->n_groups != n_groups || list->G != G) return false;
+    if (!list->data || list->n != segs->n || list->G != G) return false;
     if (list->tile.rows != tile.rows || list->tile.keys != tile.keys) return false;
-    if (segs->n && memcmp(list->data, segs->seg, (size_t)segs->n * sizeof *segs->seg) != 0) return false;
-    return n_groups == 0 || memcmp(list->data + list->groups_at, segs->group, (size_t)(n_groups + 1) * sizeof *segs->group) == 0;
+    return segs->n == 0 || memcmp(list->data, segs->seg, (size_t)segs->n * sizeof *segs->seg) == 0;
 }
 
-static int list_make(struct att_list *list, enum att_kind kind, const struct segments *segs, int32_t n_groups, int32_t G,
-                     struct att_tile tile)
+static int list_make(struct att_list *list, enum att_kind kind, const struct segments *segs, int32_t G, struct att_tile tile)
 {
-    const int64_t groups_at = round_up(segs->n * (int64_t)sizeof *segs->seg, 16);
-    const int64_t items_at = groups_at + round_up((n_groups + 1) * (int64_t)sizeof *segs->group, 16);
+    const int64_t items_at = round_up(segs->n * (int64_t)sizeof *segs->seg, 16);
     for (int32_t i = 0; i < segs->n; i++) /* what att_token and 32-bit places in a segment can take */
         BUG_IF((int64_t)segs->seg[i].len * G > INT32_MAX / G || segs->seg[i].prefix_len > INT32_MAX / 2);
     const int32_t n = kind == ATT_DKV ? key_items(NULL, segs, G, tile) : row_items(NULL, segs, G, tile);
@@ -74,7 +72,6 @@ static int list_make(struct att_list *list, enum att_kind kind, const struct seg
     }
     memset(list->data, 0, (size_t)items_at);
     if (segs->n) memcpy(list->data, segs->seg, (size_t)segs->n * sizeof *segs->seg);
-    if (n_groups) memcpy(list->data + groups_at, segs->group, (size_t)(n_groups + 1) * sizeof *segs->group);
     struct att_item *out = reinterpret_cast<struct att_item *>(list->data + items_at);
     if (kind == ATT_DKV)
         key_items(out, segs, G, tile);
@@ -84,10 +81,8 @@ static int list_make(struct att_list *list, enum att_kind kind, const struct seg
         return x.work != y.work ? x.work > y.work : x.seg != y.seg ? x.seg < y.seg : x.at < y.at;
     });
     list->bytes = bytes;
-    list->groups_at = groups_at;
     list->items_at = items_at;
     list->n = segs->n;
-    list->n_groups = n_groups;
     list->n_items = n;
     list->G = G;
     list->tile = tile;
@@ -100,7 +95,6 @@ int att_prepare(struct ctx *cx, struct att_args *a, int32_t *n_items, enum att_k
 {
     static const enum cuda_table tables[ATT_KINDS] = { TABLE_ATTENTION_FWD, TABLE_ATTENTION_DQ, TABLE_ATTENTION_DKV };
     const int32_t H = (int32_t)(q->dim[1] / head_size), K = (int32_t)(k->dim[1] / head_size), G = H / K;
-    const int32_t n_groups = kind == ATT_DKV ? segs->n_groups : 0;
     const void *device;
     if (!cx->att) {
         cx->att = static_cast<struct att_work *>(calloc(1, sizeof *cx->att));
@@ -108,7 +102,7 @@ int att_prepare(struct ctx *cx, struct att_args *a, int32_t *n_items, enum att_k
     }
     struct att_list *list = &cx->att->list[kind];
     if (head_size > ATT_D_MAX) return err_set(ERR_INPUT, "attention: heads of %d; the CUDA backend takes up to %d", head_size, ATT_D_MAX);
-    if (!is_listed(list, segs, n_groups, G, tile)) TRY(list_make(list, kind, segs, n_groups, G, tile));
+    if (!is_listed(list, segs, G, tile)) TRY(list_make(list, kind, segs, G, tile));
     BUG_IF((int64_t)list->n_items * K > INT32_MAX);
     *n_items = list->n_items;
     if (list->n_items == 0) return 0;

@@ -42,9 +42,9 @@ struct att_grads { /* to the kernels of the backward */
 
 /* --- host ---------------------------------------------------------------------------------------------------- */
 struct att_list { /* the items of the last call of a kind; valid when zeroed */
-    char *data; /* host: the segments, ATT_DKV: the groups, the items, each from a multiple of 16 bytes on; owned */
-    int64_t room, bytes, groups_at, items_at;
-    int32_t n, n_groups, n_items, G;
+    char *data; /* host: the segments, padded to 16 bytes, and the items; owned */
+    int64_t room, bytes, items_at;
+    int32_t n, n_items, G;
     struct att_tile tile;
 };
 struct att_work {

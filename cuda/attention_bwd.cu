@@ -250,9 +250,9 @@ static int bwd_dkv(struct ctx *cx, const struct att_args *a, int32_t n_items, co
                   *a, *d);
 }
 
-extern "C" int cuda_attention_bwd(struct ctx *cx, struct tensor *dq, struct tensor *dk, struct tensor *dv, const struct tensor *dout,
-                                  const struct tensor *o, const struct tensor *lse, const struct tensor *q, const struct tensor *k,
-                                  const struct tensor *v, const struct segments *segs, int32_t head_size, float scale)
+int cuda_attention_bwd(struct ctx *cx, struct tensor *dq, struct tensor *dk, struct tensor *dv, const struct tensor *dout,
+                       const struct tensor *o, const struct tensor *lse, const struct tensor *q, const struct tensor *k,
+                       const struct tensor *v, const struct segments *segs, int32_t head_size, float scale)
 {
     const bool mma = att_has_mma(q, k, v, head_size) && att_vectors(dq) && att_vectors(dk) && att_vectors(dv) && att_vectors(dout);
     const struct att_tile plain = att_plain_tile(), tile = mma ? att_tile{ 64, ATT_KEYS } : plain;

@@ -140,8 +140,8 @@ static int fwd_launch(struct ctx *cx, const struct att_args *a, int32_t n_items,
 
 enum { FWD_MT = 2 };
 
-extern "C" int cuda_attention_fwd(struct ctx *cx, struct tensor *o, struct tensor *lse, const struct tensor *q, const struct tensor *k,
-                                  const struct tensor *v, const struct segments *segs, int32_t head_size, float scale)
+int cuda_attention_fwd(struct ctx *cx, struct tensor *o, struct tensor *lse, const struct tensor *q, const struct tensor *k,
+                       const struct tensor *v, const struct segments *segs, int32_t head_size, float scale)
 {
     const bool mma = att_has_mma(q, k, v, head_size) && att_vectors(o);
     struct att_tile tile = att_plain_tile();

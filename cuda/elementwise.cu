@@ -162,6 +162,12 @@ __device__ static float sigmoid(float x)
     return 1.0f / (1.0f + expf(-x));
 }
 
+/* the same bits wherever it is computed */
+__device__ static float swiglu(float g, float u)
+{
+    return g * sigmoid(g) * u;
+}
+
 template <class A>
 __global__ void swiglu_fwd_kernel(A *y, const A *gu, int64_t T, int64_t F, int64_t parts)
 {
@@ -171,25 +177,28 @@ __global__ void swiglu_fwd_kernel(A *y, const A *gu, int64_t T, int64_t F, int64
     const oct u = load8(gu + t * 2 * F + F + c, F - c);
 #pragma unroll
     for (int k = 0; k < OCT; k++)
-        g.v[k] = g.v[k] * sigmoid(g.v[k]) * u.v[k];
+        g.v[k] = swiglu(g.v[k], u.v[k]);
     store8(y + t * F + c, g, F - c);
 }
 
-/* dgu may be gu: a thread reads what it writes over */
+/* dgu may be gu, and y dy: a thread reads what it writes over */
 template <class A>
-__global__ void swiglu_bwd_kernel(A *dgu, const A *dy, const A *gu, int64_t T, int64_t F,
+__global__ void swiglu_bwd_kernel(A *dgu, A *y, const A *dy, const A *gu, int64_t T, int64_t F,
                                   int64_t parts)
 {
     const int64_t i = global_thread(), t = i / parts, c = i % parts * OCT;
     if (t >= T) return;
     oct g = load8(gu + t * 2 * F + c, F - c), u = load8(gu + t * 2 * F + F + c, F - c);
     const oct d = load8(dy + t * F + c, F - c);
+    oct o;
 #pragma unroll
     for (int k = 0; k < OCT; k++) {
         const float x = g.v[k], s = sigmoid(x), up = u.v[k];
         u.v[k] = d.v[k] * x * s;
         g.v[k] = d.v[k] * up * s * (1.0f + x * (1.0f - s));
+        o.v[k] = swiglu(x, up);
     }
+    if (y) store8(y + t * F + c, o, F - c);
     store8(dgu + t * 2 * F + c, g, F - c);
     store8(dgu + t * 2 * F + F + c, u, F - c);
 }
@@ -203,13 +212,14 @@ template <class A> static int swiglu_fwd(struct ctx *cx, struct tensor *y, const
 }
 
 template <class A>
-static int swiglu_bwd(struct ctx *cx, struct tensor *dgu, const struct tensor *dy,
+static int swiglu_bwd(struct ctx *cx, struct tensor *dgu, struct tensor *y, const struct tensor *dy,
                       const struct tensor *gu)
 {
     const int64_t T = dy->dim[0], F = dy->dim[1], parts = div_up(F, OCT);
     if (T * F == 0) return 0;
     return LAUNCH(cx, (swiglu_bwd_kernel<A>), blocks_for(T * parts, BLOCK), BLOCK, 0,
-                  data_of<A>(dgu), data_of<A>(dy), data_of<A>(gu), T, F, parts);
+                  data_of<A>(dgu), y ? data_of<A>(y) : NULL, data_of<A>(dy), data_of<A>(gu), T, F,
+                  parts);
 }
 
 int cuda_swiglu_fwd(struct ctx *cx, struct tensor *y, const struct tensor *gu)
@@ -217,8 +227,8 @@ int cuda_swiglu_fwd(struct ctx *cx, struct tensor *y, const struct tensor *gu)
     return BY_DTYPE(y->dtype, swiglu_fwd, cx, y, gu);
 }
 
-int cuda_swiglu_bwd(struct ctx *cx, struct tensor *dgu, const struct tensor *dy,
+int cuda_swiglu_bwd(struct ctx *cx, struct tensor *dgu, struct tensor *y, const struct tensor *dy,
                     const struct tensor *gu)
 {
-    return BY_DTYPE(dy->dtype, swiglu_bwd, cx, dgu, dy, gu);
+    return BY_DTYPE(dy->dtype, swiglu_bwd, cx, dgu, y, dy, gu);
 }

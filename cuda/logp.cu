@@ -212,11 +212,12 @@ static int fwd_tile(struct ctx *cx, const struct tile *t, const struct rows_stat
     return LAUNCH(cx, (logp_fwd_kernel<A>), dim3((unsigned)t->n), dim3(THREADS), 0, *t, *r, target, static_cast<A *>(k->e), top, V);
 }
 
-static int logp_fwd(struct ctx *cx, struct tensor *logp, struct tensor *lse, const struct kept *kept, const struct tensor *h,
-                    const struct tensor *w, const struct tensor *target, struct tensor *scratch)
+int cuda_logp_fwd(struct ctx *cx, struct tensor *logp, struct tensor *lse, struct tensor *kept, const struct tensor *h,
+                  const struct tensor *w, const struct tensor *target, struct tensor *scratch)
 {
     const int64_t N = h->dim[0], V = w->dim[0];
     const struct rows_state r = state_at(scratch, N);
+    const struct kept k = kept_at(kept, N, V, h->dtype);
     void *z;
     if (N == 0) return 0;
     TRY(cuda_scratch(cx, tile_bytes(N, V), &z));
@@ -224,9 +225,9 @@ static int logp_fwd(struct ctx *cx, struct tensor *logp, struct tensor *lse, con
         for (int64_t n0 = 0; n0 < N; n0 += TILE_N) {
             const struct tile t = tile_at(z, n0, v0, N, V);
             TRY(tile_logits(cx, &t, h, w));
-            TRY(BY_DTYPE(h->dtype, fwd_tile, cx, &t, &r, kept, data_of<int32_t>(target), N, V));
+            TRY(BY_DTYPE(h->dtype, fwd_tile, cx, &t, &r, &k, data_of<int32_t>(target), N, V));
         }
-    return LAUNCH(cx, logp_end_kernel, blocks_for(N, THREADS), dim3(THREADS), 0, data_of<float>(logp), data_of<float>(lse), kept->hit, r, N);
+    return LAUNCH(cx, logp_end_kernel, blocks_for(N, THREADS), dim3(THREADS), 0, data_of<float>(logp), data_of<float>(lse), k.hit, r, N);
 }
 
 /* dh (+)= dz w, dw += dz^T h for rows [n0, ...) and words [v0, ...) */
@@ -258,17 +259,18 @@ static int bwd_kept(struct ctx *cx, const struct kept *k, const struct tensor *c
                   k->hit, data_of<float>(coef), data_of<float>(lse), data_of<int32_t>(target), N, V);
 }
 
-static int logp_bwd(struct ctx *cx, struct tensor *dh, struct tensor *dw, const struct tensor *coef, const struct tensor *lse,
-                    const struct kept *kept, const struct tensor *h, const struct tensor *w, const struct tensor *target,
-                    struct tensor *scratch)
+int cuda_logp_bwd(struct ctx *cx, struct tensor *dh, struct tensor *dw, const struct tensor *coef, const struct tensor *lse,
+                  struct tensor *kept, const struct tensor *h, const struct tensor *w, const struct tensor *target,
+                  struct tensor *scratch)
 {
     const int64_t N = h->dim[0], C = h->dim[1], V = w->dim[0];
     struct tensor sum = dh->dtype == DT_F32 ? *dh : sum_at(scratch, N, C), dz;
     void *z;
     if (N == 0) return 0;
-    if (kept->e) {
-        dz = tensor_view(kept->e, h->dtype, N, V, 1, 1);
-        TRY(BY_DTYPE(h->dtype, bwd_kept, cx, kept, coef, lse, target, N, V));
+    if (kept) {
+        const struct kept k = kept_at(kept, N, V, h->dtype);
+        dz = tensor_view(k.e, h->dtype, N, V, 1, 1);
+        TRY(BY_DTYPE(h->dtype, bwd_kept, cx, &k, coef, lse, target, N, V));
         return bwd_products(cx, dh, dw, &dz, h, w, 0, 0);
     }
     TRY(cuda_scratch(cx, tile_bytes(N, V), &z));
@@ -280,18 +282,4 @@ static int logp_bwd(struct ctx *cx, struct tensor *dh, struct tensor *dw, const 
             TRY(bwd_products(cx, &sum, dw, &dz, h, w, n0, v0));
         }
     return dh->dtype == DT_F32 ? 0 : cuda_cast(cx, dh, &sum);
-}
-
-extern "C" int cuda_logp_fwd(struct ctx *cx, struct tensor *logp, struct tensor *lse, const struct tensor *h, const struct tensor *w,
-                             const struct tensor *target, struct tensor *scratch)
-{
-    const struct kept none = kept_at(NULL, h->dim[0], w->dim[0], h->dtype);
-    return logp_fwd(cx, logp, lse, &none, h, w, target, scratch);
-}
-
-extern "C" int cuda_logp_bwd(struct ctx *cx, struct tensor *dh, struct tensor *dw, const struct tensor *coef, const struct tensor *lse,
-                             const struct tensor *h, const struct tensor *w, const struct tensor *target, struct tensor *scratch)
-{
-    const struct kept none = kept_at(NULL, h->dim[0], w->dim[0], h->dtype);
-    return logp_bwd(cx, dh, dw, coef, lse, &none, h, w, target, scratch);
 }

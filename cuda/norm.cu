@@ -61,6 +61,22 @@ __global__ void norm_fwd_kernel(A *y, struct runs ry, float *rstd, A *sum, const
     }
 }
 
+/* y = x rstd w, the bits of norm_fwd_kernel's. A thread per eight elements. */
+template <class A>
+__global__ void norm_apply_kernel(A *y, const A *x, const float *rstd, const A *w, int64_t T, int64_t C,
+                                  int64_t parts)
+{
+    const int64_t i = global_thread(), t = i / parts, c = i % parts * OCT;
+    if (t >= T) return;
+    oct o = load8(x + t * C + c, C - c);
+    const oct b = load8(w + c, C - c);
+    const float scale = rstd[t];
+#pragma unroll
+    for (int k = 0; k < OCT; k++)
+        o.v[k] = o.v[k] * scale * b.v[k];
+    store8(y + t * C + c, o, C - c);
+}
+
 /* dx = (ADD: +=) rstd (dy w - x rstd^2 mean(dy w x)); dx may be dy where not ADD. */
 template <class A, class X, bool ADD>
 __global__ void norm_dx_kernel(X *dx, struct runs rdx, const A *dy, struct runs rdy, const A *x,
@@ -140,6 +156,22 @@ int cuda_rmsnorm_fwd(struct ctx *cx, struct tensor *y, struct tensor *rstd, stru
                      float eps)
 {
     return BY_DTYPE(x->dtype, norm_fwd, cx, y, rstd, sum, x, r, w, eps);
+}
+
+template <class A>
+static int norm_apply(struct ctx *cx, struct tensor *y, const struct tensor *x, const struct tensor *rstd,
+                      const struct tensor *w)
+{
+    const int64_t T = x->dim[0], C = x->dim[1], parts = div_up(C, OCT);
+    if (T * C == 0) return 0;
+    return LAUNCH(cx, (norm_apply_kernel<A>), blocks_for(T * parts, 256), 256, 0, data_of<A>(y),
+                  data_of<A>(x), data_of<float>(rstd), data_of<A>(w), T, C, parts);
+}
+
+int cuda_rmsnorm_apply(struct ctx *cx, struct tensor *y, const struct tensor *x, const struct tensor *rstd,
+                       const struct tensor *w)
+{
+    return BY_DTYPE(x->dtype, norm_apply, cx, y, x, rstd, w);
 }
 
 int cuda_headnorm_fwd(struct ctx *cx, struct tensor *y, struct tensor *rstd, const struct tensor *x,

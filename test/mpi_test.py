@@ -112,6 +112,7 @@ def test_equal(r, runs):
         ("a batch of 5, recomputed activations", FLOAT32, (4,),
          {"preference": {"batch_size": 5}, "memory": {"micro_batch_tokens": 40, "gradient_checkpointing": True}, "dist": {"gradients": "sharded"}}),
         ("a batch of 2, below the ranks", FLOAT32, (3, 4), {"preference": {"batch_size": 2, "max_steps": 6}, "sft": {"batch_size": 1, "max_steps": 5}}),
+        ("samples for eval/kl, shared by the ranks", FLOAT32, (2, 3), {"eval": {"every": 3, "kl_samples": 7}}),
         ("a loss without a reference", FLOAT32, (2,), {"preference": {"loss": "orpo"}}),
     ]
     for what, allowed, ranks, sections in cases:

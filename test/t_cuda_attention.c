@@ -16,7 +16,7 @@
 #include "ref_ops.h"
 
 #define OK(expr) assert_int_equal((expr), 0)
-enum { SEGMENTS = 16, ORDERS = 4 };
+enum { SEGMENTS = 16, ORDERS = 3 };
 
 static struct backend be;
 
@@ -140,8 +140,9 @@ static void run_backward(struct op_run *r, const struct layout *l, const struct 
     OK(op_attention_bwd(&be, dq, dk, dv, dout, o, lse, q, k, v, ref->segs, (int32_t)s->D,
                         (float)ref->scale));
     expect(r, dq, wdq, 4);
-    expect(r, dk, wdk, 8);
-    expect(r, dv, wdv, 8);
+    /* the heads of a kv head add up */
+    expect(r, dk, wdk, 6 * sqrt((double)(s->H / s->K)));
+    expect(r, dv, wdv, 6 * sqrt((double)(s->H / s->K)));
 }
 
 static void run(const struct layout *l, const struct shape *s, uint64_t seed, uint8_t digest[32])
@@ -222,10 +223,10 @@ static void test_cuda_attention__mma_layouts(void **state)
 static void test_cuda_attention__plain(void **state)
 {
     static const struct shape shapes[] = {
-        { 2, 1, 16, 0, DT_BF16 },  { 3, 1, 80, 1, DT_BF16 }, { 2, 2, 256, 0, DT_BF16 },
+        { 2, 1, 16, 0, DT_BF16 }, { 3, 1, 80, 1, DT_BF16 }, { 2, 2, 256, 0, DT_BF16 },
         { 2, 1, 64, 3, DT_BF16 }, /* rows that are not at multiples of 16 bytes */
-        { 2, 1, 64, 0, DT_F32 },   { 7, 1, 16, 5, DT_F32 },  { 1, 1, 256, 0, DT_F32 },
-        { 5, 5, 1, 0, DT_F32 },    { 6, 2, 33, 2, DT_F32 },  { 4, 2, 128, 0, DT_F32 }
+        { 2, 1, 64, 0, DT_F32 },  { 7, 1, 16, 5, DT_F32 },  { 1, 1, 256, 0, DT_F32 },
+        { 5, 5, 1, 0, DT_F32 },   { 6, 2, 33, 2, DT_F32 },  { 4, 2, 128, 0, DT_F32 }
     };
     (void)state;
     for (size_t i = 0; i < COUNT_OF(shapes); i++) {
@@ -250,25 +251,21 @@ static void test_cuda_attention__nothing(void **state)
 /* The lists of work are kept from call to call; each kind of change must be seen. */
 static void test_cuda_attention__lists(void **state)
 {
-    const struct shape a = { 4, 2, 64, 0, DT_BF16 }, b = { 4, 1, 64, 0, DT_BF16 };
-    struct layout x = { 0 }, y = { 0 }, z = { 0 };
+    const struct shape a = { 4, 2, 64, 0, DT_BF16 }, b = { 4, 1, 64, 0, DT_BF16 },
+                       c = { 4, 2, 64, 0, DT_F32 };
+    struct layout x = { 0 }, y = { 0 };
     uint8_t first[32], again[32];
     (void)state;
     layout_pair(&x, 40, 30, 20);
     layout_pair(&y, 20, 30, 40); /* as many segments, other lengths */
-    z = x;
-    z.n_groups = 3; /* the same segments, each by itself */
-    z.group[1] = 1;
-    z.group[2] = 2;
-    z.group[3] = 3;
-    z.seg[1].prefix_len = z.seg[2].prefix_len = 0;
     run(&x, &a, 1, first);
     run(&y, &a, 1, again);
-    run(&x, &b, 1, again);
-    run(&z, &a, 1, again);
-    x.seg[1].prefix_len = x.seg[2].prefix_len = 0;
-    run(&x, &a, 1, again); /* the segments of z, in one group */
-    x.seg[1].prefix_len = x.seg[2].prefix_len = 40;
+    run(&x, &a, 1, again);
+    assert_memory_equal(first, again, 32);
+    run(&x, &b, 1, again); /* other heads a kv head */
+    run(&x, &a, 1, again);
+    assert_memory_equal(first, again, 32);
+    run(&x, &c, 1, again); /* other tiles */
     run(&x, &a, 1, again);
     assert_memory_equal(first, again, 32);
 }
@@ -335,8 +332,8 @@ static void differences(const struct layout *l, const struct shape *s)
             const double want = (up - loss_at(l, &ref, x, dy)) / (2 * h);
             x[t][at] = was;
             /* ds comes from o and p, rounded: errors of 2^-9 in sums of a dozen terms of size 1 */
-            const double allowed = s->act == DT_BF16 ? 0.02 + 0.004 * fabs(want)
-                                                     : 2e-5 * (1 + fabs(want));
+            const double allowed =
+                s->act == DT_BF16 ? 0.02 + 0.004 * fabs(want) : 2e-5 * (1 + fabs(want));
             if (!(fabs(got[at] - want) <= allowed))
                 fail_msg("gradient %d, element %lld: %.6g, by differences %.6g", t, (long long)at,
                          got[at], want);
@@ -358,7 +355,8 @@ static void test_cuda_attention__differences(void **state)
         differences(&l, &shapes[i]);
 }
 
-int main(void)
+/* an argument: the tests to run, as cmocka's pattern */
+int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_cuda_attention__mma_shapes),
@@ -369,5 +367,6 @@ int main(void)
         cmocka_unit_test(test_cuda_attention__head_too_large),
         cmocka_unit_test(test_cuda_attention__differences),
     };
+    if (argc > 1) cmocka_set_test_filter(argv[1]);
     return cmocka_run_group_tests_name("cuda_attention", tests, open_backend, close_backend);
 }

@@ -70,6 +70,7 @@ struct config {
     struct {
         int64_t micro_batch_tokens;     /* CONFIG_AUTO */
         int64_t gradient_checkpointing; /* layers computed again, CHECKPOINTING_ALL (true), CONFIG_AUTO */
+        int32_t keep_logits;            /* 0, 1, CONFIG_AUTO */
         double limit;                   /* GiB; CONFIG_AUTO */
     } memory;
     struct {

@@ -122,7 +122,7 @@ out:
 static int choose_sizes(struct setup *su, enum stage_kind kind, const struct dataset *d)
 {
     const struct run_stage stage = { kind, &su->arch, d, d, false };
-    const struct sizing_want want = { su->cfg->memory.micro_batch_tokens, 0 };
+    const struct sizing_want want = { su->cfg->memory.micro_batch_tokens, 0, 0 };
     struct sizing_run run = { .stage = &stage,
                               .n = 1,
                               .base = forecast_base(&d, 1, su->tok_bytes) };

@@ -219,7 +219,8 @@ static void announce(struct job *j, const struct stage *st)
 static int sizes_here(struct job *j, struct sizing *s)
 {
     const struct config *c = j->cfg;
-    struct sizing_want want = { c->memory.micro_batch_tokens, c->memory.gradient_checkpointing };
+    struct sizing_want want = { c->memory.micro_batch_tokens, c->memory.gradient_checkpointing,
+                                c->memory.keep_logits };
     struct sizing_run run;
     TRY(inputs_run(&run, &j->in, &j->su.be));
     TRY(output_sizes(&j->out, &want));
@@ -240,10 +241,12 @@ static int choose_sizes(struct job *j)
     TRY_OUT(dist_bcast(su->dist, &s, sizeof s)); /* holds no pointers */
     su->micro_tokens = s.micro_tokens;
     su->recompute = s.recompute;
+    su->keep_logits = s.keep_logits;
     su->limit = s.limit;
     j->resolved = *j->cfg;
     j->resolved.memory.micro_batch_tokens = s.micro_tokens;
     j->resolved.memory.gradient_checkpointing = s.recompute;
+    j->resolved.memory.keep_logits = s.keep_logits;
     for (int i = 0; i < j->in.n_stages; i++)
         if (j->in.stage[i].train) j->peak[j->in.stage[i].kind] = s.stage_peak[i];
     TRY_OUT(planning_brief(&said, su, &s));

@@ -241,6 +241,9 @@ const struct option option_table[] = {
       RANGE(0, CHECKPOINTING_ALL), .dflt = "\"auto\"",
       .help = "layers of which only the inputs are kept and the rest is computed again in the backward pass: none, all, or this many; "
               "auto: as few as the limit allows" },
+    { AT(memory.keep_logits), .type = OPTION_TRI, .flags = OPTION_FREE, .dflt = "\"auto\"",
+      .help = "keep the logits of responses from the forward to the backward pass, in place of a second product with the whole vocabulary; "
+              "auto: where it fits and pays" },
     { AT(memory.limit), .type = OPTION_REAL, .flags = OPTION_AUTO | OPTION_ABOVE | OPTION_FREE, RANGE(0, 1e6), .dflt = "\"auto\"",
       .help = "memory that the run may take, in GiB; auto: the machine's, or its control group's limit, never what is free at the moment" },
 

@@ -18,8 +18,9 @@ struct setup { /* valid when zeroed */
     int64_t tok_bytes; /* of tokenizer.json */
     int64_t kl_samples;        /* eval.kl_samples where a stage is to measure it, else 0 */
     const char *kl_reference;  /* directory of its reference; borrowed; NULL: the policy as the preference stage starts */
-    int64_t micro_tokens; /* memory.micro_batch_tokens and gradient_checkpointing, resolved by sizing_choose() */
+    int64_t micro_tokens; /* memory.micro_batch_tokens, gradient_checkpointing, keep_logits, resolved by sizing_choose() */
     int64_t recompute;
+    bool keep_logits;
     int64_t limit;        /* bytes that this rank may take, set by sizing_choose(); 0: not known */
 };
 /* config.json, tokenizer and template of model.path; checks max_length against the model. ERR_INPUT. */
