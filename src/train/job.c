@@ -15,6 +15,7 @@ static int job_open(struct job *j, const struct config *c, struct dist *dist)
     j->cfg = c;
     j->started = j->last_save = clock_seconds();
     TRY(setup_open(&j->su, c, dist));
+    TRY(setup_cache(&j->su, true));
     return inputs_load(&j->in, &j->su, false);
 }
 
