@@ -25,6 +25,8 @@ int path_parent(char **out, const char *path);
 int dir_remove(const char *path);
 /* Delete what a save that failed with `rc` left, keeping its message; returns rc. */
 int dir_abandon(const char *path, int rc);
+/* fsync(2), for which the watcher waits as long as a disk may take. */
+int file_sync(int fd);
 /* fsync a directory. */
 int dir_sync(const char *path);
 /* Bytes free for this user on the file system of path (or of its nearest existing parent); -1 where unknown. */
