@@ -187,6 +187,8 @@ def test_resume(r, runs):
         codes.append(mpi(n, "--config", path, "--set", "max_hours=1e-9").code)
     last = mpi(4, "--config", path)
     r.check(codes == [75] * 4 and last.code == 0 and digest(out) == want, "stopped on 2, 1, 3 and 2 ranks, ended on 4: the same bits", f"{codes} {last}")
+    res = mpi(3, "--config", path, "--set", "preference.lambda=0.25")
+    r.check(res.code == 82 and len(ours(res)) == 1 and "preference.lambda: 0.25 was 0.5" in ours(res)[0], "with another lambda on 3 ranks: refused with both values, in one line", f"{res}")
 
 
 def test_evaluate(r, runs):
