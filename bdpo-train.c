@@ -513,7 +513,7 @@ static void spin_briefly(char **argv)
 static void print_error(int rc)
 {
     struct buf b = { 0 };
-    const bool alone = ranks.size > 1 && !ranks.agreed;
+    const bool alone = dist_alone(&ranks);
     if (ranks.rank != ranks.speaker && !alone) return;
     /* messages that carry a place bring their own "error:" */
     buf_addf(&b, strstr(err_msg(), "error: ") ? "%s" : "bdpo-train: error: %s", err_msg());

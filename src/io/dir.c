@@ -160,7 +160,7 @@ int dir_sync(const char *path)
     const int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0) return err_at(ERR_IO, path, 0, 0, "cannot open the directory: %s", strerror(errno));
     /* some network file systems cannot sync a directory and say EINVAL */
-    const int e = fsync(fd) == 0 || errno == EINVAL ? 0 : errno;
+    const int e = file_sync(fd) == 0 || errno == EINVAL ? 0 : errno;
     close(fd);
     if (e) return err_at(ERR_IO, path, 0, 0, "cannot fsync the directory: %s", strerror(e));
     return 0;

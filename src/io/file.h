@@ -27,6 +27,8 @@ int dir_remove(const char *path);
 int dir_abandon(const char *path, int rc);
 /* Delete what stands in `path` under names that match `pattern` (fnmatch). No such directory is fine. ERR_IO. */
 int dir_sweep(const char *path, const char *pattern);
+/* fsync(2), for which the watcher waits as long as a disk may take. */
+int file_sync(int fd);
 /* fsync a directory. */
 int dir_sync(const char *path);
 /* Bytes free for this user on the file system of path (or of its nearest existing parent); -1 where unknown. */
