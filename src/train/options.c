@@ -70,7 +70,7 @@ static const struct choice export_choices[] = {
 static const struct choice backend_choices[] = {
     { "auto", BACKEND_AUTO, NULL },
     { "cpu", BACKEND_CPU, NULL },
-    { "cuda", BACKEND_CUDA, "it was built without CUDA; set \"auto\" or \"cpu\"" },
+    { "cuda", BACKEND_CUDA, NULL },
     { NULL, 0, NULL },
 };
 
