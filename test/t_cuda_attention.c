@@ -223,10 +223,10 @@ static void test_cuda_attention__mma_layouts(void **state)
 static void test_cuda_attention__plain(void **state)
 {
     static const struct shape shapes[] = {
-        { 2, 1, 16, 0, DT_BF16 },  { 3, 1, 80, 1, DT_BF16 }, { 2, 2, 256, 0, DT_BF16 },
+        { 2, 1, 16, 0, DT_BF16 }, { 3, 1, 80, 1, DT_BF16 }, { 2, 2, 256, 0, DT_BF16 },
         { 2, 1, 64, 3, DT_BF16 }, /* rows that are not at multiples of 16 bytes */
-        { 2, 1, 64, 0, DT_F32 },   { 7, 1, 16, 5, DT_F32 },  { 1, 1, 256, 0, DT_F32 },
-        { 5, 5, 1, 0, DT_F32 },    { 6, 2, 33, 2, DT_F32 },  { 4, 2, 128, 0, DT_F32 }
+        { 2, 1, 64, 0, DT_F32 },  { 7, 1, 16, 5, DT_F32 },  { 1, 1, 256, 0, DT_F32 },
+        { 5, 5, 1, 0, DT_F32 },   { 6, 2, 33, 2, DT_F32 },  { 4, 2, 128, 0, DT_F32 }
     };
     (void)state;
     for (size_t i = 0; i < COUNT_OF(shapes); i++) {
@@ -332,8 +332,8 @@ static void differences(const struct layout *l, const struct shape *s)
             const double want = (up - loss_at(l, &ref, x, dy)) / (2 * h);
             x[t][at] = was;
             /* ds comes from o and p, rounded: errors of 2^-9 in sums of a dozen terms of size 1 */
-            const double allowed = s->act == DT_BF16 ? 0.02 + 0.004 * fabs(want)
-                                                     : 2e-5 * (1 + fabs(want));
+            const double allowed =
+                s->act == DT_BF16 ? 0.02 + 0.004 * fabs(want) : 2e-5 * (1 + fabs(want));
             if (!(fabs(got[at] - want) <= allowed))
                 fail_msg("gradient %d, element %lld: %.6g, by differences %.6g", t, (long long)at,
                          got[at], want);

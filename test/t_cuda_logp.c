@@ -44,7 +44,8 @@ static void open_head(struct head *x, const float *logits, int32_t V, int32_t ta
     x->dw = op_run_f32(&x->r, BOX_INOUT, V, 1, 0, 0);
     x->at = op_run_index(&x->r, 1, 1);
     x->scratch = op_run_f32(&x->r, BOX_OUTPUT, op_logp_scratch(1, 1, V, DT_F32) / 4 + 1, 1, 0, 1);
-    x->kept = keep ? op_run_f32(&x->r, BOX_OUTPUT, op_logp_kept(1, V, DT_F32) / 4 + 1, 1, 0, 1) : NULL;
+    x->kept =
+        keep ? op_run_f32(&x->r, BOX_OUTPUT, op_logp_kept(1, V, DT_F32) / 4 + 1, 1, 0, 1) : NULL;
     op_run_put(&x->r, x->h, &one, sizeof one);
     op_run_put(&x->r, x->coef, &one, sizeof one);
     op_run_put(&x->r, x->w, logits, V * (int64_t)sizeof *logits);
