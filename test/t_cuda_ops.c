@@ -93,9 +93,11 @@ static int kernels_of(const char *path)
     for (const char *p = text; (p = strstr(p, "__global__ ")); n++) {
         const char *end = strchr(p, '('), *name;
         /* bounds stand between the two */
-        if (end && end - p > 17 && memcmp(end - 17, "__launch_bounds__", 17) == 0) end = strchr(end + 1, '(');
+        if (end && end - p > 16 && memcmp(end - 16, "__launch_bounds_", 16) == 0)
+            end = strchr(end + 1, '(');
         assert_non_null(end);
-        for (name = end; name[-1] == '_' || (name[-1] >= 'a' && name[-1] <= 'z') || (name[-1] >= '0' && name[-1] <= '9');)
+        for (name = end; name[-1] == '_' || (name[-1] >= 'a' && name[-1] <= 'z') ||
+                         (name[-1] >= '0' && name[-1] <= '9');)
             name--;
         if (!was_launched(name, (size_t)(end - name)))
             fail_msg("%s: no row launches %.*s", path, (int)(end - name), name);

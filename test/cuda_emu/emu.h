@@ -26,6 +26,11 @@ const char *emu_op_name(int i); /* NULL past the last */
 struct ops;
 const struct ops *emu_count_ops(const struct ops *real);
 
+/* Run one of the kernels of faults.cpp by its name on 64 threads; out: what it wrote. 0, or -1. */
+int emu_faulty(const char *name, int out[64]);
+/* The runtime's answer to a launch that a device refuses: an empty grid, too many threads, too much shared memory. */
+int emu_bad_launch(int which);
+
 #ifdef __cplusplus
 }
 #endif
