@@ -22,7 +22,7 @@ import unicodedata
 try:
     import jinja2
     from jinja2.sandbox import ImmutableSandboxedEnvironment
-    from tokenizers import Tokenizer
+    from tokenizers import Tokenizer, normalizers
 except ImportError as e:
     print(f"skipped: check_tokenizer: {e.name} is not installed")
     sys.exit(0)
@@ -130,17 +130,19 @@ def report(name, what, inputs, got, want, excused=lambda i: False):
     return ok
 
 
-def check_texts(args, name, model, texts):
+def forms_differ(spec, text):
+    """Is the text normalised by another version of Unicode than Python's?"""
+    forms = [k for k in ("NFC", "NFD", "NFKC", "NFKD") if f'"{k}"' in json.dumps(spec["normalizer"])]
+    return any(getattr(normalizers, k)().normalize_str(text) != unicodedata.normalize(k, text) for k in forms)
+
+
+def check_texts(args, name, model, texts, exact=False):
     with open(os.path.join(model, "tokenizer.json"), encoding="utf-8") as f:
         spec = json.load(f)
     spec["added_tokens"] = []
     tok = Tokenizer.from_str(json.dumps(spec))
     want = [e.ids for e in tok.encode_batch(texts, add_special_tokens=False)]
-    nfc = '"NFC"' in json.dumps(spec["normalizer"])
-
-    def excused(i):
-        return nfc and tok.normalizer.normalize_str(texts[i]) != unicodedata.normalize("NFC", texts[i])
-    return report(name, "texts", texts, ours(args, model, texts), want, excused)
+    return report(name, "texts", texts, ours(args, model, texts), want, lambda i: not exact and forms_differ(spec, texts[i]))
 
 
 def split(pattern, behavior="Isolated", invert=False):
@@ -164,17 +166,39 @@ PRE_TOKENIZERS = {  # in front of a byte-level vocabulary
     **{f"{b} {'inverted ' if inv else ''}{p!r}": [split(p, b, inv)] for b in ("Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous")
        for inv in (False, True) for p in (" ", "[a-m]")},
 }
+MARK = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+NORMALIZERS = {  # in front of a byte-level vocabulary
+    **{n: [{"type": n}] for n in ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents")},
+    "NFD, Lowercase and StripAccents": [{"type": "NFD"}, {"type": "Lowercase"}, {"type": "StripAccents"}],
+    **{f"Strip {left} {right}": [{"type": "Strip", "strip_left": left, "strip_right": right}] for left in (True, False) for right in (True, False)},
+    "Replace": [{"type": "Replace", "pattern": {"Regex": "\\s+|(?<=[a-z])[A-Z]|'+$"}, "content": "_"}],
+}
+CLASSES = {
+    "Whitespace": {"type": "Whitespace"}, "WhitespaceSplit": {"type": "WhitespaceSplit"}, "BertPreTokenizer": {"type": "BertPreTokenizer"},
+    "CharDelimiterSplit": {"type": "CharDelimiterSplit", "delimiter": "e"}, "Punctuation": {"type": "Punctuation"},
+    **{f"Punctuation {b}": {"type": "Punctuation", "behavior": b} for b in ("Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous")},
+}
 SENTENCE_PIECE = {  # in place of what stories260K has
     "Gemma": ({"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}, split(" ", "MergedWithPrevious")),
     "Mistral v3": (None, {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first", "split": False}),
     "Metaspace": (None, {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True}),
     "never": (None, {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "never", "split": True}),
+    "NFKC": ({"type": "Sequence", "normalizers": [{"type": "NFKC"}, NORMALIZERS["Strip True True"][0], MARK]}, None),
+    "Replace by a regex": ({"type": "Sequence", "normalizers": [{"type": "Replace", "pattern": {"Regex": " {2,}|\\p{N}+(?=[.,])"}, "content": " "},
+                                                                MARK]}, None),
+    "Whitespace": (None, {"type": "Whitespace"}),
     "NFC and Replace": ({"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Replace", "pattern": {"String": " "},
                                                                             "content": "\u2581"}]}, None),
 }
 
 
-def check_variant(args, name, model, edit, texts):
+def code_points():
+    """All that are assigned in Python's version of Unicode, each for itself between letters."""
+    chars = [c for c in map(chr, [*range(1, 0xd800), *range(0xe000, 0x110000)]) if unicodedata.category(c) not in ("Cn", "Co")]
+    return [" ".join(f"a{c}e" for c in chars[i:i + 64]) for i in range(0, len(chars), 64)]
+
+
+def check_variant(args, name, model, edit, texts, exact=False):
     """The tokenizer with another pipeline around its vocabulary."""
     with open(os.path.join(model, "tokenizer.json"), encoding="utf-8") as f:
         spec = json.load(f)
@@ -182,14 +206,19 @@ def check_variant(args, name, model, edit, texts):
     with tempfile.TemporaryDirectory() as d:
         with open(os.path.join(d, "tokenizer.json"), "w", encoding="utf-8") as f:
             json.dump(spec, f)
-        return check_texts(args, name, d, texts)
+        return check_texts(args, name, d, texts, exact)
 
 
 def check_variants(args, gpt2, stories, texts):
-    ok = True
+    ok, points = True, code_points()
     for name, steps in PRE_TOKENIZERS.items():
         ok &= check_variant(args, name, gpt2, lambda spec, s=steps: spec.update(
             pre_tokenizer={"type": "Sequence", "pretokenizers": [*s, {**BYTES, "use_regex": name == "SmolLM"}]}), texts)
+    edits = {name: {"normalizer": {"type": "Sequence", "normalizers": steps}} for name, steps in NORMALIZERS.items()}
+    edits |= {name: {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [step, BYTES]}} for name, step in CLASSES.items()}
+    for name, edit in edits.items():
+        ok &= check_variant(args, name, gpt2, lambda spec, e=edit: spec.update(e), texts)
+        ok &= check_variant(args, f"{name}, every code point", gpt2, lambda spec, e=edit: spec.update(e), points, exact=True)
     for name, (norm, pre) in SENTENCE_PIECE.items():
         ok &= check_variant(args, name, stories, lambda spec, n=norm, p=pre: spec.update(normalizer=n, pre_tokenizer=p), texts)
     return ok
