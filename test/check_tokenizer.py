@@ -7,7 +7,7 @@
 Texts: every string in data/pairs, data/corpora and data/eval, and random Unicode strings. Tokenizers: Qwen2.5, LLaMA 3.2, GPT-2 (joined
 from its two files) and stories260K, with the added tokens taken out of Hugging Face's copy, since they are ordinary text here. Templates:
 the conversations of the pairs and made-up ones through Qwen2.5's, Qwen3's, LLaMA 3's and LLaMA 3.2's.
-A text that another Unicode version normalises otherwise is counted apart. Exit code 1 on a difference; a check that cannot run says why."""
+Exit code 1 on a difference; a check that cannot run says why."""
 import argparse
 import gzip
 import json
@@ -22,7 +22,7 @@ import unicodedata
 try:
     import jinja2
     from jinja2.sandbox import ImmutableSandboxedEnvironment
-    from tokenizers import Tokenizer, normalizers
+    from tokenizers import Tokenizer
 except ImportError as e:
     print(f"skipped: check_tokenizer: {e.name} is not installed")
     sys.exit(0)
@@ -82,10 +82,11 @@ def random_char(rng):
         return rng.choice(["'s", "'S", "'\u017f", "'LL", "'Re", "'d", "  ", "\r\n", "\n\n", "<|im_end|>", "</s>", "<0x41>"])
     if r < 0.65:
         return rng.choice([chr(rng.randrange(0x300, 0x370)), *"\xe9\xe0\xc5\u1e9b\uac00\u1100\u1161\u11a8\u0344\u0958\u2126\u212b"])
-    if r < 0.8:
-        return chr(rng.randrange(0xa0, 0x3000))
-    c = rng.randrange(0x110000 - 0x800)
-    return chr(c if c < 0xd800 else c + 0x800)
+    while True:  # what later versions of Unicode assign may differ, as docs/data.md says
+        c = rng.randrange(0xa0, 0x3000) if r < 0.8 else rng.randrange(0x110000 - 0x800)
+        c = chr(c if c < 0xd800 else c + 0x800)
+        if unicodedata.category(c) != "Cn" or c > "\U00032000":
+            return c
 
 
 def shared_texts(data):
@@ -96,6 +97,13 @@ def shared_texts(data):
     with open(os.path.join(data, "corpora", "tinyshakespeare.txt"), encoding="utf-8") as f:
         text = f.read()
     return list(dict.fromkeys(out + text.split("\n\n") + [text]))
+
+
+def mark_texts(n):
+    """Letters and all kinds of combining marks, in any order."""
+    rng = random.Random(4)
+    marks = [chr(c) for c in range(0x110000) if unicodedata.category(chr(c))[0] == "M"]
+    return ["".join(rng.choice("ea\u0928\U00011935\u05d0\u1100" if rng.random() < 0.3 else marks) for _ in range(rng.randrange(1, 30))) for _ in range(n)]
 
 
 def random_texts(n):
@@ -113,36 +121,26 @@ def ours(args, model, lines, *more):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def report(name, what, inputs, got, want, excused=lambda i: False):
-    bad = apart = 0
+def report(name, what, inputs, got, want):
+    bad = 0
     for i, (text, g, w) in enumerate(zip(inputs, got, want)):
         if g == w:
-            continue
-        if excused(i):
-            apart += 1
             continue
         bad += 1
         if bad <= 5:
             print(f"  {ascii(text)[:160]}\n    want {w[:40]}\n    got  {g[:40]}")
     ok = bad == 0 and len(got) == len(want)
-    print(f"{'ok' if ok else 'FAILED'}: {name}: {len(want)} {what}, {sum(map(len, want))} ids, {bad} differ"
-          + (f" ({apart} more are normalised by another version of Unicode)" if apart else ""))
+    print(f"{'ok' if ok else 'FAILED'}: {name}: {len(want)} {what}, {sum(map(len, want))} ids, {bad} differ")
     return ok
 
 
-def forms_differ(spec, text):
-    """Is the text normalised by another version of Unicode than Python's?"""
-    forms = [k for k in ("NFC", "NFD", "NFKC", "NFKD") if f'"{k}"' in json.dumps(spec["normalizer"])]
-    return any(getattr(normalizers, k)().normalize_str(text) != unicodedata.normalize(k, text) for k in forms)
-
-
-def check_texts(args, name, model, texts, exact=False):
+def check_texts(args, name, model, texts):
     with open(os.path.join(model, "tokenizer.json"), encoding="utf-8") as f:
         spec = json.load(f)
     spec["added_tokens"] = []
     tok = Tokenizer.from_str(json.dumps(spec))
     want = [e.ids for e in tok.encode_batch(texts, add_special_tokens=False)]
-    return report(name, "texts", texts, ours(args, model, texts), want, lambda i: not exact and forms_differ(spec, texts[i]))
+    return report(name, "texts", texts, ours(args, model, texts), want)
 
 
 def split(pattern, behavior="Isolated", invert=False):
@@ -198,7 +196,7 @@ def code_points():
     return [" ".join(f"a{c}e" for c in chars[i:i + 64]) for i in range(0, len(chars), 64)]
 
 
-def check_variant(args, name, model, edit, texts, exact=False):
+def check_variant(args, name, model, edit, texts):
     """The tokenizer with another pipeline around its vocabulary."""
     with open(os.path.join(model, "tokenizer.json"), encoding="utf-8") as f:
         spec = json.load(f)
@@ -206,7 +204,7 @@ def check_variant(args, name, model, edit, texts, exact=False):
     with tempfile.TemporaryDirectory() as d:
         with open(os.path.join(d, "tokenizer.json"), "w", encoding="utf-8") as f:
             json.dump(spec, f)
-        return check_texts(args, name, d, texts, exact)
+        return check_texts(args, name, d, texts)
 
 
 def check_variants(args, gpt2, stories, texts):
@@ -218,7 +216,7 @@ def check_variants(args, gpt2, stories, texts):
     edits |= {name: {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [step, BYTES]}} for name, step in CLASSES.items()}
     for name, edit in edits.items():
         ok &= check_variant(args, name, gpt2, lambda spec, e=edit: spec.update(e), texts)
-        ok &= check_variant(args, f"{name}, every code point", gpt2, lambda spec, e=edit: spec.update(e), points, exact=True)
+        ok &= check_variant(args, f"{name}, every code point", gpt2, lambda spec, e=edit: spec.update(e), points)
     for name, (norm, pre) in SENTENCE_PIECE.items():
         ok &= check_variant(args, name, stories, lambda spec, n=norm, p=pre: spec.update(normalizer=n, pre_tokenizer=p), texts)
     return ok
@@ -276,10 +274,7 @@ def check_template(args, name, model, text, data, bos, eos="", pieces=None):
                 rendered.append(template.render(messages=msg, add_generation_prompt=generation, bos_token=bos, eos_token=eos))
         want = [e.ids for e in tok.encode_batch(rendered, add_special_tokens=False)]
         got = ours(args, d, lines, *(["--chat-template", json.dumps(pieces)] if pieces else []))
-
-    def excused(i):
-        return tok.normalizer is not None and tok.normalizer.normalize_str(rendered[i]) != unicodedata.normalize("NFC", rendered[i])
-    return report(name, "conversations", rendered, got, want, excused)
+    return report(name, "conversations", rendered, got, want)
 
 
 def check_golden(args, name, model, path):
@@ -303,8 +298,8 @@ def main():
         print(f"skipped: check_tokenizer: no shared data at {args.data}")
         return 0
     texts = shared_texts(args.data)
-    some = cuts(texts, args.random // 4) + random_texts(args.random // 4)
-    texts += cuts(texts, args.random) + random_texts(args.random)
+    some = cuts(texts, args.random // 4) + random_texts(args.random // 4) + mark_texts(args.random // 4)
+    texts += cuts(texts, args.random) + random_texts(args.random) + mark_texts(args.random)
     qwen = os.path.join(args.data, "tokenizers", "qwen2.5")
     llama = os.path.join(args.data, "tokenizers", "llama3.2")
     chat = os.path.join(args.data, "chat-templates")

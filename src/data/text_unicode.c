@@ -135,9 +135,23 @@ int text_strip_accents(struct buf *b, const char *s, size_t len)
 
 enum { DECOMPOSED_MAX = 32 }; /* code points; the longest is U+FDFA's with 18 */
 
+/* Marks of Unicode 10 to 15, which the library's tables do not have: to it they are no marks, so that they keep their place and nothing
+ * combines across them. */
+static bool is_newer_mark(uint32_t cp)
+{
+    static const struct range newer[] = {
+        { 0x7FD, 0x7FD },     { 0x898, 0x8D3 },     { 0x9FE, 0x9FE },     { 0xC3C, 0xC3C },
+        { 0xD3B, 0xD3C },     { 0xEBA, 0xEBA },     { 0x1715, 0x1715 },   { 0x1ABF, 0x1ACE },
+        { 0x1DF6, 0x1DFA },   { 0xA82C, 0xA82C },   { 0x10D24, 0x10F85 }, { 0x11070, 0x11070 },
+        { 0x1133B, 0x1133B }, { 0x1145E, 0x1145E }, { 0x11839, 0x11A99 }, { 0x11D42, 0x11F42 },
+        { 0x16FF0, 0x16FF1 }, { 0x1E08F, 0x1E4EF }
+    };
+    return cp >= newer[0].first && in_ranges(newer, COUNT_OF(newer), cp);
+}
+
 static int class_of(int32_t cp)
 {
-    return utf8proc_get_property(cp)->combining_class & 255;
+    return is_newer_mark((uint32_t)cp) ? 0 : utf8proc_get_property(cp)->combining_class & 255;
 }
 
 static void sort_marks(int32_t *cp, int64_t n, int32_t *tmp)
@@ -209,7 +223,7 @@ static bool is_ascii(const char *s, size_t len)
     return true;
 }
 
-/* Compatibility decompositions of Unicode 12 to 15, which the library does not know. */
+/* Characters of Unicode 12 to 15 with decompositions that the library does not know. */
 static bool is_kept(uint32_t cp)
 {
     static const struct range newer[] = { { 0x32FF, 0x32FF },   { 0xA7F2, 0xA7F4 },
@@ -217,6 +231,22 @@ static bool is_kept(uint32_t cp)
                                           { 0x11938, 0x11938 }, { 0x1E030, 0x1E06D },
                                           { 0x1F16C, 0x1F16C }, { 0x1FBF0, 0x1FBF9 } };
     return in_ranges(newer, COUNT_OF(newer), cp);
+}
+
+/* Stretches between newer marks, each by itself; returns the new length. */
+static int64_t compose_marks(int32_t *cp, int64_t n)
+{
+    int64_t out = 0;
+    for (int64_t from = 0, end; from < n; from = end) {
+        for (end = from + 1; end < n && !is_newer_mark((uint32_t)cp[end]); end++) {
+        }
+        memmove(cp + out, cp + from, (size_t)(end - from) * sizeof *cp);
+        const utf8proc_ssize_t k =
+            utf8proc_normalize_utf32(cp + out, end - from, UTF8PROC_COMPOSE | UTF8PROC_STABLE);
+        BUG_IF(k < 0);
+        out += k;
+    }
+    return out;
 }
 
 int text_normalize(struct buf *b, enum text_form form, const char *s, size_t len)
@@ -234,7 +264,7 @@ int text_normalize(struct buf *b, enum text_form form, const char *s, size_t len
         uint32_t c;
         i += (size_t)utf8_next(s + i, &c);
         TRY_OUT(MEM_GROW(&cp, &cap, n + DECOMPOSED_MAX));
-        if (c < 0xa0 || (c < 0xc0 && !compat) || (form != TEXT_NFC && is_kept(c))) {
+        if (c < 0xa0 || (c < 0xc0 && !compat) || is_kept(c)) {
             cp[n++] = (int32_t)c;
             continue;
         }
@@ -244,8 +274,7 @@ int text_normalize(struct buf *b, enum text_form form, const char *s, size_t len
         n += k;
     }
     TRY_OUT(order_marks(cp, n, &tmp, &tmp_cap));
-    if (compose) n = utf8proc_normalize_utf32(cp, n, UTF8PROC_COMPOSE | UTF8PROC_STABLE);
-    BUG_IF(n < 0);
+    if (compose) n = compose_marks(cp, n);
     for (int64_t i = 0; i < n; i++)
         TRY_OUT(buf_add(b, out, (size_t)utf8_put(out, (uint32_t)cp[i])));
 out:
