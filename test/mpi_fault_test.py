@@ -73,7 +73,7 @@ def fails(job, want, fault, rank, last):
             return f"exit code 0: {res}"
     elif res.code != 1 or len(m.ours(res)) != 1:
         return f"one line and exit code 1 expected: {res}"
-    if status.get("state") == "running" and not last and what not in ("kill", "exit"):
+    if status.get("state") == "running" and not last and "+" not in fault and what not in ("kill", "exit"):
         return f"status.json: {status}"
     return job.recovered(want)
 
@@ -136,13 +136,13 @@ def test_dead(r, root):
     """Rank 1 dies at a step, in a save, while data and model are read: all are gone within 10 s, and status.json does not say that the run goes on."""
     job = MpiJob(f"{root}/dead")
     want, counts = job.alone(), job.rank_counts(1)
-    for where, point in [("a step", "step:3"), ("a save", f"write:{counts['write'] // 2}"), ("reading", "alloc:20")]:
+    for where, point in [("a step", "step:3"), ("a save", f"write:{counts['write'] // 2}"), ("reading", f"alloc:{counts['alloc'] // 2}"), ("starting", "alloc:20")]:
         for what in ("kill", "exit"):
             res, s = job.run(f"{point}:{what}"), job.status()
             said = s.get("state") == "failed" and s.get("exit_code") == 76 and "SIGTERM" in s.get("reason", "")
             ok = res.took is not None and res.took < 10 and res.code != 0
             # a launcher that sends SIGKILL at once leaves no survivor who could say so
-            r.check(ok and (said or where == "reading" or not m.OPEN_MPI), f"rank 1 ends ({what}) in {where}: all are gone, 76 in status.json", f"{res.took} {s} {res}")
+            r.check(ok and (said or where in ("reading", "starting") or not m.OPEN_MPI), f"rank 1 ends ({what}) in {where}: all are gone, 76 in status.json", f"{res.took} {s} {res}")
             wrong = job.recovered(want)
             r.check(not wrong, f"rank 1 ends ({what}) in {where}: gone on with", wrong)
 
@@ -151,7 +151,7 @@ def test_stopped(r, root):
     """Rank 1 stands still (SIGSTOP) in a step, in a save, while it reads: found after hang_timeout, in a save after ten times that."""
     job = MpiJob(f"{root}/stopped", faults={"hang_timeout": 2})
     want, counts = job.alone(), job.rank_counts(1)
-    for where, point, least, most in [("a step", "step:3", 2, 10), ("a save", f"write:{counts['write'] // 2}", 18, 30), ("reading", "alloc:20", 2, 10)]:
+    for where, point, least, most in [("a step", "step:3", 2, 10), ("a save", f"write:{counts['write'] - 1}", 18, 30), ("reading", f"alloc:{counts['alloc'] // 2}", 2, 10)]:
         res, s = job.run(f"{point}:stop"), job.status()
         ok = res.took is not None and least < res.took < most and res.code == 76 and "no progress for" in res.err
         r.check(ok and (where == "reading" or (s.get("state") == "failed" and s.get("exit_code") == 76)), f"rank 1 is stopped in {where}: found, 76", f"{res.took} {s} {res}")
@@ -264,7 +264,7 @@ def inside(root):
     res = job.go_on("--set", "checkpoint.keep=5")
     said, s = m.ours(res), job.status()
     say(res.code == 1 and len(said) == 1 and "No space left" in said[0] and "(needs " in said[0] and " free)" in said[0], "a full disk on two ranks: one line with path, needed and free", res)
-    say(job.checkpoints() and not job.leftovers() and s.get("state") in ("failed", "running"), "a full disk on two ranks: older checkpoints stand, nothing half-written",
+    say(job.checkpoints() and not job.leftovers() and s.get("state") == "failed", "a full disk on two ranks: older checkpoints stand, nothing half-written",
         f"{job.checkpoints()} {job.leftovers()} {s}")
     subprocess.run(["mount", "-o", "remount,size=4m", job.out], check=True)
     wrong = job.recovered(want)

@@ -108,6 +108,26 @@ out:
     return rc;
 }
 
+/* The last resort where a disk is full: the text takes the place of what the file has, which needs no room. A power cut may tear it. */
+static int write_over(const char *path, const struct buf *b)
+{
+    struct buf text = { 0 };
+    int64_t size;
+    int fd, rc;
+    TRY(file_open(&fd, &size, path)); /* a regular file */
+    close(fd);
+    fd = open(path, O_WRONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0) return ERR_IO;
+    TRY_OUT(buf_add(&text, b->data, b->len));
+    while ((int64_t)text.len < size)
+        TRY_OUT(buf_adds(&text, "\n"));
+    rc = write(fd, text.data, text.len) == (ssize_t)text.len && fsync(fd) == 0 ? 0 : ERR_IO;
+out:
+    close(fd);
+    buf_release(&text);
+    return rc;
+}
+
 int status_write(struct status *s, const char *state, int exit_code, const char *reason)
 {
     struct buf b = { 0 };
@@ -117,7 +137,9 @@ int status_write(struct status *s, const char *state, int exit_code, const char 
     /* what comes next says how it ended, or nothing comes and the watcher's words have to stand */
     if (exit_code == 0 && signals_pending() == SIGTERM && strcmp(state, "running") == 0) goto out;
     TRY_OUT(compose(s, state, exit_code, reason, &b));
-    TRY_OUT(file_write_all(s->path, b.data, b.len));
+    rc = file_write_all(s->path, b.data, b.len);
+    if (rc < 0 && exit_code != 0 && write_over(s->path, &b) == 0) rc = 0;
+    TRY_OUT(rc);
     s->last_write = clock_seconds();
 out:
     buf_release(&b);
