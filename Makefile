@@ -155,7 +155,8 @@ test-crash: deps
 	BDPO_TRAIN=$(CURDIR)/$(BIN) BDPO_FAULTY=$(CURDIR)/$(FAULTY) python3 test/fault_test.py --all
 	BDPO_TRAIN=$(CURDIR)/$(BIN) BDPO_FAULTY=$(CURDIR)/$(FAULTY) python3 test/disk_test.py --cuts 0
 	BDPO_TRAIN=$(CURDIR)/$(BIN) python3 test/resume_test.py --kills 100
-	BDPO_TRAIN=$(CURDIR)/$(BIN) BDPO_FAULTY=$(CURDIR)/$(FAULTY) python3 test/mpi_fault_test.py --number 60 --kills 100
+	BDPO_TRAIN=$(CURDIR)/$(BIN) BDPO_FAULTY=$(CURDIR)/$(FAULTY) python3 test/mpi_fault_test.py --number 60
+	BDPO_TRAIN=$(CURDIR)/$(BIN) BDPO_FAULTY=$(CURDIR)/$(FAULTY) python3 test/mpi_end_test.py --kills 100
 
 # the scripts of configs/slurm on a Slurm of one node that is made for it; as root, about 5 minutes
 test-slurm: all

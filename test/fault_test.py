@@ -174,7 +174,7 @@ def inside(root):
     want = job.results()
     shutil.rmtree(job.out)
     os.makedirs(job.out)
-    mount("-t", "tmpfs", "-o", "size=250k", "none", job.out)  # a checkpoint takes about 80
+    mount("-t", "tmpfs", "-o", "size=254k", "none", job.out)  # a checkpoint takes about 80
     res = job.go_on("--set", "checkpoint.keep=5")
     names = job.checkpoints()
     line = res.lines[-1]

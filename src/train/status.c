@@ -10,6 +10,8 @@
 #include <time.h>
 #include <unistd.h>
 
+enum { SPARE_BYTES = 4096 };
+
 double clock_seconds(void)
 {
     struct timespec t;
@@ -32,14 +34,6 @@ static void close_bar(struct status *s)
 {
     if (s->bar_open) fputc('\n', stderr);
     s->bar_open = false;
-}
-
-void status_release(struct status *s)
-{
-    close_bar(s);
-    json_decref(s->metrics);
-    free(s->path);
-    memset(s, 0, sizeof *s);
 }
 
 void status_stage(struct status *s, const char *stage, int64_t step, int64_t steps)
@@ -108,24 +102,30 @@ out:
     return rc;
 }
 
-/* The last resort where a disk is full: the text takes the place of what the file has, which needs no room. A power cut may tear it. */
-static int write_over(const char *path, const struct buf *b)
+/* Room for the last status.json, taken while there is some: a disk that is full shall not leave "running" there. Where it cannot be had, nothing. */
+static void keep_spare(struct status *s)
 {
-    struct buf text = { 0 };
-    int64_t size;
-    int fd, rc;
-    TRY(file_open(&fd, &size, path)); /* a regular file */
+    if (s->spare || mem_asprintf(&s->spare, "%s.tmp-spare", s->path) < 0) return;
+    const int fd = open(s->spare, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0666);
+    if (fd < 0) return;
+    (void)!fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, SPARE_BYTES);
     close(fd);
-    fd = open(path, O_WRONLY | O_CLOEXEC | O_NOFOLLOW);
-    if (fd < 0) return ERR_IO;
-    TRY_OUT(buf_add(&text, b->data, b->len));
-    while ((int64_t)text.len < size)
-        TRY_OUT(buf_adds(&text, "\n"));
-    rc = write(fd, text.data, text.len) == (ssize_t)text.len && fsync(fd) == 0 ? 0 : ERR_IO;
-out:
+}
+
+static void drop_spare(struct status *s)
+{
+    if (s->spare) unlink(s->spare);
+    free(s->spare);
+    s->spare = NULL;
+}
+
+static bool use_spare(struct status *s, const struct buf *b)
+{
+    const int fd = s->spare ? open(s->spare, O_WRONLY | O_CLOEXEC | O_NOFOLLOW) : -1;
+    if (fd < 0) return false;
+    const bool whole = write(fd, b->data, b->len) == (ssize_t)b->len && file_sync(fd) == 0;
     close(fd);
-    buf_release(&text);
-    return rc;
+    return whole && rename(s->spare, s->path) == 0;
 }
 
 int status_write(struct status *s, const char *state, int exit_code, const char *reason)
@@ -138,12 +138,22 @@ int status_write(struct status *s, const char *state, int exit_code, const char 
     if (exit_code == 0 && signals_pending() == SIGTERM && strcmp(state, "running") == 0) goto out;
     TRY_OUT(compose(s, state, exit_code, reason, &b));
     rc = file_write_all(s->path, b.data, b.len);
-    if (rc < 0 && exit_code != 0 && write_over(s->path, &b) == 0) rc = 0;
+    if (rc < 0 && exit_code != 0 && use_spare(s, &b)) rc = 0;
     TRY_OUT(rc);
     s->last_write = clock_seconds();
+    if (exit_code == 0 && strcmp(state, "running") == 0) keep_spare(s);
 out:
     buf_release(&b);
     return rc;
+}
+
+void status_release(struct status *s)
+{
+    close_bar(s);
+    drop_spare(s);
+    json_decref(s->metrics);
+    free(s->path);
+    memset(s, 0, sizeof *s);
 }
 
 static const char *duration(char out[32], double seconds)
