@@ -203,12 +203,14 @@ test-built: build-tests
 test-c: build-tests
 	@$(RUN_TESTS) $(TESTS) $(wildcard test/*_test.sh)
 
-# the long ones: every call of the system fails or is the last one before a kill or a power cut, and three hundred kills
+# the long ones: every call of the system fails or is the last one before a kill or a power cut, three hundred kills, a hundred of two ranks
 test-crash: deps
 	@$(MAKE) --no-print-directory build-tests
 	BDPO_TRAIN=$(CURDIR)/$(BIN) BDPO_FAULTY=$(CURDIR)/$(FAULTY) python3 test/fault_test.py --all
 	BDPO_TRAIN=$(CURDIR)/$(BIN) BDPO_FAULTY=$(CURDIR)/$(FAULTY) python3 test/disk_test.py --cuts 0
 	BDPO_TRAIN=$(CURDIR)/$(BIN) python3 test/resume_test.py --kills 100
+	BDPO_TRAIN=$(CURDIR)/$(BIN) BDPO_FAULTY=$(CURDIR)/$(FAULTY) python3 test/mpi_fault_test.py --number 60
+	BDPO_TRAIN=$(CURDIR)/$(BIN) BDPO_FAULTY=$(CURDIR)/$(FAULTY) python3 test/mpi_end_test.py --kills 100
 
 # the scripts of configs/slurm on a Slurm of one node that is made for it; as root, about 5 minutes
 test-slurm: all
@@ -220,9 +222,18 @@ test-mpi: deps
 	@$(MAKE) --no-print-directory $(BIN) $(O)/test/t_zero $(O)/test/t_replica
 	@$(RUN_TESTS) test/mpi_test.py
 
+# jobs on several hosts, made of network namespaces; as root
+.PHONY: test-hosts bench-ranks
+test-hosts: all
+	@BDPO_TRAIN=$(CURDIR)/$(BIN) python3 test/try_hosts.py
+
 bench: deps
 	@$(MAKE) --no-print-directory $(BENCH)
 	@$(BENCH)
+
+# memory, traffic and waiting of 1, 2, 4 and 8 ranks; the table of docs/clusters.md
+bench-ranks: all
+	@BDPO_TRAIN=$(CURDIR)/$(BIN) python3 scripts/bench_ranks.py --write docs/clusters.md
 
 # Against TRL and a plain PyTorch loop, hours for all modes: RIVAL='--modes "trl amp pre1" --batch 2' takes some of them.
 # What build/bench-rival holds from earlier calls is not measured again.
@@ -291,12 +302,14 @@ help:
 	@printf '%s\n' \
 	'make demo       install what is missing, build, and show DPO against BDPO on a task with right answers (about a minute)' \
 	'make test       install what is missing, build, run all tests; ends with "N passed, N failed, N skipped"' \
-	'make test-crash every call of the system fails or is the last one, three hundred kills (long)' \
+	'make test-crash every call of the system fails or is the last one, four hundred kills (long)' \
 	'make test-slurm the scripts of configs/slurm on a Slurm of one node made for it (as root, 5 minutes)' \
 	'make            build build/bdpo-train' \
 	'make deps       install the libraries that are missing (apt-get)' \
 	'make test-mpi   whole jobs on several ranks under mpirun (make test runs them too)' \
 	'make bench      speed of every operation and its share of the machine'"'"'s peak' \
+	'make test-hosts jobs on several hosts made of network namespaces (as root)' \
+	'make bench-ranks  memory, traffic and waiting of 1 to 8 ranks; the table of docs/clusters.md' \
 	'make bench-rival  speed and memory against TRL and a plain PyTorch loop, sweeps; the tables of docs/performance.md' \
 	'make lint       layers, formatting, shell scripts, words' \
 	'make format     format all C files in place' \

@@ -191,15 +191,16 @@ static void add_traffic(struct traffic *t, const struct dist *d, double seconds)
 static int say_traffic(struct job *j, const struct stage *st, const struct traffic *t)
 {
     const double n = (double)MAX(t->steps, (int64_t)1);
-    int64_t most[2] = { (int64_t)((double)t->bytes / n), (int64_t)(1e9 * t->waited / n) };
+    int64_t most[3] = { (int64_t)((double)t->bytes / n), (int64_t)(1e9 * t->waited / n),
+                        (int64_t)(1e6 * t->waited / t->seconds) };
     char sent[32];
     if (dist_size(j->su.dist) == 1 || t->steps == 0) return 0;
-    TRY(dist_vote(j->su.dist, 0, most, 2));
+    TRY(dist_vote(j->su.dist, 0, most, 3));
     status_say(&j->status,
-               "%s: communication: %s sent by a rank and step, %.3g ms of a step's %.3g ms waited "
-               "for (%.1f %%)",
-               st->name, bytes_human(sent, most[0]), 1e-6 * (double)most[1], 1e3 * t->seconds / n,
-               1e-7 * (double)most[1] * n / t->seconds);
+               "%s: communication: %s sent by a rank and step, %.3g ms of a step (%.1f %%) waited "
+               "for",
+               st->name, bytes_human(sent, most[0]), 1e-6 * (double)most[1],
+               1e-4 * (double)most[2]);
     return 0;
 }
 

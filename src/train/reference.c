@@ -258,6 +258,14 @@ static int prepare(struct pass *p, struct rows r[2])
     return 0;
 }
 
+/* All ranks; each may have written what it computed into the cache. */
+static int agree(const struct pass *p, int rc)
+{
+    const struct stage *st = p->st;
+    return st->cfg->reference.cache ? dist_agree_written(st->su->dist, rc)
+                                    : dist_agree(st->su->dist, rc);
+}
+
 /* Rank 0's view of the cache is the one that counts: the ranks' files may be different ones. */
 static int settle(struct pass *p, struct rows r[2])
 {
@@ -266,6 +274,7 @@ static int settle(struct pass *p, struct rows r[2])
     int rc = 0;
     for (int i = 0; i < 2; i++) {
         if (first && p->cache && rc == 0) rc = take_values(p, &r[i]);
+        TRY(agree(p, rc));
         for (int64_t k = 0; k < r[i].n; k++)
             r[i].mine[k] = first;
         TRY(score_share(r[i].s, dist, rc, r[i].idx, r[i].mine, r[i].n));
@@ -281,6 +290,7 @@ int stage_reference(struct stage *st, struct buf *said)
     const double start = clock_seconds();
     for (int i = 0; i < 2 && rc == 0; i++)
         rc = compute_rows(&p, &r[i]);
+    TRY_OUT(agree(&p, rc));
     for (int i = 0; i < 2; i++)
         TRY_OUT(score_share(r[i].s, st->su->dist, rc, r[i].idx, r[i].mine, r[i].n));
     p.seconds = clock_seconds() - start;

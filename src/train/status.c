@@ -10,6 +10,8 @@
 #include <time.h>
 #include <unistd.h>
 
+enum { SPARE_BYTES = 4096 };
+
 double clock_seconds(void)
 {
     struct timespec t;
@@ -32,14 +34,6 @@ static void close_bar(struct status *s)
 {
     if (s->bar_open) fputc('\n', stderr);
     s->bar_open = false;
-}
-
-void status_release(struct status *s)
-{
-    close_bar(s);
-    json_decref(s->metrics);
-    free(s->path);
-    memset(s, 0, sizeof *s);
 }
 
 void status_stage(struct status *s, const char *stage, int64_t step, int64_t steps)
@@ -108,6 +102,32 @@ out:
     return rc;
 }
 
+/* Room for the last status.json, taken while there is some: a disk that is full shall not leave "running" there. Where it cannot be had, nothing. */
+static void keep_spare(struct status *s)
+{
+    if (s->spare || mem_asprintf(&s->spare, "%s.tmp-spare", s->path) < 0) return;
+    const int fd = open(s->spare, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0666);
+    if (fd < 0) return;
+    (void)!fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, SPARE_BYTES);
+    close(fd);
+}
+
+static void drop_spare(struct status *s)
+{
+    if (s->spare) unlink(s->spare);
+    free(s->spare);
+    s->spare = NULL;
+}
+
+static bool use_spare(struct status *s, const struct buf *b)
+{
+    const int fd = s->spare ? open(s->spare, O_WRONLY | O_CLOEXEC | O_NOFOLLOW) : -1;
+    if (fd < 0) return false;
+    const bool whole = write(fd, b->data, b->len) == (ssize_t)b->len && file_sync(fd) == 0;
+    close(fd);
+    return whole && rename(s->spare, s->path) == 0;
+}
+
 int status_write(struct status *s, const char *state, int exit_code, const char *reason)
 {
     struct buf b = { 0 };
@@ -117,11 +137,23 @@ int status_write(struct status *s, const char *state, int exit_code, const char 
     /* what comes next says how it ended, or nothing comes and the watcher's words have to stand */
     if (exit_code == 0 && signals_pending() == SIGTERM && strcmp(state, "running") == 0) goto out;
     TRY_OUT(compose(s, state, exit_code, reason, &b));
-    TRY_OUT(file_write_all(s->path, b.data, b.len));
+    rc = file_write_all(s->path, b.data, b.len);
+    if (rc < 0 && exit_code != 0 && use_spare(s, &b)) rc = 0;
+    TRY_OUT(rc);
     s->last_write = clock_seconds();
+    if (exit_code == 0 && strcmp(state, "running") == 0) keep_spare(s);
 out:
     buf_release(&b);
     return rc;
+}
+
+void status_release(struct status *s)
+{
+    close_bar(s);
+    drop_spare(s);
+    json_decref(s->metrics);
+    free(s->path);
+    memset(s, 0, sizeof *s);
 }
 
 static const char *duration(char out[32], double seconds)

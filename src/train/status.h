@@ -9,6 +9,7 @@ struct status { /* valid when zeroed */
     const struct config *cfg;
     char *path;             /* OUTPUT/status.json; NULL: nothing is written */
     int32_t rank;           /* that of 0 writes; others only that they end the run */
+    char *spare;            /* a file that holds room for the last of it; NULL: none */
     const char *stage;      /* "sft", "preference", or NULL before the first */
     int64_t step, steps, step0; /* done, of the stage, at this process's start of it */
     char checkpoint[96];    /* newest one's path under OUTPUT, or "" */
