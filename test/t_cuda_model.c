@@ -39,7 +39,7 @@ static float *run(struct fix *f, const struct fix_batch *fb, double *logp)
     const int64_t n = f->m.n_flat;
     float *out = NULL;
     OK(model_forward(&f->m, &fb->b));
-    OK(model_logp(&f->m, &fb->b, logp));
+    OK(model_logp(&f->m, &fb->b, logp, g.data != NULL));
     if (!g.data) return NULL;
     OK(op_fill(&f->be, &g, 0));
     OK(model_backward(&f->m, &fb->b, coef, NULL, NULL));
