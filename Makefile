@@ -123,7 +123,7 @@ link: $(BIN)
 # Stamps that change only when their text does: the compiler and its flags (everything is rebuilt), and which objects go
 # into the library (a deleted source leaves it).
 stamp = $(shell mkdir -p $(O) && printf '%s\n' '$(subst ','\'',$(2))' | cmp -s - $(O)/$(1) || printf '%s\n' '$(subst ','\'',$(2))' >$(O)/$(1))
-ifneq ($(filter-out deps demo test-mpi lint format asan tsan fuzz ci ci-full clean help torch bench-rival,$(or $(MAKECMDGOALS),all)),)
+ifneq ($(filter-out deps demo test-mpi lint format asan tsan fuzz ci ci-full clean help torch bench-rival mutant,$(or $(MAKECMDGOALS),all)),)
 $(call stamp,flags,$(shell $(CC) --version 2>&1 | head -n 1) $(CFLAGS_ALL) $(LDFLAGS_ALL) $(LIBS) $(if $(MPI_FOUND),$(MPICC)) $(EMU_CXX) $(CXX) $(if $(filter 0,$(CUDA)),,$(NVCC) $(NVCC_FLAGS)) $(ROWS_FLAGS) $(foreach i,$(ROWS_ISAS),$(ROWS_$i)))
 $(call stamp,objects,$(OBJ))
 $(call stamp,test-objects,$(TESTLIB))
@@ -178,6 +178,12 @@ $(O)/emu/%.cu.o: %.cu $(O)/flags
 	@mkdir -p $(@D)
 	$(SAY) CXX $(@:$(O)/%=%)
 	$(Q)$(CXX) $(EMU_CXX) -MMD -MP -x c++ -c -o $@ $<
+# t_cuda_ops with a changed copy of one kernel file, for test/cuda_mutants_test.py
+.PHONY: mutant
+mutant:
+	$(Q)$(CXX) $(EMU_CXX) -iquote cuda -x c++ -c -o $(MUTANT_OUT).o $(MUTANT)
+	$(Q)$(LINK) $(LDFLAGS_ALL) -o $(MUTANT_OUT) $(O)/test/t_cuda_ops.o $(TESTLIB) $(MUTANT_OUT).o \
+	    $(filter-out %/cuda/$(notdir $(MUTANT)).o,$(EMU_OBJ)) $(LIB) $(LIBS) $(CMOCKA_LIBS)
 $(O)/emu/%.cpp.o: %.cpp $(O)/flags
 	@mkdir -p $(@D)
 	$(SAY) CXX $(@:$(O)/%=%)

@@ -453,6 +453,7 @@ const struct op_row op_rows[] = {
     { "gather", run_gather, true, { 1, 1, 1 } },
     { "gather", run_gather, true, { 0, 3, 7 } },
     { "gather", run_gather, true, { 200, 30, 301 } },
+    { "gather", run_gather, true, { 600, 12, 16 } },
     { "rmsnorm", run_rmsnorm, true, { 1, 1, 0 } },
     { "rmsnorm", run_rmsnorm, true, { 0, 9, 1 } },
     { "rmsnorm", run_rmsnorm, true, { 3, 7, 1 } },

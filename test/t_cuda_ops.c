@@ -91,10 +91,9 @@ static int kernels_of(const char *path)
     fclose(f);
     int n = 0;
     for (const char *p = text; (p = strstr(p, "__global__ ")); n++) {
-        const char *end = strchr(p, '('), *name;
-        /* bounds stand between the two */
-        if (end && end - p > 16 && memcmp(end - 16, "__launch_bounds_", 16) == 0)
-            end = strchr(end + 1, '(');
+        static const char bounds[] = "__launch_bounds__";
+        const char *between = strstr(p, bounds), *end = strchr(p, '('), *name;
+        if (between && between < end) end = strchr(strchr(end, ')'), '(');
         assert_non_null(end);
         for (name = end; name[-1] == '_' || (name[-1] >= 'a' && name[-1] <= 'z') ||
                          (name[-1] >= '0' && name[-1] <= '9');)
