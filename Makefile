@@ -42,7 +42,7 @@ LIBS := $(PKG_LIBS) -ldnnl -lm
 , := ,
 # The CUDA backend: nvcc for the GPU (CUDA=1), and always for the CPU, where its tests run on an emulated device (test/cuda_emu).
 CUDA_CU := $(wildcard cuda/*.cu)
-CUDA_C := $(filter-out cuda/none.c,$(wildcard cuda/*.c))
+CUDA_C := $(filter-out cuda/none.c cuda/sdpa_none.c,$(wildcard cuda/*.c))
 NVCC ?= $(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc build/nvcc/bin/nvcc))
 CUDA_HOME ?= $(patsubst %/bin/nvcc,%,$(NVCC))
 CUDA_ARCHS ?= 80 86 90
@@ -54,6 +54,15 @@ endif
 CFLAGS_CUDA := -I$(CUDA_HOME)/include
 LIBS += -L$(CUDA_HOME)/lib64 -L$(CUDA_HOME)/lib -lcudart_static -ldl -lrt -lpthread
 endif
+# cuDNN's attention (CUDA=1): its headers and those of its C++ frontend, which `sh scripts/install-deps.sh cudnn` gets; sdpa_none.c takes
+# the place where one of them is not there or CUDNN is empty
+CUDNN_FRONTEND ?= $(firstword $(patsubst %/cudnn_frontend.h,%,$(wildcard build/cudnn/include/cudnn_frontend.h /usr/local/include/cudnn_frontend.h /usr/include/cudnn_frontend.h)))
+CUDNN_HEADERS ?= $(firstword $(patsubst %/cudnn.h,%,$(wildcard $(CUDA_HOME)/include/cudnn.h build/cudnn/nvidia/cudnn/include/cudnn.h /usr/include/cudnn.h /usr/include/x86_64-linux-gnu/cudnn.h)))
+CUDNN ?= $(if $(CUDNN_FRONTEND),$(if $(CUDNN_HEADERS),1))
+CUDNN_OBJ := $(if $(CUDNN),cuda/attention_cudnn.o,cuda/sdpa_none.o)
+ifneq ($(CUDA),0)
+LIBS += $(if $(CUDNN),-Wl$(,)-Bstatic -lstdc++ -Wl$(,)-Bdynamic)
+endif
 NVCC_FLAGS := -std=c++17 -O3 -lineinfo -ccbin $(CXX) $(if $(filter 1,$(WERROR)),-Werror all-warnings) \
               $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$a$(,)code=sm_$a) \
               -gencode arch=compute_$(lastword $(CUDA_ARCHS))$(,)code=compute_$(lastword $(CUDA_ARCHS)) \
@@ -61,7 +70,7 @@ NVCC_FLAGS := -std=c++17 -O3 -lineinfo -ccbin $(CXX) $(if $(filter 1,$(WERROR)),
 EMU := $(if $(filter tsan fuzz,$(BUILD)),,1)
 EMU_FLAGS := -D_GNU_SOURCE -Itest/cuda_emu/include $(OPT_$(BUILD)) $(HARDEN) -ffp-contract=off -Wall -Wextra -Wshadow $(if $(filter 1,$(WERROR)),-Werror)
 EMU_CXX := -std=c++17 -fno-exceptions -fno-rtti -fno-threadsafe-statics -Wno-unknown-pragmas $(EMU_FLAGS)
-EMU_OBJ := $(patsubst %,$(O)/emu/%.o,$(CUDA_CU) $(filter-out cuda/lt.c,$(CUDA_C)) $(wildcard test/cuda_emu/*.cpp))
+EMU_OBJ := $(patsubst %,$(O)/emu/%.o,$(CUDA_CU) $(filter-out cuda/lt.c cuda/library.c,$(CUDA_C)) $(wildcard test/cuda_emu/*.cpp))
 SRC := $(filter-out src/dist/comm_%.c,$(wildcard src/*/*.c)) $(if $(filter 0,$(CUDA)),cuda/none.c,$(CUDA_C))
 COMM := src/dist/comm_$(if $(MPI_FOUND),mpi,none)
 # rows.c holds the inner loops; it is built once per instruction set and chosen at run time
@@ -73,7 +82,7 @@ ROWS_avx2 := -march=haswell
 ROWS_avx512 := -march=skylake-avx512 -mprefer-vector-width=512
 ROWS_avx512_bf16 := $(ROWS_avx512) -mavx512bf16
 OBJ := $(patsubst %.c,$(O)/%.o,$(filter-out $(ROWS),$(SRC))) $(patsubst %,$(O)/src/cpu/rows_%.o,$(ROWS_ISAS)) $(O)/$(COMM).o \
-       $(if $(filter 0,$(CUDA)),,$(patsubst %.cu,$(O)/%.o,$(CUDA_CU)))
+       $(if $(filter 0,$(CUDA)),,$(patsubst %.cu,$(O)/%.o,$(CUDA_CU)) $(O)/$(CUDNN_OBJ))
 LIB := $(O)/libbdpo.a
 BIN := $(O)/bdpo-train
 TESTS := $(patsubst test/%.c,$(O)/test/%,$(filter-out $(if $(EMU),,test/t_cuda_%),$(wildcard test/t_*.c)))
@@ -156,7 +165,12 @@ $(O)/cuda/%.o: cuda/%.cu $(O)/flags
 	@mkdir -p $(@D)
 	$(SAY) NVCC $(@:$(O)/%=%)
 	$(Q)$(NVCC) $(NVCC_FLAGS) -MMD -MP -MF $(@:.o=.d) -c -o $@ $<
-$(patsubst %.c,$(O)/%.o,$(CUDA_C)): $(O)/%.o: %.c $(O)/flags
+$(O)/cuda/attention_cudnn.o: cuda/attention_cudnn.cpp $(O)/flags
+	@mkdir -p $(@D)
+	$(SAY) CXX $(@:$(O)/%=%)
+	$(Q)$(CXX) -std=c++17 -O2 -D_GNU_SOURCE -fPIE -Wall -Wextra $(if $(filter 1,$(WERROR)),-Werror) -isystem $(CUDNN_FRONTEND) -isystem $(CUDNN_HEADERS) \
+	    -isystem $(CUDA_HOME)/include -MMD -MP -c -o $@ $<
+$(patsubst %.c,$(O)/%.o,$(CUDA_C) cuda/sdpa_none.c): $(O)/%.o: %.c $(O)/flags
 	@mkdir -p $(@D)
 	$(SAY) CC $(@:$(O)/%=%)
 	$(Q)$(CC) $(CFLAGS_ALL) $(CFLAGS_CUDA) -MMD -MP -c -o $@ $<

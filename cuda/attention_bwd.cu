@@ -9,6 +9,7 @@
  * all heads of the kv head. p and ds are made twice, 7 products instead of 5; rejected: adding dq up in float by
  * atomics, whose order and therefore bits change from run to run. p and ds are rounded to bfloat16 as factors. */
 #include "attention_mma.cuh"
+#include "sdpa.h"
 #include <math.h>
 
 #define LOG2_E 1.44269504088896340736f
@@ -289,6 +290,9 @@ int cuda_attention_bwd(struct ctx *cx, struct tensor *dq, struct tensor *dk, str
     struct att_args a;
     void *delta;
     int32_t n;
+    if (sdpa_takes(cx, q, k, head_size) && att_vectors(q) && att_vectors(o) && att_vectors(dout) &&
+        att_vectors(dq))
+        return sdpa_attention_bwd(cx, dq, dk, dv, dout, o, lse, q, k, v, segs, head_size, scale);
     TRY(att_prepare(cx, &a, &n, ATT_DQ, tile, q, k, v, segs, head_size, scale));
     if (n == 0) return 0;
     TRY(cuda_scratch(cx, T * H * (int64_t)sizeof(float), &delta));

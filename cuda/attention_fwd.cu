@@ -6,6 +6,7 @@
  * registers; p is rounded to bfloat16 for its product with v, its row sum is not. Each output is written once, by one warp,
  * after a sum in a fixed order: deterministic. Bytes moved: q, o and lse once; k and v once for each 64 MT packed rows. */
 #include "attention_mma.cuh"
+#include "sdpa.h"
 #include <math.h>
 
 template <int D, int MT> struct fwd_tile {
@@ -161,6 +162,8 @@ int cuda_attention_fwd(struct ctx *cx, struct tensor *o, struct tensor *lse, con
     struct att_tile tile = att_plain_tile();
     struct att_args a;
     int32_t n;
+    if (sdpa_takes(cx, q, k, head_size) && att_vectors(q) && att_vectors(o))
+        return sdpa_attention_fwd(cx, o, lse, q, k, v, segs, head_size, scale);
     if (mma) tile = { 64 * FWD_MT, ATT_KEYS };
     TRY(att_prepare(cx, &a, &n, ATT_FWD, tile, q, k, v, segs, head_size, scale));
     if (n == 0) return 0;

@@ -88,7 +88,12 @@ int setup_backend(struct setup *s)
     const int32_t threads = setup_threads(s);
     TRY(backend_choose(&s->be, c->backend, threads));
     s->be_open = true;
-    return 0;
+    if (c->model.attention != ATTENTION_CUDNN) return 0;
+    if (!s->be.about)
+        return err_set(ERR_INPUT, "model.attention: \"cudnn\" needs a CUDA device, and the backend "
+                                  "is the CPU; set \"auto\" or \"builtin\"");
+    const int rc = cuda_use_cudnn(&s->be);
+    return rc < 0 ? err_note(rc, "model.attention \"cudnn\"") : 0;
 }
 
 void setup_close(struct setup *s)
