@@ -48,7 +48,7 @@ enum { AT_Q, AT_O, AT_DOUT, AT_DQ, AT_LSE, AT_KV, ATS };
 
 static struct layout layout_of(const struct segments *segs, int64_t T)
 {
-    struct layout l = { 0 };
+    struct layout l = {};
     l.T = T;
     for (int32_t i = 0; i < segs->n; i++) {
         const struct segment *s = &segs->seg[i];
