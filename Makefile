@@ -178,11 +178,12 @@ $(O)/emu/%.cu.o: %.cu $(O)/flags
 	@mkdir -p $(@D)
 	$(SAY) CXX $(@:$(O)/%=%)
 	$(Q)$(CXX) $(EMU_CXX) -MMD -MP -x c++ -c -o $@ $<
-# t_cuda_ops with a changed copy of one kernel file, for test/cuda_mutants_test.py
+# a test with a changed copy of one kernel file, for test/cuda_mutants_test.py
+MUTANT_TEST ?= t_cuda_ops
 .PHONY: mutant
 mutant:
 	$(Q)$(CXX) $(EMU_CXX) -iquote cuda -x c++ -c -o $(MUTANT_OUT).o $(MUTANT)
-	$(Q)$(LINK) $(LDFLAGS_ALL) -o $(MUTANT_OUT) $(O)/test/t_cuda_ops.o $(TESTLIB) $(MUTANT_OUT).o \
+	$(Q)$(LINK) $(LDFLAGS_ALL) -o $(MUTANT_OUT) $(O)/test/$(MUTANT_TEST).o $(TESTLIB) $(MUTANT_OUT).o \
 	    $(filter-out %/cuda/$(notdir $(MUTANT)).o,$(EMU_OBJ)) $(LIB) $(LIBS) $(CMOCKA_LIBS)
 $(O)/emu/%.cpp.o: %.cpp $(O)/flags
 	@mkdir -p $(@D)
@@ -208,12 +209,6 @@ demo: deps
 
 test: deps
 	@$(MAKE) --no-print-directory test-built
-
-# what test/cuda_mutants_test.py compiles and links with
-.PHONY: print-emu
-print-emu:
-	@printf '%s\n' 'out: $(O)' 'compile: $(CXX) $(EMU_CXX)' 'link: $(LINK) $(LDFLAGS_ALL)' 'objects: $(EMU_OBJ)' 'tests: $(TESTLIB)' \
-	    'libraries: $(LIB) $(LIBS) $(CMOCKA_LIBS)'
 
 .PHONY: build-tests test-built test-c test-crash test-slurm fuzz fuzz-built
 build-tests: $(BIN) $(FAULTY) $(BIN_EMU) $(TESTS)

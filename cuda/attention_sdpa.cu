@@ -204,7 +204,8 @@ int sdpa_attention_fwd(struct ctx *cx, struct tensor *o, struct tensor *lse, con
                        const struct tensor *v, const struct segments *segs, int32_t head_size, float scale)
 {
     const int64_t H = q->dim[1] / head_size, ld[] = { q->ld, o->ld, 0, 0, H };
-    struct call c = { .l = layout_of(segs, k->dim[0]), .s = {}, .table = NULL, .workspace = NULL };
+    struct call c = {};
+    c.l = layout_of(segs, k->dim[0]);
     if (c.l.n == 0) return 0;
     TRY(prepare(cx, &c, q, k, segs, head_size, scale, ld, false));
     c.s.q = q->data;
@@ -219,7 +220,8 @@ int sdpa_attention_bwd(struct ctx *cx, struct tensor *dq, struct tensor *dk, str
                        const struct tensor *v, const struct segments *segs, int32_t head_size, float scale)
 {
     const int64_t H = q->dim[1] / head_size, ld[] = { q->ld, o->ld, dout->ld, dq->ld, H };
-    struct call c = { .l = layout_of(segs, k->dim[0]), .s = {}, .table = NULL, .workspace = NULL };
+    struct call c = {};
+    c.l = layout_of(segs, k->dim[0]);
     if (c.l.n == 0) return 0;
     TRY(prepare(cx, &c, q, k, segs, head_size, scale, ld, true));
     c.s.q = q->data;
