@@ -226,11 +226,21 @@ static void quote_into(char *out, size_t size, const char *text)
     out[n] = 0;
 }
 
-/* No memory is allocated: the main thread may be anywhere. */
-static void put_failed(const struct status *s, int exit_code, const char *reason)
+static bool says_running(const struct status *s)
+{
+    char text[4096];
+    const int fd = open(s->path, O_RDONLY | O_CLOEXEC);
+    const ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+    if (fd >= 0) close(fd);
+    text[MAX(n, (ssize_t)0)] = 0;
+    return strstr(text, "\"state\": \"running\"") != NULL;
+}
+
+/* In the place of "running" only, or of `anything`. No memory is allocated: the main thread may be anywhere. */
+static void put_failed(const struct status *s, int exit_code, const char *reason, bool anything)
 {
     char host[256] = "", said[2048], text[4096], tmp[4096];
-    if (strlen(s->path) + 48 > sizeof tmp) return;
+    if (strlen(s->path) + 48 > sizeof tmp || !(anything || says_running(s))) return;
     gethostname(host, sizeof host - 1);
     quote_into(said, sizeof said, reason);
     const int n = snprintf(
@@ -246,24 +256,15 @@ static void put_failed(const struct status *s, int exit_code, const char *reason
     if (fd < 0) return;
     const bool whole = n < (int)sizeof text && write(fd, text, (size_t)n) == n && fsync(fd) == 0;
     close(fd);
-    if (!whole || rename(tmp, s->path) != 0) unlink(tmp);
-}
-
-static bool says_running(const struct status *s)
-{
-    char text[4096];
-    const int fd = open(s->path, O_RDONLY | O_CLOEXEC);
-    const ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
-    if (fd >= 0) close(fd);
-    text[MAX(n, (ssize_t)0)] = 0;
-    return strstr(text, "\"state\": \"running\"") != NULL;
+    /* the disk may have taken its time, and others have spoken meanwhile */
+    if (!whole || !(anything || says_running(s)) || rename(tmp, s->path) != 0) unlink(tmp);
 }
 
 void status_hang(void *status, const char *reason, bool ends)
 {
     const struct status *s = status;
     const bool old = s->rank == 0 && ends && s->last_write == 0; /* of an earlier run */
-    if (s->path && (old || says_running(s))) put_failed(s, err_exit_code(ERR_COMM), reason);
+    if (s->path) put_failed(s, err_exit_code(ERR_COMM), reason, old);
 }
 
 void status_fail(struct status *s, int exit_code, const char *reason)
@@ -271,7 +272,7 @@ void status_fail(struct status *s, int exit_code, const char *reason)
     const struct timespec wait = { 0, 200000000 };
     if (!s->path || s->rank == 0) return;
     nanosleep(&wait, NULL); /* rank 0 may be about to write that the run goes on */
-    if (says_running(s)) put_failed(s, exit_code, reason);
+    put_failed(s, exit_code, reason, false);
 }
 
 void status_say(struct status *s, const char *fmt, ...)
