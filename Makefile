@@ -68,7 +68,8 @@ NVCC_FLAGS := -std=c++17 -O3 -lineinfo -ccbin $(CXX) $(if $(filter 1,$(WERROR)),
               -gencode arch=compute_$(lastword $(CUDA_ARCHS))$(,)code=compute_$(lastword $(CUDA_ARCHS)) \
               -Xcompiler -fPIE,-fstack-protector-strong,-fno-exceptions,-fno-rtti,-fno-threadsafe-statics,-D_GNU_SOURCE
 EMU := $(if $(filter tsan fuzz,$(BUILD)),,1)
-EMU_FLAGS := -D_GNU_SOURCE -Itest/cuda_emu/include $(OPT_$(BUILD)) $(HARDEN) -ffp-contract=off -Wall -Wextra -Wshadow $(if $(filter 1,$(WERROR)),-Werror)
+EMU_FLAGS := -D_GNU_SOURCE -Itest/cuda_emu/include $(OPT_$(BUILD)) $(HARDEN) -ffp-contract=off -Wall -Wextra -Wshadow $(if $(filter 1,$(WERROR)),-Werror) \
+             $(if $(findstring clang,$(CC)),-Wno-pass-failed)
 EMU_CXX := -std=c++17 -fno-exceptions -fno-rtti -fno-threadsafe-statics -Wno-unknown-pragmas $(EMU_FLAGS)
 EMU_OBJ := $(patsubst %,$(O)/emu/%.o,$(CUDA_CU) $(filter-out cuda/lt.c cuda/library.c,$(CUDA_C)) $(wildcard test/cuda_emu/*.cpp))
 SRC := $(filter-out src/dist/comm_%.c,$(wildcard src/*/*.c)) $(if $(filter 0,$(CUDA)),cuda/none.c,$(CUDA_C))
