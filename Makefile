@@ -42,7 +42,7 @@ LIBS := $(PKG_LIBS) -ldnnl -lm
 , := ,
 # The CUDA backend: nvcc for the GPU (CUDA=1), and always for the CPU, where its tests run on an emulated device (test/cuda_emu).
 CUDA_CU := $(wildcard cuda/*.cu)
-CUDA_C := $(filter-out cuda/none.c,$(wildcard cuda/*.c))
+CUDA_C := $(filter-out cuda/none.c cuda/sdpa_none.c,$(wildcard cuda/*.c))
 NVCC ?= $(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc build/nvcc/bin/nvcc))
 CUDA_HOME ?= $(patsubst %/bin/nvcc,%,$(NVCC))
 CUDA_ARCHS ?= 80 86 90
@@ -54,14 +54,24 @@ endif
 CFLAGS_CUDA := -I$(CUDA_HOME)/include
 LIBS += -L$(CUDA_HOME)/lib64 -L$(CUDA_HOME)/lib -lcudart_static -ldl -lrt -lpthread
 endif
+# cuDNN's attention (CUDA=1): its headers and those of its C++ frontend, which `sh scripts/install-deps.sh cudnn` gets; sdpa_none.c takes
+# the place where one of them is not there or CUDNN is empty
+CUDNN_FRONTEND ?= $(firstword $(patsubst %/cudnn_frontend.h,%,$(wildcard build/cudnn/include/cudnn_frontend.h /usr/local/include/cudnn_frontend.h /usr/include/cudnn_frontend.h)))
+CUDNN_HEADERS ?= $(firstword $(patsubst %/cudnn.h,%,$(wildcard $(CUDA_HOME)/include/cudnn.h build/cudnn/nvidia/cudnn/include/cudnn.h /usr/include/cudnn.h /usr/include/x86_64-linux-gnu/cudnn.h)))
+CUDNN ?= $(if $(CUDNN_FRONTEND),$(if $(CUDNN_HEADERS),1))
+CUDNN_OBJ := $(if $(CUDNN),cuda/attention_cudnn.o,cuda/sdpa_none.o)
+ifneq ($(CUDA),0)
+LIBS += $(if $(CUDNN),-Wl$(,)-Bstatic -lstdc++ -Wl$(,)-Bdynamic)
+endif
 NVCC_FLAGS := -std=c++17 -O3 -lineinfo -ccbin $(CXX) $(if $(filter 1,$(WERROR)),-Werror all-warnings) \
               $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$a$(,)code=sm_$a) \
               -gencode arch=compute_$(lastword $(CUDA_ARCHS))$(,)code=compute_$(lastword $(CUDA_ARCHS)) \
               -Xcompiler -fPIE,-fstack-protector-strong,-fno-exceptions,-fno-rtti,-fno-threadsafe-statics,-D_GNU_SOURCE
 EMU := $(if $(filter tsan fuzz,$(BUILD)),,1)
-EMU_FLAGS := -D_GNU_SOURCE -Itest/cuda_emu/include $(OPT_$(BUILD)) $(HARDEN) -ffp-contract=off -Wall -Wextra -Wshadow $(if $(filter 1,$(WERROR)),-Werror)
+EMU_FLAGS := -D_GNU_SOURCE -Itest/cuda_emu/include $(OPT_$(BUILD)) $(HARDEN) -ffp-contract=off -Wall -Wextra -Wshadow $(if $(filter 1,$(WERROR)),-Werror) \
+             $(if $(findstring clang,$(CC)),-Wno-pass-failed)
 EMU_CXX := -std=c++17 -fno-exceptions -fno-rtti -fno-threadsafe-statics -Wno-unknown-pragmas $(EMU_FLAGS)
-EMU_OBJ := $(patsubst %,$(O)/emu/%.o,$(CUDA_CU) $(filter-out cuda/lt.c,$(CUDA_C)) $(wildcard test/cuda_emu/*.cpp))
+EMU_OBJ := $(patsubst %,$(O)/emu/%.o,$(CUDA_CU) $(filter-out cuda/lt.c cuda/library.c,$(CUDA_C)) $(wildcard test/cuda_emu/*.cpp))
 SRC := $(filter-out src/dist/comm_%.c,$(wildcard src/*/*.c)) $(if $(filter 0,$(CUDA)),cuda/none.c,$(CUDA_C))
 COMM := src/dist/comm_$(if $(MPI_FOUND),mpi,none)
 # rows.c holds the inner loops; it is built once per instruction set and chosen at run time
@@ -73,7 +83,7 @@ ROWS_avx2 := -march=haswell
 ROWS_avx512 := -march=skylake-avx512 -mprefer-vector-width=512
 ROWS_avx512_bf16 := $(ROWS_avx512) -mavx512bf16
 OBJ := $(patsubst %.c,$(O)/%.o,$(filter-out $(ROWS),$(SRC))) $(patsubst %,$(O)/src/cpu/rows_%.o,$(ROWS_ISAS)) $(O)/$(COMM).o \
-       $(if $(filter 0,$(CUDA)),,$(patsubst %.cu,$(O)/%.o,$(CUDA_CU)))
+       $(if $(filter 0,$(CUDA)),,$(patsubst %.cu,$(O)/%.o,$(CUDA_CU)) $(O)/$(CUDNN_OBJ))
 LIB := $(O)/libbdpo.a
 BIN := $(O)/bdpo-train
 TESTS := $(patsubst test/%.c,$(O)/test/%,$(filter-out $(if $(EMU),,test/t_cuda_%),$(wildcard test/t_*.c)))
@@ -156,7 +166,12 @@ $(O)/cuda/%.o: cuda/%.cu $(O)/flags
 	@mkdir -p $(@D)
 	$(SAY) NVCC $(@:$(O)/%=%)
 	$(Q)$(NVCC) $(NVCC_FLAGS) -MMD -MP -MF $(@:.o=.d) -c -o $@ $<
-$(patsubst %.c,$(O)/%.o,$(CUDA_C)): $(O)/%.o: %.c $(O)/flags
+$(O)/cuda/attention_cudnn.o: cuda/attention_cudnn.cpp $(O)/flags
+	@mkdir -p $(@D)
+	$(SAY) CXX $(@:$(O)/%=%)
+	$(Q)$(CXX) -std=c++17 -O2 -D_GNU_SOURCE -fPIE -Wall -Wextra $(if $(filter 1,$(WERROR)),-Werror) -isystem $(CUDNN_FRONTEND) -isystem $(CUDNN_HEADERS) \
+	    -isystem $(CUDA_HOME)/include -MMD -MP -c -o $@ $<
+$(patsubst %.c,$(O)/%.o,$(CUDA_C) cuda/sdpa_none.c): $(O)/%.o: %.c $(O)/flags
 	@mkdir -p $(@D)
 	$(SAY) CC $(@:$(O)/%=%)
 	$(Q)$(CC) $(CFLAGS_ALL) $(CFLAGS_CUDA) -MMD -MP -c -o $@ $<
@@ -164,11 +179,12 @@ $(O)/emu/%.cu.o: %.cu $(O)/flags
 	@mkdir -p $(@D)
 	$(SAY) CXX $(@:$(O)/%=%)
 	$(Q)$(CXX) $(EMU_CXX) -MMD -MP -x c++ -c -o $@ $<
-# t_cuda_ops with a changed copy of one kernel file, for test/cuda_mutants_test.py
+# a test with a changed copy of one kernel file, for test/cuda_mutants_test.py
+MUTANT_TEST ?= t_cuda_ops
 .PHONY: mutant
 mutant:
 	$(Q)$(CXX) $(EMU_CXX) -iquote cuda -x c++ -c -o $(MUTANT_OUT).o $(MUTANT)
-	$(Q)$(LINK) $(LDFLAGS_ALL) -o $(MUTANT_OUT) $(O)/test/t_cuda_ops.o $(TESTLIB) $(MUTANT_OUT).o \
+	$(Q)$(LINK) $(LDFLAGS_ALL) -o $(MUTANT_OUT) $(O)/test/$(MUTANT_TEST).o $(TESTLIB) $(MUTANT_OUT).o \
 	    $(filter-out %/cuda/$(notdir $(MUTANT)).o,$(EMU_OBJ)) $(LIB) $(LIBS) $(CMOCKA_LIBS)
 $(O)/emu/%.cpp.o: %.cpp $(O)/flags
 	@mkdir -p $(@D)
@@ -195,12 +211,6 @@ demo: deps
 test: deps
 	@$(MAKE) --no-print-directory test-built
 
-# what test/cuda_mutants_test.py compiles and links with
-.PHONY: print-emu
-print-emu:
-	@printf '%s\n' 'out: $(O)' 'compile: $(CXX) $(EMU_CXX)' 'link: $(LINK) $(LDFLAGS_ALL)' 'objects: $(EMU_OBJ)' 'tests: $(TESTLIB)' \
-	    'libraries: $(LIB) $(LIBS) $(CMOCKA_LIBS)'
-
 .PHONY: build-tests test-built test-c test-crash test-slurm fuzz fuzz-built
 build-tests: $(BIN) $(FAULTY) $(BIN_EMU) $(TESTS)
 test-built: build-tests
@@ -209,12 +219,14 @@ test-built: build-tests
 test-c: build-tests
 	@$(RUN_TESTS) $(TESTS) $(wildcard test/*_test.sh)
 
-# the long ones: every call of the system fails or is the last one before a kill or a power cut, and three hundred kills
+# the long ones: every call of the system fails or is the last one before a kill or a power cut, three hundred kills, a hundred of two ranks
 test-crash: deps
 	@$(MAKE) --no-print-directory build-tests
 	BDPO_TRAIN=$(CURDIR)/$(BIN) BDPO_FAULTY=$(CURDIR)/$(FAULTY) python3 test/fault_test.py --all
 	BDPO_TRAIN=$(CURDIR)/$(BIN) BDPO_FAULTY=$(CURDIR)/$(FAULTY) python3 test/disk_test.py --cuts 0
 	BDPO_TRAIN=$(CURDIR)/$(BIN) python3 test/resume_test.py --kills 100
+	BDPO_TRAIN=$(CURDIR)/$(BIN) BDPO_FAULTY=$(CURDIR)/$(FAULTY) python3 test/mpi_fault_test.py --number 60
+	BDPO_TRAIN=$(CURDIR)/$(BIN) BDPO_FAULTY=$(CURDIR)/$(FAULTY) python3 test/mpi_end_test.py --kills 100
 
 # the scripts of configs/slurm on a Slurm of one node that is made for it; as root, about 5 minutes
 test-slurm: all
@@ -226,9 +238,18 @@ test-mpi: deps
 	@$(MAKE) --no-print-directory $(BIN) $(O)/test/t_zero $(O)/test/t_replica
 	@$(RUN_TESTS) test/mpi_test.py
 
+# jobs on several hosts, made of network namespaces; as root
+.PHONY: test-hosts bench-ranks
+test-hosts: all
+	@BDPO_TRAIN=$(CURDIR)/$(BIN) python3 test/try_hosts.py
+
 bench: deps
 	@$(MAKE) --no-print-directory $(BENCH)
 	@$(BENCH)
+
+# memory, traffic and waiting of 1, 2, 4 and 8 ranks; the table of docs/clusters.md
+bench-ranks: all
+	@BDPO_TRAIN=$(CURDIR)/$(BIN) python3 scripts/bench_ranks.py --write docs/clusters.md
 
 # Against TRL and a plain PyTorch loop, hours for all modes: RIVAL='--modes "trl amp pre1" --batch 2' takes some of them.
 # What build/bench-rival holds from earlier calls is not measured again.
@@ -297,12 +318,14 @@ help:
 	@printf '%s\n' \
 	'make demo       install what is missing, build, and show DPO against BDPO on a task with right answers (about a minute)' \
 	'make test       install what is missing, build, run all tests; ends with "N passed, N failed, N skipped"' \
-	'make test-crash every call of the system fails or is the last one, three hundred kills (long)' \
+	'make test-crash every call of the system fails or is the last one, four hundred kills (long)' \
 	'make test-slurm the scripts of configs/slurm on a Slurm of one node made for it (as root, 5 minutes)' \
 	'make            build build/bdpo-train' \
 	'make deps       install the libraries that are missing (apt-get)' \
 	'make test-mpi   whole jobs on several ranks under mpirun (make test runs them too)' \
 	'make bench      speed of every operation and its share of the machine'"'"'s peak' \
+	'make test-hosts jobs on several hosts made of network namespaces (as root)' \
+	'make bench-ranks  memory, traffic and waiting of 1 to 8 ranks; the table of docs/clusters.md' \
 	'make bench-rival  speed and memory against TRL and a plain PyTorch loop, sweeps; the tables of docs/performance.md' \
 	'make lint       layers, formatting, shell scripts, words' \
 	'make format     format all C files in place' \

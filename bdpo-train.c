@@ -208,6 +208,8 @@ static int number(const char *name, const char *text, double lo, double hi, bool
 
 /* of the commands that several ranks run together; other commands stay alone */
 static struct dist ranks;
+/* seconds that a rank may take to read its config; then it says itself how many it may stand still */
+enum { HANG_TIMEOUT = 600 };
 
 static int load_config(struct args *a, struct config **c, const char *allowed, char **argv,
                        int argc, int first)
@@ -226,14 +228,17 @@ static int command_train(int argc, char **argv)
     int rc;
     signals_install(); /* before anything that takes time */
     TRY(dist_open(&ranks));
+    if (ranks.size > 1) TRY_OUT(dist_watch(&ranks, HANG_TIMEOUT, NULL, NULL));
     TRY_OUT(dist_agree(
         &ranks, load_config(&a, &c, "--config --set --dry-run --allow-change", argv, argc, 1)));
+    watch_stop(); /* from here on with the config's own seconds */
     const struct job_opts o = { .allow_change = a.allow_change };
     if (a.dry_run)
         rc = dist_agree(&ranks, ranks.rank == 0 ? job_dry_run(c) : 0);
     else
         rc = job_run(c, &ranks, &o);
 out:
+    watch_stop();
     config_free(c);
     return rc;
 }
@@ -532,7 +537,7 @@ static void spin_briefly(char **argv)
 static void print_error(int rc)
 {
     struct buf b = { 0 };
-    const bool alone = ranks.size > 1 && !ranks.agreed;
+    const bool alone = dist_alone(&ranks);
     if (ranks.rank != ranks.speaker && !alone) return;
     /* messages that carry a place bring their own "error:" */
     buf_addf(&b, strstr(err_msg(), "error: ") ? "%s" : "bdpo-train: error: %s", err_msg());

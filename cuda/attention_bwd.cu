@@ -9,21 +9,26 @@
  * all heads of the kv head. p and ds are made twice, 7 products instead of 5; rejected: adding dq up in float by
  * atomics, whose order and therefore bits change from run to run. p and ds are rounded to bfloat16 as factors. */
 #include "attention_mma.cuh"
+#include "sdpa.h"
 #include <math.h>
 
 #define LOG2_E 1.44269504088896340736f
 
-struct dkv_rows { /* of a tile of packed rows, in shared memory */
+struct dkv_rows {             /* of a tile of packed rows, in shared memory */
     float lse[64], delta[64]; /* log2(e) lse; +inf beyond the segment's rows, whose p is then 0 */
 };
 template <int D> struct bwd_tile {
-    enum { ELEMENTS = 64 * D, SHARED = 6 * ELEMENTS * 2, SHARED_DKV = SHARED + 2 * (int)sizeof(struct dkv_rows) }; /* bytes */
+    enum {
+        ELEMENTS = 64 * D,
+        SHARED = 6 * ELEMENTS * 2,
+        SHARED_DKV = SHARED + 2 * (int)sizeof(struct dkv_rows)
+    }; /* bytes */
 };
 
 /* delta[T,H]; a warp each */
 template <class A>
-static __global__ void attention_delta_kernel(float *delta, const A *dout, int64_t lddo, const A *o, int64_t ldo, int64_t n,
-                                              int32_t H, int32_t D)
+static __global__ void attention_delta_kernel(float *delta, const A *dout, int64_t lddo, const A *o,
+                                              int64_t ldo, int64_t n, int32_t H, int32_t D)
 {
     const int64_t i = global_thread() / 32, t = i / H, at = i % H * D;
     if (i >= n) return;
@@ -36,7 +41,8 @@ static __global__ void attention_delta_kernel(float *delta, const A *dout, int64
 
 /* --- dq: 64 packed rows, all the keys that they see ------------------------------------------------------------------- */
 template <int D>
-static __global__ void __launch_bounds__(ATT_THREADS) attention_dq_kernel(const struct att_args a, const struct att_grads d)
+static __global__ void __launch_bounds__(ATT_THREADS)
+    attention_dq_kernel(const struct att_args a, const struct att_grads d)
 {
     enum { TILE = bwd_tile<D>::ELEMENTS, NT = ATT_KEYS / 8 };
     CUDA_DYNAMIC_SHARED(bf16, sq);
@@ -44,7 +50,8 @@ static __global__ void __launch_bounds__(ATT_THREADS) attention_dq_kernel(const 
     const struct att_item it = a.item[blockIdx.x / a.K];
     const int32_t g = (int32_t)(blockIdx.x % a.K);
     const struct segment s = a.seg[it.seg];
-    const int32_t rows = s.len * a.G, warp = (int32_t)threadIdx.x / 32 * 16, lane = (int32_t)threadIdx.x % 32;
+    const int32_t rows = s.len * a.G, warp = (int32_t)threadIdx.x / 32 * 16,
+                  lane = (int32_t)threadIdx.x % 32;
     const bool idle = it.at + warp >= rows;
     float lse[2], delta[2], acc[1][D / 8][4];
 #pragma unroll
@@ -59,7 +66,8 @@ static __global__ void __launch_bounds__(ATT_THREADS) attention_dq_kernel(const 
 #pragma unroll
         for (int i = 0; i < 4; i++)
             acc[0][n][i] = 0;
-    const int32_t seen = s.prefix_len + att_token(a, idle ? 0 : it.at + warp); /* last key that every row of the warp sees */
+    /* last key that every row of the warp sees */
+    const int32_t seen = s.prefix_len + att_token(a, idle ? 0 : it.at + warp);
     att_load_rows<D, 64>(sq, a.q, a.ldq, a, s.q, rows, g, it.at);
     att_load_rows<D, 64>(sdo, d.dout, d.lddo, a, s.q, rows, g, it.at);
     att_load_keys<D>(sk, a.k, a.ldk, s, g, 0);
@@ -77,12 +85,14 @@ static __global__ void __launch_bounds__(ATT_THREADS) attention_dq_kernel(const 
         float c[1][NT][4], dp[1][NT][4];
         att_product<D>(c, sq, warp, sk + t % 2 * TILE);
         att_product<D>(dp, sdo, warp, sv + t % 2 * TILE);
-        if (t * ATT_KEYS + ATT_KEYS - 1 > seen) att_mask(c, a, it.at + warp + lane / 4, s.prefix_len, t * ATT_KEYS);
+        if (t * ATT_KEYS + ATT_KEYS - 1 > seen)
+            att_mask(c, a, it.at + warp + lane / 4, s.prefix_len, t * ATT_KEYS);
 #pragma unroll
         for (int n = 0; n < NT; n++)
 #pragma unroll
             for (int i = 0; i < 4; i++)
-                c[0][n][i] = ptx_exp2(fmaf(c[0][n][i], a.scale_log2, -lse[i / 2])) * (dp[0][n][i] - delta[i / 2]);
+                c[0][n][i] = ptx_exp2(fmaf(c[0][n][i], a.scale_log2, -lse[i / 2])) *
+                             (dp[0][n][i] - delta[i / 2]);
         att_product_add<D>(acc, c, sk + t % 2 * TILE);
     }
     if (idle) return;
@@ -97,8 +107,9 @@ struct dkv_row {
 };
 
 /* the thread's row of tile w.tile, for threads 0 to 63 */
-static __device__ inline struct dkv_row dkv_row_read(const struct att_args &a, const struct att_grads &d, const struct att_window &w,
-                                                     int32_t g)
+static __device__ inline struct dkv_row dkv_row_read(const struct att_args &a,
+                                                     const struct att_grads &d,
+                                                     const struct att_window &w, int32_t g)
 {
     const int32_t p = w.tile * 64 + (int32_t)threadIdx.x;
     struct dkv_row r = { INFINITY, 0 };
@@ -120,7 +131,8 @@ static __device__ inline void dkv_row_put(struct dkv_rows &to, const struct dkv_
 /* c[keys, rows] = -inf where a packed row does not see a key; key: place in the window of the lane's upper key, row: the
  * lane's first packed row */
 template <int NT>
-static __device__ inline void dkv_mask(float (&c)[1][NT][4], const struct att_args &a, const struct att_window &w, int32_t key, int32_t row)
+static __device__ inline void dkv_mask(float (&c)[1][NT][4], const struct att_args &a,
+                                       const struct att_window &w, int32_t key, int32_t row)
 {
 #pragma unroll
     for (int n = 0; n < NT; n++)
@@ -132,26 +144,30 @@ static __device__ inline void dkv_mask(float (&c)[1][NT][4], const struct att_ar
         }
 }
 
-/* What tile w of packed rows adds to dk and dv of the warp's 16 keys: for heads of 128 half a tile at a time, since p and ds
- * of a whole one beside dk and dv are more than the registers hold. */
+/* What tile w of packed rows adds to dk and dv of the warp's 16 keys: half a tile at a time, since p and ds of a whole one
+ * beside dk and dv are more than the registers hold. */
 template <int D>
-static __device__ inline void dkv_tile(const struct att_args &a, const struct att_window &w, float (&dk)[1][D / 8][4],
-                                       float (&dv)[1][D / 8][4], const bf16 *sk, const bf16 *sv, const bf16 *sq, const bf16 *sdo,
-                                       const struct dkv_rows &rows)
+static __device__ inline void dkv_tile(const struct att_args &a, const struct att_window &w,
+                                       float (&dk)[1][D / 8][4], float (&dv)[1][D / 8][4],
+                                       const bf16 *sk, const bf16 *sv, const bf16 *sq,
+                                       const bf16 *sdo, const struct dkv_rows &rows)
 {
-    enum { ROWS = D == 128 ? 32 : 64, NT = ROWS / 8 };
+    enum { ROWS = 32, NT = ROWS / 8 };
     const int32_t warp = (int32_t)threadIdx.x / 32 * 16, col = 2 * ((int32_t)threadIdx.x % 4);
 #pragma unroll 1
     for (int r = 0; r < 64; r += ROWS) {
         float p[1][NT][4], ds[1][NT][4];
         att_product<D>(p, sk, warp, sq + r * D);
-        if (w.first < 0 || w.first + ATT_KEYS > w.len || (w.own && w.first + ATT_KEYS - 1 > att_token(a, w.tile * 64 + r)))
-            dkv_mask(p, a, w, w.first + warp + (int32_t)threadIdx.x % 32 / 4, w.tile * 64 + r + col);
+        if (w.first < 0 || w.first + ATT_KEYS > w.len ||
+            (w.own && w.first + ATT_KEYS - 1 > att_token(a, w.tile * 64 + r)))
+            dkv_mask(p, a, w, w.first + warp + (int32_t)threadIdx.x % 32 / 4,
+                     w.tile * 64 + r + col);
 #pragma unroll
         for (int n = 0; n < NT; n++)
 #pragma unroll
             for (int i = 0; i < 4; i++)
-                p[0][n][i] = ptx_exp2(fmaf(p[0][n][i], a.scale_log2, -rows.lse[r + 8 * n + col + i % 2]));
+                p[0][n][i] =
+                    ptx_exp2(fmaf(p[0][n][i], a.scale_log2, -rows.lse[r + 8 * n + col + i % 2]));
         att_product_add<D>(dv, p, sdo + r * D);
         att_product<D>(ds, sv, warp, sdo + r * D);
 #pragma unroll
@@ -165,8 +181,8 @@ static __device__ inline void dkv_tile(const struct att_args &a, const struct at
 
 /* x rows [row, row + n), head g = c times scale, by way of the warp's rows of the tile */
 template <int D>
-static __device__ inline void dkv_store(void *x, int64_t ld, bf16 *tile, const float (&c)[D / 8][4], float scale, int32_t g, int64_t row,
-                                        int32_t n)
+static __device__ inline void dkv_store(void *x, int64_t ld, bf16 *tile, const float (&c)[D / 8][4],
+                                        float scale, int32_t g, int64_t row, int32_t n)
 {
     enum { CHUNKS = D / 8 };
     const int32_t warp = (int32_t)threadIdx.x / 32 * 16;
@@ -177,13 +193,15 @@ static __device__ inline void dkv_store(void *x, int64_t ld, bf16 *tile, const f
     for (int i = (int)threadIdx.x % 32; i < 16 * CHUNKS; i += 32) {
         const int r = warp + i / CHUNKS;
         if (r >= n) continue;
-        *reinterpret_cast<uint4 *>(static_cast<bf16 *>(x) + (row + r) * ld + g * D + i % CHUNKS * 8) =
+        *reinterpret_cast<uint4 *>(static_cast<bf16 *>(x) + (row + r) * ld + g * D +
+                                   i % CHUNKS * 8) =
             *reinterpret_cast<const uint4 *>(tile + att_at<D>(r, i % CHUNKS));
     }
 }
 
 template <int D>
-static __global__ void __launch_bounds__(ATT_THREADS) attention_dkv_kernel(const struct att_args a, const struct att_grads d)
+static __global__ void __launch_bounds__(ATT_THREADS, D == 64 ? 3 : 2)
+    attention_dkv_kernel(const struct att_args a, const struct att_grads d)
 {
     enum { TILE = bwd_tile<D>::ELEMENTS };
     CUDA_DYNAMIC_SHARED(bf16, sk);
@@ -202,7 +220,8 @@ static __global__ void __launch_bounds__(ATT_THREADS) attention_dkv_kernel(const
         dk[0][i / 4][i % 4] = dv[0][i / 4][i % 4] = 0;
     att_load_keys<D>(sk, a.k, a.ldk, keys, g, 0);
     att_load_keys<D>(sv, a.v, a.ldv, keys, g, 0);
-    bool more = att_window_next(&next, a.seg, it.end, row, n, a.G, 64); /* true: the segment sees its own rows */
+    bool more = att_window_next(&next, a.seg, it.end, row, n, a.G,
+                                64); /* true: the segment sees its own rows */
     att_load_rows<D, 64>(sq, a.q, a.ldq, a, next.q, next.rows, g, next.tile * 64);
     att_load_rows<D, 64>(sdo, d.dout, d.lddo, a, next.q, next.rows, g, next.tile * 64);
     ptx_copy_commit();
@@ -211,16 +230,21 @@ static __global__ void __launch_bounds__(ATT_THREADS) attention_dkv_kernel(const
         const struct att_window w = next;
         const int other = stage ^ 1;
         struct dkv_row r = { 0, 0 };
-        if (++next.tile == next.tiles) more = att_window_next(&next, a.seg, it.end, row, n, a.G, 64);
+        if (++next.tile == next.tiles)
+            more = att_window_next(&next, a.seg, it.end, row, n, a.G, 64);
         ptx_copy_wait<0>();
         __syncthreads(); /* tile w is there, and all are done with the other buffer */
         if (more) {
-            att_load_rows<D, 64>(sq + other * TILE, a.q, a.ldq, a, next.q, next.rows, g, next.tile * 64);
-            att_load_rows<D, 64>(sdo + other * TILE, d.dout, d.lddo, a, next.q, next.rows, g, next.tile * 64);
+            att_load_rows<D, 64>(sq + other * TILE, a.q, a.ldq, a, next.q, next.rows, g,
+                                 next.tile * 64);
+            att_load_rows<D, 64>(sdo + other * TILE, d.dout, d.lddo, a, next.q, next.rows, g,
+                                 next.tile * 64);
             ptx_copy_commit();
-            r = dkv_row_read(a, d, next, g); /* and stored when the products have hidden the wait for it */
+            r = dkv_row_read(a, d, next,
+                             g); /* and stored when the products have hidden the wait for it */
         }
-        if (!idle) dkv_tile<D>(a, w, dk, dv, sk, sv, sq + stage * TILE, sdo + stage * TILE, rows[stage]);
+        if (!idle)
+            dkv_tile<D>(a, w, dk, dv, sk, sv, sq + stage * TILE, sdo + stage * TILE, rows[stage]);
         if (more) dkv_row_put(rows[other], r);
     }
     if (idle) return;
@@ -230,41 +254,58 @@ static __global__ void __launch_bounds__(ATT_THREADS) attention_dkv_kernel(const
 
 /* --- the three launches -------------------------------------------------------------------------------------------------- */
 template <class A>
-static int bwd_delta(struct ctx *cx, float *delta, const struct tensor *dout, const struct tensor *o, int64_t H, int64_t D)
+static int bwd_delta(struct ctx *cx, float *delta, const struct tensor *dout,
+                     const struct tensor *o, int64_t H, int64_t D)
 {
     const int64_t n = dout->dim[0] * H;
-    return LAUNCH(cx, (attention_delta_kernel<A>), blocks_for(n * 32, 256), dim3(256), 0, delta, data_of<A>(dout), dout->ld,
-                  data_of<A>(o), o->ld, n, (int32_t)H, (int32_t)D);
+    return LAUNCH(cx, (attention_delta_kernel<A>), blocks_for(n * 32, 256), dim3(256), 0, delta,
+                  data_of<A>(dout), dout->ld, data_of<A>(o), o->ld, n, (int32_t)H, (int32_t)D);
 }
 
 template <int D>
-static int bwd_dq(struct ctx *cx, const struct att_args *a, int32_t n_items, const struct att_grads *d)
+static int bwd_dq(struct ctx *cx, const struct att_args *a, int32_t n_items,
+                  const struct att_grads *d)
 {
-    return LAUNCH(cx, (attention_dq_kernel<D>), dim3((unsigned)(n_items * a->K)), dim3(ATT_THREADS), (size_t)(bwd_tile<D>::SHARED), *a, *d);
+    return LAUNCH(cx, (attention_dq_kernel<D>), dim3((unsigned)(n_items * a->K)), dim3(ATT_THREADS),
+                  (size_t)(bwd_tile<D>::SHARED), *a, *d);
 }
 
 template <int D>
-static int bwd_dkv(struct ctx *cx, const struct att_args *a, int32_t n_items, const struct att_grads *d)
+static int bwd_dkv(struct ctx *cx, const struct att_args *a, int32_t n_items,
+                   const struct att_grads *d)
 {
-    return LAUNCH(cx, (attention_dkv_kernel<D>), dim3((unsigned)(n_items * a->K)), dim3(ATT_THREADS), (size_t)(bwd_tile<D>::SHARED_DKV),
-                  *a, *d);
+    return LAUNCH(cx, (attention_dkv_kernel<D>), dim3((unsigned)(n_items * a->K)),
+                  dim3(ATT_THREADS), (size_t)(bwd_tile<D>::SHARED_DKV), *a, *d);
 }
 
-int cuda_attention_bwd(struct ctx *cx, struct tensor *dq, struct tensor *dk, struct tensor *dv, const struct tensor *dout,
-                       const struct tensor *o, const struct tensor *lse, const struct tensor *q, const struct tensor *k,
-                       const struct tensor *v, const struct segments *segs, int32_t head_size, float scale)
+int cuda_attention_bwd(struct ctx *cx, struct tensor *dq, struct tensor *dk, struct tensor *dv,
+                       const struct tensor *dout, const struct tensor *o, const struct tensor *lse,
+                       const struct tensor *q, const struct tensor *k, const struct tensor *v,
+                       const struct segments *segs, int32_t head_size, float scale)
 {
-    const bool mma = att_has_mma(q, k, v, head_size) && att_vectors(dq) && att_vectors(dk) && att_vectors(dv) && att_vectors(dout);
+    const bool mma = att_has_mma(q, k, v, head_size) && att_vectors(dq) && att_vectors(dk) &&
+                     att_vectors(dv) && att_vectors(dout);
     const struct att_tile plain = att_plain_tile(), tile = mma ? att_tile{ 64, ATT_KEYS } : plain;
     const int64_t T = q->dim[0], H = q->dim[1] / head_size;
     struct att_args a;
     void *delta;
     int32_t n;
+    if (sdpa_takes(cx, q, k, head_size) && att_vectors(q) && att_vectors(o) && att_vectors(dout) &&
+        att_vectors(dq))
+        return sdpa_attention_bwd(cx, dq, dk, dv, dout, o, lse, q, k, v, segs, head_size, scale);
     TRY(att_prepare(cx, &a, &n, ATT_DQ, tile, q, k, v, segs, head_size, scale));
     if (n == 0) return 0;
     TRY(cuda_scratch(cx, T * H * (int64_t)sizeof(float), &delta));
-    const struct att_grads d = { dout->data, data_of<float>(lse), static_cast<float *>(delta), dq->data, dk->data, dv->data,
-                                 dout->ld, dq->ld, dk->ld, dv->ld };
+    const struct att_grads d = { dout->data,
+                                 data_of<float>(lse),
+                                 static_cast<float *>(delta),
+                                 dq->data,
+                                 dk->data,
+                                 dv->data,
+                                 dout->ld,
+                                 dq->ld,
+                                 dk->ld,
+                                 dv->ld };
     TRY(BY_DTYPE(q->dtype, bwd_delta, cx, static_cast<float *>(delta), dout, o, H, head_size));
     if (mma)
         TRY(head_size == 64 ? bwd_dq<64>(cx, &a, n, &d) : bwd_dq<128>(cx, &a, n, &d));

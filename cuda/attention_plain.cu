@@ -5,9 +5,13 @@
 #include "attention.cuh"
 #include <math.h>
 
-enum { N = 16, COLS = ATT_D_MAX / 8 }; /* rows of a tile; columns of D that a thread has, 8 apart: thread i has row i / 8 */
+enum {
+    N = 16,
+    COLS = ATT_D_MAX / 8
+}; /* rows of a tile; columns of D that a thread has, 8 apart: thread i has row i / 8 */
 
-struct plain_tiles { /* shared memory; rows of D + 1 floats, so that a column lies in different banks */
+/* shared memory; rows of D + 1 floats, so that a column lies in different banks */
+struct plain_tiles {
     float *q, *k, *v, *dout;
     float *p, *ds; /* [N][N + 1] */
     float *row;    /* [4][N] numbers of each packed row */
@@ -21,31 +25,40 @@ static size_t plain_shared(int32_t D)
 static __device__ inline struct plain_tiles plain_carve(float *p, int32_t D)
 {
     const int size = N * (D + 1);
-    struct plain_tiles t = { p, p + size, p + 2 * size, p + 3 * size, p + 4 * size, p + 4 * size + N * (N + 1), nullptr };
+    struct plain_tiles t = {
+        p, p + size, p + 2 * size, p + 3 * size, p + 4 * size, p + 4 * size + N * (N + 1), nullptr
+    };
     t.row = t.ds + N * (N + 1);
     return t;
 }
 
 /* tile = packed rows [at, at + N) of kv head g; zeros beyond `rows` */
 template <class A>
-static __device__ inline void plain_rows(float *tile, const void *x, int64_t ld, const struct att_args &a, int32_t q, int32_t rows, int32_t g,
-                                         int32_t at)
+static __device__ inline void plain_rows(float *tile, const void *x, int64_t ld,
+                                         const struct att_args &a, int32_t q, int32_t rows,
+                                         int32_t g, int32_t at)
 {
     for (int i = (int)threadIdx.x; i < N * a.D; i += ATT_THREADS) {
-        const int32_t r = i / a.D, c = i % a.D, p = at + r, token = att_token(a, p), head = g * a.G + p - token * a.G;
-        tile[r * (a.D + 1) + c] = p < rows ? load(static_cast<const A *>(x) + (q + (int64_t)token) * ld + head * a.D + c) : 0;
+        const int32_t r = i / a.D, c = i % a.D, p = at + r, token = att_token(a, p),
+                      head = g * a.G + p - token * a.G;
+        tile[r * (a.D + 1) + c] =
+            p < rows ? load(static_cast<const A *>(x) + (q + (int64_t)token) * ld + head * a.D + c)
+                     : 0;
     }
 }
 
 /* tile = keys [first, first + N) of the segment, kv head g; zeros beyond its keys */
 template <class A>
-static __device__ inline void plain_keys(float *tile, const void *x, int64_t ld, const struct att_args &a, const struct segment &s, int32_t g,
-                                         int32_t first)
+static __device__ inline void plain_keys(float *tile, const void *x, int64_t ld,
+                                         const struct att_args &a, const struct segment &s,
+                                         int32_t g, int32_t first)
 {
     for (int i = (int)threadIdx.x; i < N * a.D; i += ATT_THREADS) {
         const int32_t r = i / a.D, c = i % a.D, key = first + r;
         tile[r * (a.D + 1) + c] =
-            key < s.prefix_len + s.len ? load(static_cast<const A *>(x) + att_key_row(s, key) * ld + g * a.D + c) : 0;
+            key < s.prefix_len + s.len
+                ? load(static_cast<const A *>(x) + att_key_row(s, key) * ld + g * a.D + c)
+                : 0;
     }
 }
 
@@ -58,7 +71,8 @@ static __device__ inline float plain_dot(const float *x, const float *y, int32_t
 }
 
 /* acc[columns of this thread] += sum_j c[j step] tile[j][column] */
-static __device__ inline void plain_add(float (&acc)[COLS], const float *c, int step, const float *tile, int32_t D)
+static __device__ inline void plain_add(float (&acc)[COLS], const float *c, int step,
+                                        const float *tile, int32_t D)
 {
     const int first = (int)threadIdx.x % 8;
     for (int j = 0; j < N; j++) {
@@ -70,7 +84,9 @@ static __device__ inline void plain_add(float (&acc)[COLS], const float *c, int 
 }
 
 /* this thread's columns of a row of x, from column `at` = acc times scale */
-template <class A> static __device__ inline void plain_store(void *x, int64_t at, const float (&acc)[COLS], float scale, int32_t D)
+template <class A>
+static __device__ inline void plain_store(void *x, int64_t at, const float (&acc)[COLS],
+                                          float scale, int32_t D)
 {
     const int first = (int)threadIdx.x % 8;
 #pragma unroll
@@ -94,7 +110,8 @@ static __device__ inline void plain_softmax(float *p, float *row, float scale)
 }
 
 template <class A>
-static __global__ void __launch_bounds__(ATT_THREADS) attention_plain_fwd_kernel(const struct att_args a, void *o, int64_t ldo, float *lse)
+static __global__ void __launch_bounds__(ATT_THREADS)
+    attention_plain_fwd_kernel(const struct att_args a, void *o, int64_t ldo, float *lse)
 {
     CUDA_DYNAMIC_SHARED(float, shared);
     const struct plain_tiles t = plain_carve(shared, a.D);
@@ -139,7 +156,8 @@ static __global__ void __launch_bounds__(ATT_THREADS) attention_plain_fwd_kernel
 
 /* t.p = p and t.ds = p (dout v^T - delta) of a tile, [packed rows][keys]; t.row: lse, delta, token. Key j has place
  * w.first + j in the window, which begins at `begin`. */
-static __device__ inline void plain_ds(const struct plain_tiles &t, const struct att_args &a, const struct att_window &w, int32_t begin)
+static __device__ inline void plain_ds(const struct plain_tiles &t, const struct att_args &a,
+                                       const struct att_window &w, int32_t begin)
 {
     for (int i = (int)threadIdx.x; i < N * N; i += ATT_THREADS) {
         const int32_t r = i / N, j = i % N, key = w.first + j, token = (int32_t)t.row[2 * N + r];
@@ -155,8 +173,9 @@ static __device__ inline void plain_ds(const struct plain_tiles &t, const struct
 
 /* The packed rows from `at` of kv head g, with their lse, delta and token (-1 beyond `rows`). */
 template <class A>
-static __device__ inline void plain_bwd_rows(const struct plain_tiles &t, const struct att_args &a, const struct att_grads &d, int32_t q,
-                                             int32_t rows, int32_t g, int32_t at)
+static __device__ inline void plain_bwd_rows(const struct plain_tiles &t, const struct att_args &a,
+                                             const struct att_grads &d, int32_t q, int32_t rows,
+                                             int32_t g, int32_t at)
 {
     plain_rows<A>(t.q, a.q, a.ldq, a, q, rows, g, at);
     plain_rows<A>(t.dout, d.dout, d.lddo, a, q, rows, g, at);
@@ -170,14 +189,16 @@ static __device__ inline void plain_bwd_rows(const struct plain_tiles &t, const 
 }
 
 template <class A>
-static __global__ void __launch_bounds__(ATT_THREADS) attention_plain_dq_kernel(const struct att_args a, const struct att_grads d)
+static __global__ void __launch_bounds__(ATT_THREADS)
+    attention_plain_dq_kernel(const struct att_args a, const struct att_grads d)
 {
     CUDA_DYNAMIC_SHARED(float, shared);
     const struct plain_tiles t = plain_carve(shared, a.D);
     const struct att_item it = a.item[blockIdx.x / a.K];
     const int32_t g = (int32_t)(blockIdx.x % a.K);
     const struct segment s = a.seg[it.seg];
-    const int32_t rows = s.len * a.G, row = (int32_t)threadIdx.x / 8, p = it.at + row, token = att_token(a, p);
+    const int32_t rows = s.len * a.G, row = (int32_t)threadIdx.x / 8, p = it.at + row,
+                  token = att_token(a, p);
     float acc[COLS];
 #pragma unroll
     for (int i = 0; i < COLS; i++)
@@ -194,11 +215,14 @@ static __global__ void __launch_bounds__(ATT_THREADS) attention_plain_dq_kernel(
         __syncthreads();
         plain_add(acc, t.ds + row * (N + 1), 1, t.k, a.D);
     }
-    if (p < rows) plain_store<A>(d.dq, (s.q + (int64_t)token) * d.lddq + (g * a.G + p - token * a.G) * a.D, acc, a.scale, a.D);
+    if (p < rows)
+        plain_store<A>(d.dq, (s.q + (int64_t)token) * d.lddq + (g * a.G + p - token * a.G) * a.D,
+                       acc, a.scale, a.D);
 }
 
 template <class A>
-static __global__ void __launch_bounds__(ATT_THREADS) attention_plain_dkv_kernel(const struct att_args a, const struct att_grads d)
+static __global__ void __launch_bounds__(ATT_THREADS)
+    attention_plain_dkv_kernel(const struct att_args a, const struct att_grads d)
 {
     CUDA_DYNAMIC_SHARED(float, shared);
     const struct plain_tiles t = plain_carve(shared, a.D);
@@ -235,29 +259,40 @@ struct att_tile att_plain_tile(void)
     return { N, N };
 }
 
-template <class A> static int launch_fwd(struct ctx *cx, const struct att_args *a, int32_t n_items, struct tensor *o, float *lse)
+template <class A>
+static int launch_fwd(struct ctx *cx, const struct att_args *a, int32_t n_items, struct tensor *o,
+                      float *lse)
 {
-    return LAUNCH(cx, (attention_plain_fwd_kernel<A>), dim3((unsigned)(n_items * a->K)), dim3(ATT_THREADS), plain_shared(a->D), *a, o->data,
-                  o->ld, lse);
+    return LAUNCH(cx, (attention_plain_fwd_kernel<A>), dim3((unsigned)(n_items * a->K)),
+                  dim3(ATT_THREADS), plain_shared(a->D), *a, o->data, o->ld, lse);
 }
-template <class A> static int launch_dq(struct ctx *cx, const struct att_args *a, int32_t n_items, const struct att_grads *d)
+template <class A>
+static int launch_dq(struct ctx *cx, const struct att_args *a, int32_t n_items,
+                     const struct att_grads *d)
 {
-    return LAUNCH(cx, (attention_plain_dq_kernel<A>), dim3((unsigned)(n_items * a->K)), dim3(ATT_THREADS), plain_shared(a->D), *a, *d);
+    return LAUNCH(cx, (attention_plain_dq_kernel<A>), dim3((unsigned)(n_items * a->K)),
+                  dim3(ATT_THREADS), plain_shared(a->D), *a, *d);
 }
-template <class A> static int launch_dkv(struct ctx *cx, const struct att_args *a, int32_t n_items, const struct att_grads *d)
+template <class A>
+static int launch_dkv(struct ctx *cx, const struct att_args *a, int32_t n_items,
+                      const struct att_grads *d)
 {
-    return LAUNCH(cx, (attention_plain_dkv_kernel<A>), dim3((unsigned)(n_items * a->K)), dim3(ATT_THREADS), plain_shared(a->D), *a, *d);
+    return LAUNCH(cx, (attention_plain_dkv_kernel<A>), dim3((unsigned)(n_items * a->K)),
+                  dim3(ATT_THREADS), plain_shared(a->D), *a, *d);
 }
 
-int att_plain_fwd(struct ctx *cx, const struct att_args *a, int32_t n_items, struct tensor *o, float *lse)
+int att_plain_fwd(struct ctx *cx, const struct att_args *a, int32_t n_items, struct tensor *o,
+                  float *lse)
 {
     return BY_DTYPE(o->dtype, launch_fwd, cx, a, n_items, o, lse);
 }
-int att_plain_dq(struct ctx *cx, const struct att_args *a, int32_t n_items, const struct att_grads *d, enum dtype A)
+int att_plain_dq(struct ctx *cx, const struct att_args *a, int32_t n_items,
+                 const struct att_grads *d, enum dtype A)
 {
     return BY_DTYPE(A, launch_dq, cx, a, n_items, d);
 }
-int att_plain_dkv(struct ctx *cx, const struct att_args *a, int32_t n_items, const struct att_grads *d, enum dtype A)
+int att_plain_dkv(struct ctx *cx, const struct att_args *a, int32_t n_items,
+                  const struct att_grads *d, enum dtype A)
 {
     return BY_DTYPE(A, launch_dkv, cx, a, n_items, d);
 }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "cuda.h"
 #include "gemm.h"
+#include "sdpa.h"
 #include "../src/base/mem.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -274,6 +275,7 @@ void cuda_close(struct ctx *cx)
     if (cx->stream) (void)cudaStreamSynchronize(cx->stream);
     gemm_close(cx);
     cuda_attention_close(cx);
+    sdpa_close(cx);
     for (int i = 0; i < TABLES; i++) {
         free(cx->table[i].host);
         (void)cudaFree(cx->table[i].device);

@@ -11,7 +11,9 @@ extern "C" {
 
 enum { STAGES = 8, STAGE_BYTES = 1 << 20, SUMSQ_BLOCKS = 1024 };
 /* Host arrays that kernels of one call read, uploaded once for all calls with the same bytes. */
-enum cuda_table { TABLE_ATTENTION_FWD, TABLE_ATTENTION_DQ, TABLE_ATTENTION_DKV, TABLES };
+enum cuda_table {
+    TABLE_ATTENTION_FWD, TABLE_ATTENTION_DQ, TABLE_ATTENTION_DKV, TABLE_SDPA_FWD, TABLE_SDPA_BWD, TABLES
+};
 struct cuda_copy { /* on the device */
     void *host, *device; /* bytes; owned */
     int64_t bytes, room;
@@ -30,6 +32,7 @@ struct ctx {
     struct cuda_copy table[TABLES];
     struct gemm *gemm;
     struct att_work *att; /* attention.cuh; NULL before its first call */
+    struct sdpa_library *sdpa; /* sdpa.h; NULL: attention is the backend's own */
     int64_t allocations; /* made so far */
     char about[512];     /* of the device, for the user */
 };

@@ -13,14 +13,15 @@
 #include <math.h>
 
 enum { TILE_N = 2048, TILE_V = 4096, THREADS = 256, OCTS = TILE_V / THREADS / OCT };
-static_assert(TILE_V % LOGP_TILE_V == 0, "op_logp_kept has room for a maximum per LOGP_TILE_V words");
+static_assert(TILE_V % LOGP_TILE_V == 0,
+              "op_logp_kept has room for a maximum per LOGP_TILE_V words");
 
 struct rows_state { /* [N] each: log-sum-exp = top + log(sum); the target's logit */
     double *sum, *hit;
     float *top;
 };
 
-struct kept { /* what the forward leaves to the backward; e NULL: nothing */
+struct kept {   /* what the forward leaves to the backward; e NULL: nothing */
     void *e;    /* [N,V] of A: exp(z - top of its tile) */
     float *top; /* [tiles of V][N]: the running maximum after that tile */
     float *hit; /* [N]: the target's logit */
@@ -72,7 +73,8 @@ static __device__ inline void add_careful(float &sum, float &rest, float x)
 
 template <class A>
 static __global__ void __launch_bounds__(THREADS)
-    logp_fwd_kernel(const struct tile t, const struct rows_state r, const int32_t *target, A *e, float *kept_top, int64_t V)
+    logp_fwd_kernel(const struct tile t, const struct rows_state r, const int32_t *target, A *e,
+                    float *kept_top, int64_t V)
 {
     CUDA_SHARED(float, maxima, [THREADS / 32]);
     CUDA_SHARED(double, sums, [THREADS / 32]);
@@ -106,7 +108,8 @@ static __global__ void __launch_bounds__(THREADS)
     if (kept_top) kept_top[n] = top;
 }
 
-static __global__ void logp_end_kernel(float *logp, float *lse, float *kept_hit, const struct rows_state r, int64_t N)
+static __global__ void logp_end_kernel(float *logp, float *lse, float *kept_hit,
+                                       const struct rows_state r, int64_t N)
 {
     const int64_t n = global_thread();
     if (n >= N) return;
@@ -140,10 +143,11 @@ static __global__ void __launch_bounds__(THREADS)
 /* What was kept becomes the gradient, in place. A block a row and TILE_V words. */
 template <class A>
 static __global__ void __launch_bounds__(THREADS)
-    logp_bwd_kept_kernel(A *e, const float *top, const float *kept_hit, const float *coef, const float *lse, const int32_t *target, int64_t N,
-                         int64_t V)
+    logp_bwd_kept_kernel(A *e, const float *top, const float *kept_hit, const float *coef,
+                         const float *lse, const int32_t *target, int64_t N, int64_t V)
 {
-    const int64_t tiles = (V + TILE_V - 1) / TILE_V, n = blockIdx.x / tiles, tile = blockIdx.x % tiles, v0 = tile * TILE_V;
+    const int64_t tiles = (V + TILE_V - 1) / TILE_V, n = blockIdx.x / tiles,
+                  tile = blockIdx.x % tiles, v0 = tile * TILE_V;
     const int64_t hit = target[n] - v0;
     const float c = -coef[n], l = lse[n], scale = c * expf(top[tile * N + n] - l);
 #pragma unroll
@@ -181,16 +185,19 @@ static struct kept kept_at(const struct tensor *t, int64_t N, int64_t V, enum dt
 
 static int64_t tile_bytes(int64_t N, int64_t V)
 {
-    return MIN(N, (int64_t)TILE_N) * round_up(MIN(V, (int64_t)TILE_V), OCT) * (int64_t)sizeof(float);
+    return MIN(N, (int64_t)TILE_N) * round_up(MIN(V, (int64_t)TILE_V), OCT) *
+           (int64_t)sizeof(float);
 }
 
 int64_t cuda_logp_scratch(const struct op_sizes *s)
 {
-    return tile_bytes(2 * s->T, s->V); /* a token predicts one of its sequence, a prompt's last two */
+    return tile_bytes(2 * s->T,
+                      s->V); /* a token predicts one of its sequence, a prompt's last two */
 }
 
 /* The tile's logits. */
-static int tile_logits(struct ctx *cx, const struct tile *t, const struct tensor *h, const struct tensor *w)
+static int tile_logits(struct ctx *cx, const struct tile *t, const struct tensor *h,
+                       const struct tensor *w)
 {
     const struct tensor rows = tensor_rows(h, t->n0, t->n), words = tensor_rows(w, t->v0, t->v);
     struct tensor z = tensor_view(t->z, DT_F32, t->n, t->v, 1, 1);
@@ -200,20 +207,22 @@ static int tile_logits(struct ctx *cx, const struct tile *t, const struct tensor
 
 static struct tile tile_at(void *z, int64_t n0, int64_t v0, int64_t N, int64_t V)
 {
-    return { static_cast<float *>(z), round_up(MIN(V, (int64_t)TILE_V), OCT), n0, v0, MIN(N - n0, (int64_t)TILE_N),
-             (int32_t)MIN(V - v0, (int64_t)TILE_V) };
+    return { static_cast<float *>(z),      round_up(MIN(V, (int64_t)TILE_V), OCT), n0, v0,
+             MIN(N - n0, (int64_t)TILE_N), (int32_t)MIN(V - v0, (int64_t)TILE_V) };
 }
 
 template <class A>
-static int fwd_tile(struct ctx *cx, const struct tile *t, const struct rows_state *r, const struct kept *k, const int32_t *target, int64_t N,
-                    int64_t V)
+static int fwd_tile(struct ctx *cx, const struct tile *t, const struct rows_state *r,
+                    const struct kept *k, const int32_t *target, int64_t N, int64_t V)
 {
     float *top = k->top ? k->top + t->v0 / TILE_V * N : nullptr;
-    return LAUNCH(cx, (logp_fwd_kernel<A>), dim3((unsigned)t->n), dim3(THREADS), 0, *t, *r, target, static_cast<A *>(k->e), top, V);
+    return LAUNCH(cx, (logp_fwd_kernel<A>), dim3((unsigned)t->n), dim3(THREADS), 0, *t, *r, target,
+                  static_cast<A *>(k->e), top, V);
 }
 
-int cuda_logp_fwd(struct ctx *cx, struct tensor *logp, struct tensor *lse, struct tensor *kept, const struct tensor *h,
-                  const struct tensor *w, const struct tensor *target, struct tensor *scratch)
+int cuda_logp_fwd(struct ctx *cx, struct tensor *logp, struct tensor *lse, struct tensor *kept,
+                  const struct tensor *h, const struct tensor *w, const struct tensor *target,
+                  struct tensor *scratch)
 {
     const int64_t N = h->dim[0], V = w->dim[0];
     const struct rows_state r = state_at(scratch, N);
@@ -227,41 +236,46 @@ int cuda_logp_fwd(struct ctx *cx, struct tensor *logp, struct tensor *lse, struc
             TRY(tile_logits(cx, &t, h, w));
             TRY(BY_DTYPE(h->dtype, fwd_tile, cx, &t, &r, &k, data_of<int32_t>(target), N, V));
         }
-    return LAUNCH(cx, logp_end_kernel, blocks_for(N, THREADS), dim3(THREADS), 0, data_of<float>(logp), data_of<float>(lse), k.hit, r, N);
+    return LAUNCH(cx, logp_end_kernel, blocks_for(N, THREADS), dim3(THREADS), 0,
+                  data_of<float>(logp), data_of<float>(lse), k.hit, r, N);
 }
 
 /* dh (+)= dz w, dw += dz^T h for rows [n0, ...) and words [v0, ...) */
-static int bwd_products(struct ctx *cx, struct tensor *dh, struct tensor *dw, const struct tensor *dz, const struct tensor *h,
-                        const struct tensor *w, int64_t n0, int64_t v0)
+static int bwd_products(struct ctx *cx, struct tensor *dh, struct tensor *dw,
+                        const struct tensor *dz, const struct tensor *h, const struct tensor *w,
+                        int64_t n0, int64_t v0)
 {
-    const struct tensor rows = tensor_rows(h, n0, dz->dim[0]), words = tensor_rows(w, v0, dz->dim[1]);
+    const struct tensor rows = tensor_rows(h, n0, dz->dim[0]),
+                        words = tensor_rows(w, v0, dz->dim[1]);
     struct tensor drows = tensor_rows(dh, n0, dz->dim[0]), dwords = tensor_rows(dw, v0, dz->dim[1]);
     TRY(cuda_gemm(cx, &drows, dz, false, &words, false, NULL, 1, v0 ? 1 : 0));
     return cuda_gemm(cx, &dwords, dz, true, &rows, false, NULL, 1, 1);
 }
 
 template <class A>
-static int bwd_tile(struct ctx *cx, const struct tile *t, struct tensor *dz, const struct tensor *coef, const struct tensor *lse,
+static int bwd_tile(struct ctx *cx, const struct tile *t, struct tensor *dz,
+                    const struct tensor *coef, const struct tensor *lse,
                     const struct tensor *target)
 {
     *dz = tensor_view(t->z, sizeof(A) == sizeof(float) ? DT_F32 : DT_BF16, t->n, t->v, 1, 1);
     dz->ld = t->ldz * (int64_t)(sizeof(float) / sizeof(A));
-    return LAUNCH(cx, (logp_bwd_kernel<A>), dim3((unsigned)t->n), dim3(THREADS), 0, *t, data_of<float>(coef), data_of<float>(lse),
-                  data_of<int32_t>(target));
+    return LAUNCH(cx, (logp_bwd_kernel<A>), dim3((unsigned)t->n), dim3(THREADS), 0, *t,
+                  data_of<float>(coef), data_of<float>(lse), data_of<int32_t>(target));
 }
 
 template <class A>
-static int bwd_kept(struct ctx *cx, const struct kept *k, const struct tensor *coef, const struct tensor *lse, const struct tensor *target,
-                    int64_t N, int64_t V)
+static int bwd_kept(struct ctx *cx, const struct kept *k, const struct tensor *coef,
+                    const struct tensor *lse, const struct tensor *target, int64_t N, int64_t V)
 {
     BUG_IF(N * div_up(V, TILE_V) > INT32_MAX);
-    return LAUNCH(cx, (logp_bwd_kept_kernel<A>), dim3((unsigned)(N * div_up(V, TILE_V))), dim3(THREADS), 0, static_cast<A *>(k->e), k->top,
-                  k->hit, data_of<float>(coef), data_of<float>(lse), data_of<int32_t>(target), N, V);
+    return LAUNCH(cx, (logp_bwd_kept_kernel<A>), dim3((unsigned)(N * div_up(V, TILE_V))),
+                  dim3(THREADS), 0, static_cast<A *>(k->e), k->top, k->hit, data_of<float>(coef),
+                  data_of<float>(lse), data_of<int32_t>(target), N, V);
 }
 
-int cuda_logp_bwd(struct ctx *cx, struct tensor *dh, struct tensor *dw, const struct tensor *coef, const struct tensor *lse,
-                  struct tensor *kept, const struct tensor *h, const struct tensor *w, const struct tensor *target,
-                  struct tensor *scratch)
+int cuda_logp_bwd(struct ctx *cx, struct tensor *dh, struct tensor *dw, const struct tensor *coef,
+                  const struct tensor *lse, struct tensor *kept, const struct tensor *h,
+                  const struct tensor *w, const struct tensor *target, struct tensor *scratch)
 {
     const int64_t N = h->dim[0], C = h->dim[1], V = w->dim[0];
     struct tensor sum = dh->dtype == DT_F32 ? *dh : sum_at(scratch, N, C), dz;

@@ -15,3 +15,9 @@ void cuda_close(struct ctx *cx)
 {
     (void)cx;
 }
+
+int cuda_use_cudnn(struct backend *be)
+{
+    (void)be;
+    return err_set(ERR_INPUT, "this build has no CUDA");
+}

@@ -24,6 +24,7 @@ from safetensors import safe_open
 import tiny_models as tiny
 import torch_job as job
 from compare_rows import BFLOAT16, FLOAT32, WEIGHTS, Report, compare_pairs, compare_rows, read_jsonl, read_metrics, run, slope, strip_eval
+from mpi_launch import launcher
 
 torch.set_num_threads(1)
 
@@ -131,7 +132,7 @@ def make_config(root, c):
         "data": {"train": train, "eval": held, "max_length": 96, "max_dropped": 0.2, **c.get("data", {})},
         "sft": {"epochs": 1, "learning_rate": 1e-3, "batch_size": 4, "shuffle": False, **c.get("sft", {})},
         "preference": {"loss": c.get("loss", "dpo"), "epochs": 2, "learning_rate": 1e-3, "batch_size": 4, "shuffle": False, **c.get("preference", {})},
-        "memory": c.get("memory", {}),
+        "memory": c.get("memory", {}), "dist": c.get("dist", {}),
         "output": os.path.join(out, "run"), "cache_dir": os.path.join(out, "cache"), "backend": "cpu", "threads": 1,
     }
     if c.get("sft_forms"):
@@ -200,7 +201,7 @@ def compare_loads(r, what, path, source, text):
 def compare_evaluate(r, what, binary, run_json, directory, model, res, options, reference, limits, steep):
     """evaluate --per-pair: ids against the oracle's, log-probabilities and means against transformers' on the same files."""
     per_pair = os.path.join(os.path.dirname(run_json), "pairs.out.jsonl")
-    rc, out, err = run(binary, ["evaluate", "--config", run_json, "--model", directory, "--per-pair", per_pair])
+    rc, out, err = run(binary[0], binary[1:] + ["evaluate", "--config", run_json, "--model", directory, "--per-pair", per_pair])
     if rc != 0:
         r.check(False, what, f"exit code {rc}: {err[-300:]}")
         return
@@ -216,9 +217,16 @@ def compare_evaluate(r, what, binary, run_json, directory, model, res, options, 
 
 
 def compare_case(r, binary, root, c, sft_cache):
-    name = c["name"]
+    name, binary = c["name"], [binary]
+    if "ranks" in c:
+        words, reason = launcher(binary[0])
+        if not words:
+            print(f"skipped: {name}: {reason}")
+            r.skipped += 1
+            return
+        binary = [*words, "-np", str(c["ranks"]), *binary]
     cfg, run_json = make_config(root, c)
-    rc, out, err = run(binary, ["--config", run_json])
+    rc, out, err = run(binary[0], binary[1:] + ["--config", run_json])
     if rc != 0:
         r.check(False, f"{name}: run", f"exit code {rc}: {(err or out)[-600:]}")
         return
@@ -252,7 +260,7 @@ def compare_case(r, binary, root, c, sft_cache):
     if c.get("same_as_dpo"):
         other = dict(c, name=name + "-dpo", loss="dpo", preference={k: v for k, v in c["preference"].items() if k != "lambda"})
         ocfg, ojson = make_config(root, other)
-        rc, out, err = run(binary, ["--config", ojson])
+        rc, out, err = run(binary[0], binary[1:] + ["--config", ojson])
         ours, theirs = ([{k: v for k, v in x.items() if "bdpo/" not in k} for x in read_jsonl(os.path.join(o, "metrics.jsonl"))] if rc == 0 else None
                         for o in (output, ocfg["output"]))
         r.check(rc == 0 and ours == theirs, f"{name}: the same numbers as dpo, bit for bit", "" if rc == 0 else err[-200:])
@@ -281,6 +289,11 @@ def quick_cases():
         dict(name="qwen2/bf16", shape="qwen2", loss="bdpo", dtype="bfloat16", preference={"lambda": 0.3}, memory={"micro_batch_tokens": 64}),
         dict(name="llama/bf16", shape="llama", loss="dpo_nll", dtype="bfloat16", model={"dtype": torch.bfloat16}, memory={"gradient_checkpointing": True}),
         dict(name="qwen3/bf16", shape="qwen3", loss="dpop", dtype="bfloat16", ref=True, preference={"schedule": "constant"}),
+        # several ranks: their own shares of a batch, reduced and gathered
+        dict(name="qwen2/2-ranks", shape="qwen2", loss="bdpo", ranks=2, dist={"gradients": "local"}, preference={"lambda": 0.3, "batch_size": 5}, memory={"micro_batch_tokens": 64}),
+        dict(name="llama/3-ranks", shape="llama", loss="dpo_nll", ranks=3, dist={"gradients": "sharded"}, preference={"alpha": 0.5}, memory={"micro_batch_tokens": 64}),
+        dict(name="qwen3/3-ranks-deterministic", shape="qwen3", loss="orpo", ranks=3, dist={"deterministic": True}, memory={"micro_batch_tokens": 64}),
+        dict(name="qwen2/2-ranks-bf16", shape="qwen2", loss="sppo", ranks=2, dtype="bfloat16"),
         dict(name="qwen2/no-sft", shape="qwen2", loss="dpo", without=["sft"], preference={"label_smoothing": 0.2, "epochs": 1.5, "batch_size": 7},
              model={"spelling": 4}),
         dict(name="qwen3/sft-only", shape="qwen3", without=["preference"], sft={"epochs": 2, "batch_size": 64}),

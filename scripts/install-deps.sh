@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
 # Install what is missing to build and test bdpo-train, and say so. Does nothing where all is there.
-# usage: install-deps.sh [build] [clang] [fuzz] [lint] [venv] [cuda]      (default: build)
+# usage: install-deps.sh [build] [clang] [fuzz] [lint] [venv] [cuda] [cudnn]      (default: build)
 # cuda: nvcc and the runtime to link, from the package index into build/nvcc where no nvcc is found (about 300 MB)
 set -eu
 
@@ -50,7 +50,15 @@ install_nvcc() {
     build/nvcc/bin/nvcc --version >/dev/null
 }
 
+# header-only; cudnn.h itself comes with cuDNN, or with pip's nvidia-cudnn-cu13
+install_cudnn() {
+    [ ! -e build/cudnn/include/cudnn_frontend.h ] || return 0
+    echo "installing cuDNN's frontend from the package index into build/cudnn"
+    PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet --no-deps --target build/cudnn nvidia-cudnn-frontend
+}
+
 get_nvcc=
+get_cudnn=
 [ $# -gt 0 ] || set -- build
 for part in "$@"; do
     case $part in
@@ -91,8 +99,12 @@ for part in "$@"; do
             get_nvcc=1
         fi
         ;;
+    cudnn)
+        need python3-pip python3 -m pip --version
+        get_cudnn=1
+        ;;
     *)
-        echo "install-deps.sh: unknown part '$part'; one of build, clang, fuzz, lint, venv, cuda" >&2
+        echo "install-deps.sh: unknown part '$part'; one of build, clang, fuzz, lint, venv, cuda, cudnn" >&2
         exit 2
         ;;
     esac
@@ -100,6 +112,7 @@ done
 missing=${missing# }
 if [ -z "$missing" ]; then
     [ -z "$get_nvcc" ] || install_nvcc
+    [ -z "$get_cudnn" ] || install_cudnn
     exit 0
 fi
 
@@ -126,3 +139,4 @@ if ! { { $as_root apt-get update -q || echo "apt-get update failed; trying with 
     exit 1
 fi
 [ -z "$get_nvcc" ] || install_nvcc
+[ -z "$get_cudnn" ] || install_cudnn

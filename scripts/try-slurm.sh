@@ -84,6 +84,8 @@ os.makedirs(root)
 t.make_root(root, train=40)
 sections = {"sft": {"epochs": 50}, "preference": {"epochs": 4000, "learning_rate": 1e-4}, "checkpoint": {"every": 2000}}
 t.write_json(f"{root}/run.json", t.make_config(root, **sections))
+sections = {"sft": None, "preference": {"epochs": 1500, "learning_rate": 1e-4}, "dist": {"deterministic": True}, "memory": {"micro_batch_tokens": 64}}
+t.write_json(f"{root}/ranks.json", t.make_config(root, **sections))
 t.write_json(f"{root}/sweep.json", t.make_config(root, model={"path": f"{root}/alone/sft"}, sft=None, preference={"epochs": 20}, output=f"{root}/unused"))
 END
 cd "$dir/job" || exit 1
@@ -94,6 +96,7 @@ field() { squeue -h -j "$1" -o "$2" 2>/dev/null; }
 training() { [ -s "$1/metrics.jsonl" ] && [ "$(wc -l <"$1/metrics.jsonl")" -gt 2000 ]; }
 submit() { sbatch --parsable --cpus-per-task=1 "$@"; }
 is() { [ "$(state "$1")" = "$2" ]; }
+gone() { [ -z "$(field "$1" %i)" ]; }
 pending() { [ "$(field "$1" %T)" = PENDING ]; }
 
 signal=$(submit --time=10 --job-name=signal "$top/configs/slurm/one-node.sbatch" run.json --set output=signal)
@@ -113,8 +116,28 @@ scancel "$cancel"
 check "scancel (SIGTERM): saved, 75 in status.json" wait_for 20 is cancel "stopped 75"
 check "and not queued again" test -z "$(sleep 2; field "$cancel" %T | grep -v COMPLETING)"
 
+# two processes, given out by srun; again the bytes of one that is left alone
+"$BDPO_TRAIN" --config ranks.json --set output=one >one.log 2>&1
+check "one process alone" test -d one/model
+ranks=$(sbatch --parsable --nodes=1 --ntasks-per-node=2 --cpus-per-task=1 --time=10 --job-name=ranks "$top/configs/slurm/nodes.sbatch" ranks.json --set output=ranks)
+check "a job of two processes runs" wait_for 100 training ranks
+scancel -s USR1 "$ranks"
+check "scancel -s USR1 to two processes: saved, 75 in status.json" wait_for 20 is ranks "stopped 75"
+check "and queued again" wait_for 10 pending "$ranks"
+dead=$(sbatch --parsable --nodes=1 --ntasks-per-node=2 --cpus-per-task=1 --time=10 --job-name=dead "$top/configs/slurm/nodes.sbatch" ranks.json --set output=dead)
+check "another job of two processes runs" wait_for 100 training dead
+pkill_one() { # of the processes of this run the one that is not rank 0
+    local zero
+    zero=$(python3 -c 'import json,sys; print(json.load(open(sys.argv[1]))["pid"])' "$1/status.json")
+    pgrep -f -- "--config ranks.json --set output=$1\$" | while read -r pid; do
+        if [ "$pid" != "$zero" ] && [ "$(readlink "/proc/$pid/exe")" = "$(readlink -f "$BDPO_TRAIN")" ]; then kill -KILL "$pid"; fi
+    done
+}
+pkill_one dead
+check "one of two processes is killed: 76 in status.json" wait_for 5 is dead "failed 76"
+check "and srun ends the other" wait_for 20 gone "$dead"
+
 array=$(submit --array=0-2%2 "$top/configs/slurm/sweep.sbatch" sweep.json preference.lambda 0.2 0.5 0.8)
-gone() { [ -z "$(field "$1" %i)" ]; }
 check "an array ends" wait_for 120 gone "$array"
 for value in 0.2 0.5 0.8; do
     check "an array: lambda $value is done" is "runs/sweep/preference.lambda-$value" "done 0"
@@ -122,6 +145,10 @@ done
 
 check "the requeued job ends" wait_for 240 is signal "done 0"
 check "it was started twice" grep -q '^.* start 1 on' "signal-$signal.out"
+check "so does that of two processes" wait_for 240 is ranks "done 0"
+for name in metrics.jsonl model/model.safetensors; do
+    check "two processes, requeued: $name is byte-equal to that of one alone" cmp -s "one/$name" "ranks/$name"
+done
 for name in metrics.jsonl sft/model.safetensors model/model.safetensors; do
     check "its $name is byte-equal to that of the job alone" cmp -s "alone/$name" "signal/$name"
 done

@@ -336,7 +336,7 @@ def test_run_files(r, root):
     p.check(abs(pref[0]["loss"] - math.log(2)) < 1e-9 and pref[0]["bdpo/gate"] == 0.5 and pref[0]["logps/chosen"] == pref[0]["ref_logps/chosen"],
             "metrics: the first step stands at the reference", str(pref[0]))
     timing = t.read_lines(p.path("run/timing.jsonl"))
-    keys = ["stage", "step", "step_seconds", "tokens_per_second", "pairs_per_second", "comm_seconds"]
+    keys = ["stage", "step", "step_seconds", "tokens_per_second", "pairs_per_second", "comm_seconds", "comm_bytes"]
     p.check(len(timing) == 9 and all(list(x) == keys for x in timing), "timing.jsonl", str(timing[0]))
     s = p.status()
     p.check(s["state"] == "done" and s["exit_code"] == 0 and s["stage"] == "preference" and s["step"] == s["steps"] == 6 and s["pid"] > 1

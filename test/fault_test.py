@@ -174,13 +174,18 @@ def inside(root):
     want = job.results()
     shutil.rmtree(job.out)
     os.makedirs(job.out)
-    mount("-t", "tmpfs", "-o", "size=250k", "none", job.out)  # a checkpoint takes about 80
+    mount("-t", "tmpfs", "-o", "size=254k", "none", job.out)  # a checkpoint takes about 80
     res = job.go_on("--set", "checkpoint.keep=5")
     names = job.checkpoints()
     line = res.lines[-1]
     say(res.code == 1 and "No space left" in line and "(needs " in line and " free)" in line and "/checkpoints/" in line, "a full disk: one line with path, needed and free", res)
     say("warning: output:" in res.err and "free, this run may write" in res.err, "a full disk: warned of before the first step", res)
     say(names and not job.leftovers(), "a full disk: older checkpoints stand, nothing half-written", f"{names} {job.leftovers()}")
+    subprocess.run(["dd", "if=/dev/zero", f"of={job.out}/filler", "bs=4k"], capture_output=True, check=False)
+    res = job.go_on("--set", "checkpoint.keep=5")
+    s = job.status()
+    say(res.code == 1 and s["state"] == "failed" and s["exit_code"] == 1 and "No space left" in s["reason"], "no byte of room: status.json says so all the same", f"{s} {res}")
+    os.unlink(f"{job.out}/filler")
     mount("-o", "remount,size=4m", job.out)
     wrong = job.recovered(want)
     say(not wrong, "with room again: gone on with, to the same bytes", wrong)
@@ -209,7 +214,7 @@ def test_disks(r, root):
     lines = [x for x in p.stdout.split("\n") if x.startswith(("ok ", "FAIL "))]
     for x in lines:
         r.check(x.startswith("ok "), x.split(" ", 1)[1])
-    r.check(p.returncode == 0 and len(lines) == 7, "full and read-only disks: all was looked at", p.stdout + p.stderr)
+    r.check(p.returncode == 0 and len(lines) == 8, "full and read-only disks: all was looked at", p.stdout + p.stderr)
 
 
 def test_places(r, root):

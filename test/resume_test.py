@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -194,6 +195,63 @@ def test_good_one_survives(r, root, want):
     compare(r, "keep 1: the same end", out, want)
 
 
+def edit(path, old, new):
+    text = t.read_bytes(path)
+    if old not in text:
+        raise RuntimeError(f"{path} has no {old}")
+    with open(path, "wb") as f:
+        f.write(text.replace(old, new, 1))
+
+
+VALUE = r'("[^"]*"|[^\s;,]+)'
+
+
+def files(out):
+    """All but the lock, which names the last process that looked."""
+    return {name: digest for name, digest in t.tree(out).items() if name != ".lock"}
+
+
+def test_changes(r, root):
+    """A run whose tokenizer, dtype, data, weights or options have changed: refused with both values, nothing touched, unless --allow-change."""
+    os.makedirs(root)
+    t.make_root(root, train=30)
+    stopped = t.bdpo("--config", job(root, "base"), "--set", "max_hours=1e-9")
+    at, out = f"{root}/base/checkpoints/sft-000001", f"{root}/changed"
+    r.check(stopped.code == 75 and os.path.isdir(at), "changes: a run to go on with", f"{stopped}" if stopped.code != 75 else "")
+    tokenizer, data, held, weights = (f"{root}/{x}" for x in ("model/tokenizer.json", "train.jsonl", "eval.jsonl", "model/model.safetensors"))
+    for what, key, path, change in [
+        ("the tokenizer", "content.tokenizer.json", tokenizer, lambda: edit(tokenizer, b"<|im_start|>", b"<|im_begin|>")),
+        ("the data", "content.sft data", data, lambda: edit(data, b'"chosen": "', b'"chosen": "x')),
+        ("the evaluation data", "content.preference evaluation data", held, lambda: edit(held, b'"rejected": "', b'"rejected": "x')),
+        ("the weights", "content.model.safetensors", weights, lambda: flip(weights, os.path.getsize(weights) - 3)),
+        ("the dtype", "model.dtype", None, ["model.dtype=bfloat16"]),
+        ("lambda", "preference.lambda", None, ["preference.lambda=0.25"]),
+        ("the batch", "sft.batch_size", None, ["sft.batch_size=5"]),
+        ("deterministic", "dist.deterministic", None, ["dist.deterministic=true"]),
+    ]:
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(f"{root}/base", out)
+        config, args, was = job(root, "changed"), [], None
+        if path:
+            was = t.read_bytes(path)
+            change()
+        else:
+            args = [x for c in change for x in ("--set", c)]
+        before = files(out)
+        for where, more in (("", []), ("a named checkpoint: ", ["--set", f"checkpoint.resume={at}", "--set", f"output={root}/elsewhere"])):
+            res = t.bdpo("--config", config, *args, *more)
+            said = re.search(rf"{re.escape(key)}: {VALUE} was {VALUE}[;,]", res.err)
+            r.check(res.code == 82 and said and said[1] != said[2] and "--allow-change" in res.err, f"{where}{what} changed: refused with both values", "" if said else f"{res}")
+            shutil.rmtree(f"{root}/elsewhere", ignore_errors=True)
+        r.check(files(out) == before, f"{what} changed: nothing is touched")
+        res = t.bdpo("--config", config, *args, "--allow-change")
+        r.check(res.code == 0 and re.search(rf"warning: .*{re.escape(key)}: {VALUE} was {VALUE}", res.err) and "resumed from" in res.err, f"{what} changed: gone on with --allow-change",
+                "" if res.code == 0 else f"{res}")
+        if path:
+            with open(path, "wb") as f:
+                f.write(was)
+
+
 def left_alone(r, root):
     """A job that nothing disturbs: its seconds and its results."""
     os.makedirs(root)
@@ -219,6 +277,8 @@ def main():
     r, root = Report(), tempfile.mkdtemp(prefix="bdpo-resume-")
     try:
         ends = {}
+        if not a.kills:
+            test_changes(r, f"{root}/changes")
         for kind in ("float32", "one-batch", "bfloat16"):
             seconds, want = left_alone(r, f"{root}/{kind}")
             ends[kind] = want["model/model.safetensors"]

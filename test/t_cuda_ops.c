@@ -35,11 +35,11 @@ static int close_backend(void **state)
 }
 
 /* One row, with the threads in order, backwards and at random: the bits are the same. */
-static void row_in(const struct op_row *row, enum dtype act)
+static void row_in(const struct backend *b, const struct op_row *row, enum dtype act)
 {
     uint8_t digest[EMU_ORDERS][32];
     for (int seed = 0; seed < emu_orders(); seed++) {
-        struct op_run r = { .be = &be, .seed = 11, .act = act };
+        struct op_run r = { .be = b, .seed = 11, .act = act };
         emu_seed((uint64_t)seed);
         row->run(&r, row->d);
         op_run_check(&r, digest[seed]);
@@ -50,8 +50,20 @@ static void row_in(const struct op_row *row, enum dtype act)
 
 static void test_cuda_ops__row(void **state)
 {
-    row_in(*state, DT_F32);
-    row_in(*state, DT_BF16);
+    row_in(&be, *state, DT_F32);
+    row_in(&be, *state, DT_BF16);
+}
+
+/* Attention through a library: the sequences and copies that attention_sdpa.cu makes of the segments. */
+static void test_cuda_ops__cudnn(void **state)
+{
+    struct backend with;
+    (void)state;
+    OK(cuda_open(&with, 1));
+    OK(cuda_use_cudnn(&with));
+    for (int i = 0; i < op_rows_count; i++)
+        if (strcmp(op_rows[i].op, "attention") == 0) row_in(&with, &op_rows[i], DT_BF16);
+    backend_close(&with);
 }
 
 /* cuBLASLt takes matrices as they are */
@@ -126,7 +138,7 @@ static void test_cuda_ops__every_kernel_ran(void **state)
 int main(int argc, char **argv)
 {
     const int n = op_rows_count;
-    struct CMUnitTest *all = calloc((size_t)n + 3, sizeof *all);
+    struct CMUnitTest *all = calloc((size_t)n + 4, sizeof *all);
     char(*names)[96] = calloc((size_t)n, sizeof *names);
     int k = 0;
     assert_true(all && names);
@@ -141,6 +153,7 @@ int main(int argc, char **argv)
                                             .initial_state = (void *)(uintptr_t)&op_rows[i] };
     }
     if (argc == 1) {
+        all[k++] = (struct CMUnitTest)cmocka_unit_test(test_cuda_ops__cudnn);
         all[k++] = (struct CMUnitTest)cmocka_unit_test(test_cuda_ops__pack);
         all[k++] = (struct CMUnitTest)cmocka_unit_test(test_cuda_ops__every_op_ran);
         all[k++] = (struct CMUnitTest)cmocka_unit_test(test_cuda_ops__every_kernel_ran);

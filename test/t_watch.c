@@ -11,6 +11,7 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+#include "../src/base/signals.h"
 #include "../src/base/watch.h"
 
 static void nap(double seconds)
@@ -64,10 +65,32 @@ static void is_stopped(void)
     }
 }
 
-static void told(void *payload, const char *reason)
+static void told(void *payload, const char *reason, bool ends)
 {
     const int fd = *(int *)payload;
     (void)!write(fd, reason, strlen(reason));
+    (void)!write(fd, ends ? "; ends" : "; goes on", ends ? 6 : 9);
+}
+
+/* A launcher says that a rank is lost, and the process gets no further. */
+static void is_told_to_end(void)
+{
+    watch_stage("sft", 3);
+    watch_call("sum", 1);
+    raise(SIGTERM);
+    for (int i = 0; i < 10; i++) {
+        nap(0.05);
+        watch_beat();
+    }
+    watch_call(NULL, 1);
+}
+
+/* It says itself how it ended. */
+static void is_told_and_ends(void)
+{
+    raise(SIGTERM);
+    watch_mute();
+    beats();
 }
 
 /* The exit code of a process that is watched for 0.5 s of silence while it does `work`; what the watcher told. */
@@ -79,6 +102,8 @@ static int watched(void (*work)(void), char *out, size_t size)
     if (pid == 0) {
         const int nothing = open("/dev/null", O_WRONLY);
         dup2(nothing, STDERR_FILENO);
+        signals_install();
+        watch_term(0.2);
         if (watch_start(0.5, 76, "who: ", told, &ends[1]) < 0) _exit(1);
         work();
         watch_stop();
@@ -102,6 +127,20 @@ static void test_watch__a_process_that_hangs(void **state)
     assert_non_null(strstr(text, "this process hangs itself"));
     assert_int_equal(watched(hangs_in_a_call, text, sizeof text), 76);
     assert_non_null(strstr(text, "at sft step 17, waiting for other ranks in call 1 (reduction)"));
+    assert_non_null(strstr(text, "; ends"));
+}
+
+static void test_watch__a_signal_that_a_launcher_sends(void **state)
+{
+    char text[512];
+    (void)state;
+    assert_int_equal(watched(is_told_to_end, text, sizeof text), 0);
+    assert_non_null(strstr(text, "who: SIGTERM (a launcher sends it when a rank is lost) at sft "
+                                 "step 3, waiting for other ranks in call 1 (sum): "));
+    assert_non_null(strstr(text, "; goes on"));
+    assert_null(strstr(strstr(text, "; goes on") + 1, "SIGTERM")); /* once */
+    assert_int_equal(watched(is_told_and_ends, text, sizeof text), 0);
+    assert_string_equal(text, "");
 }
 
 static void test_watch__progress_and_patience(void **state)
@@ -126,6 +165,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_watch__a_process_that_hangs),
         cmocka_unit_test(test_watch__progress_and_patience),
+        cmocka_unit_test(test_watch__a_signal_that_a_launcher_sends),
         cmocka_unit_test(test_watch__a_stopped_process_is_not_one_that_hangs),
     };
     return cmocka_run_group_tests_name("watch", tests, NULL, NULL);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "watch.h"
+#include "signals.h"
 #include <errno.h>
 #include <execinfo.h>
 #include <pthread.h>
@@ -21,6 +22,10 @@ static struct {
     watch_fn *fn;
     void *payload;
     atomic_bool stop;
+    double grace; /* seconds after a SIGTERM; 0: it is not told */
+    double term;  /* seconds since one was seen */
+    bool told;    /* of it */
+    atomic_bool muted, speaking;
 } w;
 static atomic_llong beats, calls, step;
 static atomic_int patience = 1;
@@ -65,30 +70,48 @@ static void nap(double seconds)
     nanosleep(&t, NULL);
 }
 
+/* "WHO WHAT at STAGE step N, waiting for other ranks in call K (CALL): WAITS", or ", ELSE" outside of a call. */
+static void compose(char text[512], const char *what, const char *waits, const char *alone)
+{
+    const char *at = atomic_load(&stage), *in = atomic_load(&call);
+    char place[128] = "";
+    if (at && *at)
+        snprintf(place, sizeof place, " at %s step %lld", at, (long long)atomic_load(&step));
+    if (in)
+        snprintf(text, 512, "%s%s%s, waiting for other ranks in call %lld (%s): %s", w.who, what,
+                 place, (long long)atomic_load(&calls), in, waits);
+    else
+        snprintf(text, 512, "%s%s%s, %s", w.who, what, place, alone);
+}
+
 static void give_up(double waited)
 {
-    char text[512];
-    const char *at = atomic_load(&stage), *in = atomic_load(&call);
-    const int n = snprintf(text, sizeof text, "%sno progress for %.3g s", w.who, waited);
-    char *p = text + MIN(n, (int)sizeof text - 1);
-    size_t room = (size_t)(text + sizeof text - p);
-    if (at && *at) {
-        const int k = snprintf(p, room, " at %s step %lld", at, (long long)atomic_load(&step));
-        p += MIN(k, (int)room - 1);
-        room = (size_t)(text + sizeof text - p);
-    }
-    if (in)
-        snprintf(p, room,
-                 ", waiting for other ranks in call %lld (%s): one of them hangs or is lost",
-                 (long long)atomic_load(&calls), in);
-    else
-        snprintf(p, room, ", outside of any communication: this process hangs itself");
+    char text[512], what[64];
+    snprintf(what, sizeof what, "no progress for %.3g s", waited);
+    compose(text, what, "one of them hangs or is lost",
+            "outside of any communication: this process hangs itself");
     err_print(text);
     pthread_kill(w.watched, SIGURG);
     for (int i = 0; i < 20 && !atomic_load(&stack_done); i++)
         nap(0.05);
-    if (w.fn) w.fn(w.payload, text);
+    if (w.fn) w.fn(w.payload, text, true);
     _exit(w.exit_code);
+}
+
+static const char LOST[] = "nothing is saved since the last checkpoint";
+
+/* It may be a user's wish, which is fulfilled after the step; or there is no time for that any more. */
+static void tell_of_term(double passed)
+{
+    char text[512];
+    if (w.grace <= 0 || w.told || signals_pending() != SIGTERM) return;
+    w.term += passed;
+    if (w.term < w.grace) return;
+    w.told = true;
+    compose(text, "SIGTERM (a launcher sends it when a rank is lost)", LOST, LOST);
+    atomic_store(&w.speaking, true);
+    if (w.fn && !atomic_load(&w.muted)) w.fn(w.payload, text, false);
+    atomic_store(&w.speaking, false);
 }
 
 static double now(void)
@@ -100,7 +123,7 @@ static double now(void)
 
 static void *watcher(void *unused)
 {
-    const double period = w.seconds < 10 ? w.seconds / 20 : 0.5;
+    const double period = MIN(w.seconds / 20, w.grace > 0 ? 0.1 : 0.5);
     long long seen = -1;
     double idle = 0, last = now();
     (void)unused;
@@ -115,6 +138,7 @@ static void *watcher(void *unused)
             idle += passed < 3 * period ? passed : period; /* else everything stood still */
         seen = b;
         if (idle > w.seconds * atomic_load(&patience)) give_up(idle);
+        tell_of_term(passed);
     }
     return NULL;
 }
@@ -136,6 +160,9 @@ int watch_start(double seconds, int exit_code, const char *who, watch_fn *fn, vo
     w.fn = fn;
     w.payload = payload;
     w.watched = pthread_self();
+    w.term = 0;
+    w.told = false;
+    atomic_store(&w.muted, false);
     snprintf(w.who, sizeof w.who, "%s", who);
     atomic_store(&w.stop, false);
     watch_beat();
@@ -146,6 +173,18 @@ int watch_start(double seconds, int exit_code, const char *who, watch_fn *fn, vo
     if (code) return err_set(ERR_OOM, "cannot start the watching thread: %s", strerror(code));
     w.running = true;
     return 0;
+}
+
+void watch_term(double grace)
+{
+    w.grace = grace;
+}
+
+void watch_mute(void)
+{
+    atomic_store(&w.muted, true);
+    while (atomic_load(&w.speaking))
+        nap(0.001);
 }
 
 void watch_stop(void)

@@ -54,8 +54,7 @@ void tokenizer_close(struct tokenizer *t)
 {
     if (!t) return;
     for (int i = 0; i < STEPS_MAX; i++) {
-        free(t->norms[i].from);
-        free(t->norms[i].to);
+        norm_release(&t->norms[i]);
         pretok_release(&t->pretoks[i]);
         free(t->decodes[i].from);
         free(t->decodes[i].to);
@@ -251,4 +250,11 @@ int32_t tokenizer_size(const struct tokenizer *t)
 void tokenizer_digest(const struct tokenizer *t, char hex[65])
 {
     memcpy(hex, t->digest, sizeof t->digest);
+}
+
+int tokenizer_identity(const struct tokenizer *t, struct buf *b)
+{
+    char version[REGEX_VERSION];
+    return buf_addf(b, "tokenizer %s %d %d %d utf8proc %s pcre2 %s\n", t->digest, t->bos, t->eos,
+                    t->adds_bos, text_unicode_version(), regex_version(version));
 }

@@ -2,6 +2,7 @@
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include "tokenizer_impl.h"
 #include <pcre2.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -196,6 +197,20 @@ struct regex {
     bool jit;
 };
 
+const char *regex_version(char out[REGEX_VERSION])
+{
+    char part[REGEX_VERSION / 2];
+    size_t n = 0;
+    out[0] = 0;
+    static const uint32_t what[] = { PCRE2_CONFIG_VERSION, PCRE2_CONFIG_UNICODE_VERSION };
+    for (size_t i = 0; i < COUNT_OF(what); i++) {
+        const int len = pcre2_config(what[i], NULL);
+        if (len <= 0 || (size_t)len > sizeof part || pcre2_config(what[i], part) < 0) continue;
+        n += (size_t)snprintf(out + n, REGEX_VERSION - n, "%s%s", n ? " " : "", part);
+    }
+    return out;
+}
+
 int regex_open(struct regex **out, const char *pattern)
 {
     char *text = NULL;
@@ -231,6 +246,12 @@ void regex_close(struct regex *r)
 {
     if (r) pcre2_code_free(r->code);
     free(r);
+}
+
+bool regex_matches_empty(const struct regex *r)
+{
+    uint32_t empty = 1;
+    return pcre2_pattern_info(r->code, PCRE2_INFO_MATCHEMPTY, &empty) != 0 || empty;
 }
 
 /* A match may take STEP_FREE steps in WINDOW bytes for nothing; what takes more steps or has to see more

@@ -142,25 +142,32 @@ void dist_abort(struct dist *d, int exit_code)
     comm_abort(d ? d->comm : NULL, exit_code);
 }
 
+static struct listener {
+    double wait;
+    watch_fn *fn;
+    void *payload;
+} listener;
+
 /* The first rank to end takes the others with it: rank 0, which tells the world, goes first. */
-static void let_first_speak(void *seconds, const char *reason)
+static void let_first_speak(void *unused, const char *reason, bool ends)
 {
-    const double wait = MIN(*(double *)seconds / 4, 2.0);
+    const double wait = listener.wait;
     const struct timespec t = { (time_t)wait, (long)((wait - (double)(time_t)wait) * 1e9) };
-    (void)reason;
-    nanosleep(&t, NULL);
+    (void)unused;
+    if (ends) nanosleep(&t, NULL);
+    if (listener.fn) listener.fn(listener.payload, reason, ends);
 }
 
 int dist_watch(struct dist *d, double seconds, watch_fn *fn, void *payload)
 {
-    static double kept;
+    const bool first = dist_rank(d) == 0;
     char who[64] = "bdpo-train: error: ";
-    if (dist_size(d) > 1)
+    if (dist_size(d) > 1) {
         snprintf(who, sizeof who, "bdpo-train: error: rank %d of %d: ", d->rank, d->size);
-    kept = seconds;
-    if (dist_rank(d) > 0)
-        return watch_start(seconds, err_exit_code(ERR_COMM), who, let_first_speak, &kept);
-    return watch_start(seconds, err_exit_code(ERR_COMM), who, fn, payload);
+        watch_term(first ? 0.2 : 0.6); /* Open MPI sends SIGKILL after a second */
+    }
+    listener = (struct listener){ first ? 0 : MIN(seconds / 4, 2.0), fn, payload };
+    return watch_start(seconds, err_exit_code(ERR_COMM), who, let_first_speak, NULL);
 }
 
 /* --- agreement and small collectives ------------------------------------------------------------------------------ */
@@ -172,9 +179,16 @@ double dist_clock(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-double dist_enter(const char *what)
+void dist_count(struct dist *d)
 {
-    watch_call(what, 1);
+    if (!d) return;
+    d->seconds = 0;
+    d->bytes = 0;
+}
+
+double dist_enter(const char *what, int patience)
+{
+    watch_call(what, patience);
     return dist_clock();
 }
 
@@ -204,7 +218,7 @@ out:
     return rc;
 }
 
-int dist_vote(struct dist *d, int rc, int64_t *x, int32_t n)
+static int vote(struct dist *d, int rc, int64_t *x, int32_t n, const char *what, int patience)
 {
     struct vote mine = { .rc = MIN(rc, 0) }, *all = NULL;
     int32_t bad = -1;
@@ -214,8 +228,9 @@ int dist_vote(struct dist *d, int rc, int64_t *x, int32_t n)
     for (int32_t i = 0; i < n; i++)
         mine.x[i] = x[i];
     TRY(MEM_NEW(&all, d->size));
-    since = dist_enter("agreement");
+    since = dist_enter(what, patience);
     const int got = comm_allgather(d->comm, &mine, all, sizeof mine);
+    d->bytes += (int64_t)sizeof mine * (d->size - 1);
     for (int32_t r = d->size; got == 0 && r-- > 0;) {
         if (all[r].rc < 0) bad = r;
         for (int32_t i = 0; i < n; i++)
@@ -228,9 +243,29 @@ int dist_vote(struct dist *d, int rc, int64_t *x, int32_t n)
     return end;
 }
 
+int dist_vote(struct dist *d, int rc, int64_t *x, int32_t n)
+{
+    return vote(d, rc, x, n, "agreement", 1);
+}
+
 int dist_agree(struct dist *d, int rc)
 {
-    return dist_vote(d, rc, NULL, 0);
+    return vote(d, rc, NULL, 0, "agreement", 1);
+}
+
+int dist_agree_written(struct dist *d, int rc)
+{
+    return vote(d, rc, NULL, 0, "agreement after writing", WATCH_DISK);
+}
+
+bool dist_alone(const struct dist *d)
+{
+    return dist_size(d) > 1 && !d->agreed;
+}
+
+void dist_recover(struct dist *d)
+{
+    if (d) d->agreed = false;
 }
 
 int dist_sum(struct dist *d, double *x, int64_t n)
@@ -241,7 +276,7 @@ int dist_sum(struct dist *d, double *x, int64_t n)
     int rc;
     if (size == 1) return 0;
     TRY(MEM_NEW(&all, MIN(most, n) * size));
-    since = dist_enter("sum");
+    since = dist_enter("sum", 1);
     for (int64_t at = 0; at < n; at += most) {
         const int64_t k = MIN(most, n - at);
         TRY_OUT(comm_allgather(d->comm, x + at, all, k * 8));
@@ -264,8 +299,9 @@ int dist_bcast(struct dist *d, void *data, int64_t bytes)
 {
     double since;
     if (dist_size(d) == 1) return 0;
-    since = dist_enter("broadcast");
+    since = dist_enter("broadcast", 1);
     const int rc = comm_bcast(d->comm, data, bytes, 0);
+    if (d->rank == 0) d->bytes += bytes * (d->size - 1);
     dist_leave(d, since);
     return rc;
 }
@@ -277,8 +313,9 @@ int dist_gather(struct dist *d, const void *mine, void *all, int64_t bytes)
         memcpy(all, mine, (size_t)bytes);
         return 0;
     }
-    since = dist_enter("gather");
+    since = dist_enter("gather", 1);
     const int rc = comm_allgather(d->comm, mine, all, bytes);
+    d->bytes += bytes * (d->size - 1);
     dist_leave(d, since);
     return rc;
 }

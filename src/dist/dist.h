@@ -14,7 +14,7 @@ struct dist { /* valid when zeroed: one rank */
     struct comm *comm;  /* NULL: one rank */
     int32_t speaker;    /* the lowest rank that failed, of the last agreement */
     bool agreed;        /* the last error is every rank's */
-    /* what was communicated: seconds inside these calls, bytes of payload sent to other ranks */
+    /* what was communicated: seconds inside these calls, bytes of payload sent to other ranks (of a collective: to each of them) */
     double seconds;
     int64_t bytes;
 };
@@ -31,6 +31,12 @@ void dist_abort(struct dist *d, int exit_code) __attribute__((noreturn));
 /* All ranks: 0 where rc >= 0 on all. Else the code and message of the lowest rank that failed, on all ranks. An error that all ranks have already is
  * returned as it is. */
 int dist_agree(struct dist *d, int rc);
+/* The same after some ranks have written files, for which the others wait with WATCH_DISK times the patience. */
+int dist_agree_written(struct dist *d, int rc);
+/* This rank alone has failed: others may wait for it. */
+bool dist_alone(const struct dist *d);
+/* All ranks: the error that they agreed on is dealt with, and what comes is another one. */
+void dist_recover(struct dist *d);
 /* All ranks: dist_agree, and x[i] = the largest of all ranks' x[i], n <= 8. */
 int dist_vote(struct dist *d, int rc, int64_t *x, int32_t n);
 /* All ranks: x[i] = sum of all ranks' x[i], added in the order of ranks (so, where one rank alone has a value that is not 0, that value
@@ -41,11 +47,15 @@ int dist_bcast(struct dist *d, void *data, int64_t bytes);
 /* All ranks: all[size * bytes] = every rank's mine. */
 int dist_gather(struct dist *d, const void *mine, void *all, int64_t bytes);
 
-/* Watch this rank: without progress for `seconds` it ends with exit code 76, and the launcher then ends the others. watch_stop() ends it. */
+/* Watch this rank: without progress for `seconds` it ends with exit code 76, and the launcher then ends the others. fn is told of that, rank 0's before
+ * the others', and of several ranks also when a SIGTERM is followed by nothing. watch_stop() ends it. */
 int dist_watch(struct dist *d, double seconds, watch_fn *fn, void *payload);
+/* Count seconds and bytes from 0. */
+void dist_count(struct dist *d);
 /* Seconds, monotonic. */
 double dist_clock(void);
-/* Around a call that may wait for others: it counts as communication, and the watcher can name it. Returns what dist_leave takes. */
-double dist_enter(const char *what);
+/* Around a call that may wait for others: it counts as communication, and the watcher can name it. patience: 1, or WATCH_DISK. Returns what
+ * dist_leave takes. */
+double dist_enter(const char *what, int patience);
 void dist_leave(struct dist *d, double since);
 #endif

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { GRAIN = 1024, BUCKET = 1 << 22, SERVE_PATIENCE = 10 };
+enum { GRAIN = 1024, BUCKET = 1 << 22 };
 
 /* --- the map ------------------------------------------------------------------------------------------------------ */
 
@@ -182,7 +182,7 @@ int zero_reduce(struct zero *z, int64_t begin, const float *data)
     BUG_IF(z->next >= z->n_groups || g->begin != begin);
     z->next++;
     if (dist_size(z->d) == 1 && !z->rounds) return 0;
-    if (z->d) since = dist_enter("reduction of gradients");
+    if (z->d) since = dist_enter("reduction of gradients", 1);
     TRY_OUT(finish_all(z));
     for (int32_t i = 0; i < g->n; i++) {
         const int32_t s = i % ZERO_SLOTS, b = g->first + i;
@@ -191,6 +191,7 @@ int zero_reduce(struct zero *z, int64_t begin, const float *data)
     }
     rc = 0;
 out:
+    if (rc < 0) z->broken = rc;
     if (z->d) dist_leave(z->d, since);
     return rc;
 }
@@ -198,12 +199,13 @@ out:
 int zero_finish(struct zero *z)
 {
     double since = 0;
+    if (z->broken) return z->broken;
     while (z->next < z->n_groups) {
         /* what a failed rank sends does not matter, but that it sends; a window array is longer than any group */
         const int64_t begin = z->group[z->next].begin;
         TRY(zero_reduce(z, begin, (const float *)z->grads->data + (z->windows ? 0 : begin)));
     }
-    if (z->d) since = dist_enter("reduction of gradients");
+    if (z->d) since = dist_enter("reduction of gradients", 1);
     const int rc = finish_all(z);
     if (z->d) dist_leave(z->d, since);
     return rc;
@@ -267,7 +269,7 @@ int zero_gather(struct zero *z, int32_t b, void *flat, int64_t size)
     double since;
     int rc = 0;
     if (ranks == 1) return 0;
-    since = dist_enter("gathering of weights");
+    since = dist_enter("gathering of weights", 1);
     for (int32_t i = 1; i < ranks; i++) {
         const int32_t to = (rank + i) % ranks, from = (rank + ranks - i) % ranks;
         const struct flat_part theirs = zero_part(z, b, from);
@@ -289,7 +291,7 @@ int zero_gather_end(struct zero *z)
 {
     double since;
     if (dist_size(z->d) == 1) return 0;
-    since = dist_enter("gathering of weights");
+    since = dist_enter("gathering of weights", 1);
     const int rc = comm_wait(z->d->comm, &z->gathering);
     dist_leave(z->d, since);
     return rc;
@@ -328,7 +330,7 @@ int zero_fetch(struct zero *z, enum zero_state which, int64_t at, int64_t n, flo
     struct comm_list list = { 0 };
     double since = 0;
     int rc = 0;
-    if (z->d) since = dist_enter("reading shards");
+    if (z->d) since = dist_enter("reading shards", 1);
     if (dist_size(z->d) > 1) TRY_OUT(comm_bcast(z->d->comm, ask, sizeof ask, 0));
     for (int32_t b = 0; b < z->n_buckets; b++) {
         if (z->bucket[b].end <= at || z->bucket[b].begin >= at + n) continue;
@@ -344,6 +346,7 @@ int zero_fetch(struct zero *z, enum zero_state which, int64_t at, int64_t n, flo
     }
     if (dist_size(z->d) > 1) rc = comm_wait(z->d->comm, &list);
 out:
+    if (rc < 0) z->broken = rc;
     if (z->d) dist_leave(z->d, since);
     comm_list_release(&list);
     return rc;
@@ -377,10 +380,7 @@ int zero_serve(struct zero *z)
     BUG_IF(dist_rank(z->d) == 0);
     for (;;) {
         int64_t ask[3];
-        double since;
-        since = dist_enter("waiting for rank 0");
-        watch_call("waiting for rank 0, which writes",
-                   SERVE_PATIENCE); /* a disk may take its time */
+        const double since = dist_enter("waiting for rank 0, which writes", WATCH_DISK);
         int rc = comm_bcast(z->d->comm, ask, sizeof ask, 0);
         if (rc == 0 && ask[0] >= 0) rc = answer(z, ask);
         dist_leave(z->d, since);
@@ -392,7 +392,7 @@ int zero_serve(struct zero *z)
 int zero_dismiss(struct zero *z, int rc)
 {
     int64_t end[3] = { -1, 0, 0 };
-    if (dist_size(z->d) == 1) return rc;
+    if (dist_size(z->d) == 1 || z->broken) return rc;
     TRY(comm_bcast(z->d->comm, end, sizeof end, 0));
     return dist_agree(z->d, rc);
 }

@@ -44,6 +44,7 @@ struct zero { /* valid when zeroed */
     struct comm_list gathering;
     const bool *active;        /* [ranks] of the round, borrowed */
     int32_t next;              /* group that comes next in the round */
+    int broken;                /* the error after which messages of this rank are missing: it can talk to the others no more, and ends all */
 };
 
 /* Groups are added in the order of the backward and cover [0, n_flat) together; then zero_split cuts them. be, d, grads: borrowed. */

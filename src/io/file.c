@@ -114,6 +114,14 @@ static int out_fail(struct file_out *f, const char *verb, int e)
     return ERR_IO;
 }
 
+int file_sync(int fd)
+{
+    watch_call(NULL, WATCH_DISK);
+    const int rc = fsync(fd);
+    watch_call(NULL, 1);
+    return rc;
+}
+
 int file_create(struct file_out *f, const char *path)
 {
     struct stat st;
@@ -227,7 +235,7 @@ int file_commit(struct file_out *f)
         file_abandon(f);
         return 0;
     }
-    if (fsync(f->fd) != 0) return out_fail(f, "fsync", errno);
+    if (file_sync(f->fd) != 0) return out_fail(f, "fsync", errno);
     if (fstat(f->fd, &st) != 0) return out_fail(f, "stat", errno);
     if (st.st_size != f->bytes) return out_fail(f, "keep the size", EIO);
     if (lstat(f->tmp, &named) != 0) return out_fail(f, "find the temporary file", errno);

@@ -91,6 +91,8 @@ struct backend {
 int cpu_open(struct backend *be, int32_t threads);
 /* 0, or ERR_INPUT with the reason that no device can be used (link-time twin cuda/none.c in a build without CUDA). */
 int cuda_open(struct backend *be, int32_t threads);
+/* Attention of a backend that cuda_open made by cuDNN from now on, where that takes the shapes. ERR_INPUT: it cannot be used, and why. */
+int cuda_use_cudnn(struct backend *be);
 extern const bool cuda_built; /* whether this build has more than the twin */
 void backend_close(struct backend *be);
 void cpu_close(struct ctx *cx);

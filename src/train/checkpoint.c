@@ -181,15 +181,15 @@ int checkpoint_save(const char *output, struct stage *st, int64_t metrics_bytes,
     rc = paths_make(&p, output, info->name);
     if (rc == 0) rc = MEM_NEW(&all, dist_size(dist));
     if (rc == 0 && first) rc = begin_directory(&p);
-    TRY_OUT(dist_agree(dist, rc));
-    TRY_OUT(dist_agree(dist, write_own(p.tmp, st, &own)));
+    TRY_OUT(dist_agree_written(dist, rc));
+    TRY_OUT(dist_agree_written(dist, write_own(p.tmp, st, &own)));
     TRY_OUT(dist_gather(dist, &own, all, sizeof own));
     if (first) {
         rc = write_rest(p.tmp, st, all, dist_size(dist), metrics_bytes, fingerprint);
         if (rc == 0) rc = dir_replace(p.final, p.tmp, p.old);
         if (rc == 0) rc = checkpoint_rotate(output, info, keep);
     }
-    rc = dist_agree(dist, rc);
+    rc = dist_agree_written(dist, rc);
 out:
     if (rc < 0 && first && p.tmp) dir_abandon(p.tmp, rc);
     paths_release(&p);

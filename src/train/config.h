@@ -63,6 +63,7 @@ struct config {
         int32_t special_tokens, on_bad_row;
         int64_t max_bad_rows, max_line_bytes;
         double max_dropped, subsample;
+        bool cache;
     } data;
     struct stage_config sft, preference;
     char *loss; /* name; preference.loss */

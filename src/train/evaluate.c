@@ -141,6 +141,7 @@ static int evaluate_open(struct setup *su, const struct config *c, struct dist *
             ERR_INPUT,
             "data.eval: evaluate needs a file; set it in the config or with --set data.eval=FILE");
     TRY(setup_open(su, c, dist));
+    TRY(setup_cache(su, true));
     TRY(setup_data(su, d, &c->data.eval, kind));
     if (per_pair && dist_rank(dist) == 0 && file_create_named(pairs, per_pair) < 0)
         return ERR_INPUT;

@@ -11,10 +11,10 @@
 
 static int job_open(struct job *j, const struct config *c, struct dist *dist)
 {
-    memset(j, 0, sizeof *j);
     j->cfg = c;
     j->started = j->last_save = clock_seconds();
     TRY(setup_open(&j->su, c, dist));
+    TRY(setup_cache(&j->su, true));
     return inputs_load(&j->in, &j->su, false);
 }
 
@@ -174,8 +174,39 @@ static void say_first(struct job *j, const struct stage *st, double loss)
         status_say(&j->status, "first step: the policy is the reference, loss %.9g", loss);
 }
 
+struct traffic { /* of this rank's steps */
+    int64_t steps, bytes;
+    double waited, seconds;
+};
+
+static void add_traffic(struct traffic *t, const struct dist *d, double seconds)
+{
+    t->steps++;
+    t->bytes += d ? d->bytes : 0;
+    t->waited += d ? d->seconds : 0;
+    t->seconds += seconds;
+}
+
+/* All ranks. What communication took of a stage: the rank that sent most, and the one that waited longest. */
+static int say_traffic(struct job *j, const struct stage *st, const struct traffic *t)
+{
+    const double n = (double)MAX(t->steps, (int64_t)1);
+    int64_t most[3] = { (int64_t)((double)t->bytes / n), (int64_t)(1e9 * t->waited / n),
+                        (int64_t)(1e6 * t->waited / t->seconds) };
+    char sent[32];
+    if (dist_size(j->su.dist) == 1 || t->steps == 0) return 0;
+    TRY(dist_vote(j->su.dist, 0, most, 3));
+    status_say(&j->status,
+               "%s: communication: %s sent by a rank and step, %.3g ms of a step (%.1f %%) waited "
+               "for",
+               st->name, bytes_human(sent, most[0]), 1e-6 * (double)most[1],
+               1e-4 * (double)most[2]);
+    return 0;
+}
+
 static int train_loop(struct job *j, struct stage *st)
 {
+    struct traffic traffic = { 0 };
     const int64_t first = st->step;
     status_stage(&j->status, st->name, st->step, st->steps);
     watch_stage(st->name, st->step);
@@ -194,13 +225,14 @@ static int train_loop(struct job *j, struct stage *st)
         bool applied;
         const double start = clock_seconds();
         watch_stage(st->name, st->step + 1);
-        if (j->su.dist) j->su.dist->seconds = 0;
+        dist_count(j->su.dist);
         TRY(stage_step(st, &m, &norm, &lr, &applied));
+        add_traffic(&traffic, j->su.dist, clock_seconds() - start);
         if (st->step == first + 1) TRY(planning_compare(&j->status, &j->su.be, &j->peak[st->kind]));
         if (st->at_reference && st->step == 1) say_first(j, st, metrics_loss(&m, st->loss));
         TRY(after_step(j, st, report_step(j, st, &m, norm, lr, applied, clock_seconds() - start)));
     }
-    return 0;
+    return say_traffic(j, st, &traffic);
 }
 
 static void announce(struct job *j, const struct stage *st)
@@ -262,7 +294,7 @@ static int stage_begin(struct job *j, struct stage *st)
     const bool needs_ref = st->loss && (st->loss->flags & LOSS_REF);
     struct buf said = { 0 };
     TRY(dist_agree(j->su.dist, stage_weights(j, st)));
-    TRY(dist_agree(j->su.dist, job_writes(j) ? output_begin(&j->out, &j->resolved) : 0));
+    TRY(dist_agree_written(j->su.dist, job_writes(j) ? output_begin(&j->out, &j->resolved) : 0));
     if (!needs_ref || j->cfg->reference.path) return 0;
     status_say(&j->status, "reference: scoring with the policy as it starts");
     const int rc = stage_reference(st, &said);
@@ -296,7 +328,8 @@ static int run_stage(struct job *j, enum stage_kind kind, const char *resume, bo
     if (resume) {
         TRY_OUT(
             dist_agree(j->su.dist, checkpoint_load(resume, &st, j->out.fingerprint, allow_change)));
-        TRY_OUT(dist_agree(j->su.dist, job_writes(j) ? output_begin(&j->out, &j->resolved) : 0));
+        TRY_OUT(dist_agree_written(j->su.dist,
+                                   job_writes(j) ? output_begin(&j->out, &j->resolved) : 0));
         status_say(&j->status, "resumed from %s", resume);
         if (strncmp(resume, j->out.dir, strlen(j->out.dir)) == 0)
             snprintf(j->status.checkpoint, sizeof j->status.checkpoint, "checkpoints/%s",
@@ -330,16 +363,22 @@ static int run_stages(struct job *j, bool allow_change)
     return 0;
 }
 
+static int write_end(struct job *j)
+{
+    if (!job_writes(j)) return 0;
+    TRY(rows_sync(&j->out.metrics));
+    return status_write(&j->status, "done", 0, "finished");
+}
+
 /* status.json says how the run ended; for bad input nothing was begun and nothing is written. */
 static int conclude(struct job *j, int rc)
 {
     struct buf message = { 0 };
     int wrote;
-    if (!j->out.begun) return rc;
-    if (rc == 0) {
-        TRY(rows_sync(&j->out.metrics));
-        return status_write(&j->status, "done", 0, "finished");
-    }
+    watch_mute();
+    if (rc == 0) rc = dist_agree_written(j->su.dist, write_end(j));
+    if (rc < 0 && dist_alone(j->su.dist)) status_fail(&j->status, err_exit_code(rc), err_msg());
+    if (rc == 0 || !j->out.begun) return rc;
     buf_adds(&message, err_msg());
     wrote = status_write(&j->status, rc == ERR_STOPPED ? "stopped" : "failed", err_exit_code(rc),
                          message.data ? message.data : "");
@@ -362,6 +401,9 @@ int job_run(const struct config *c, struct dist *dist, const struct job_opts *o)
     struct buf print = { 0 };
     char *path = NULL;
     int rc;
+    memset(&j, 0, sizeof j);
+    /* from here on a rank may wait for others, who read data and model */
+    TRY_OUT(dist_watch(dist, c->faults.hang_timeout, status_hang, &j.status));
     TRY_OUT(dist_agree(dist, job_prepare(&j, c, dist, &print)));
     TRY_OUT(fingerprint_agree(dist, &print));
     TRY_OUT(output_open_all(&j.out, c, dist, print.data, o->allow_change));
@@ -371,9 +413,8 @@ int job_run(const struct config *c, struct dist *dist, const struct job_opts *o)
         goto out;
     }
     TRY_OUT(dist_agree(dist, setup_backend(&j.su)));
-    if (job_writes(&j)) TRY_OUT(output_path(&j.out, "status.json", &path));
-    TRY_OUT(status_open(&j.status, c, path));
-    TRY_OUT(dist_watch(dist, c->faults.hang_timeout, status_hang, &j.status));
+    TRY_OUT(output_path(&j.out, "status.json", &path));
+    TRY_OUT(status_open(&j.status, c, path, dist_rank(dist)));
     TRY_OUT(choose_sizes(&j));
     rc = conclude(&j, run_stages(&j, o->allow_change));
     if (rc == 0 && job_writes(&j) && output_report(&j.out) < 0)

@@ -49,6 +49,7 @@ int job_timing(struct job *j, const struct stage *st, const struct metrics *m, d
     TRY_OUT(metrics_real(row, "tokens_per_second", (double)m->tokens / seconds));
     TRY_OUT(metrics_real(row, "pairs_per_second", (double)m->examples / seconds));
     TRY_OUT(metrics_real(row, "comm_seconds", j->su.dist ? j->su.dist->seconds : 0));
+    TRY_OUT(metrics_int(row, "comm_bytes", j->su.dist ? j->su.dist->bytes : 0));
     TRY_OUT(rows_put(&j->out.timing, row));
 out:
     json_decref(row);
@@ -61,13 +62,13 @@ int job_checkpoint(struct job *j, struct stage *st)
     struct checkpoint_info info;
     /* due at this step and asked for by a signal: once is enough, and a good one is not replaced */
     if (memcmp(j->saved, now, sizeof now) == 0) return 0;
-    TRY(dist_agree(j->su.dist, rows_sync(&j->out.metrics)));
+    TRY(dist_agree_written(j->su.dist, rows_sync(&j->out.metrics)));
     TRY(checkpoint_save(j->out.dir, st, j->out.metrics.bytes, j->out.fingerprint,
                         j->cfg->checkpoint.keep, &info));
     snprintf(j->status.checkpoint, sizeof j->status.checkpoint, "checkpoints/%s", info.name);
     j->last_save = clock_seconds();
     memcpy(j->saved, now, sizeof now);
-    return dist_agree(j->su.dist, status_write(&j->status, "running", 0, "training"));
+    return dist_agree_written(j->su.dist, status_write(&j->status, "running", 0, "training"));
 }
 
 /* The row of an evaluation, and samples.jsonl where answers were sampled. */
@@ -91,9 +92,11 @@ int job_evaluate(struct job *j, struct stage *st, bool due)
     if (rc == 0) rc = dist_agree(j->su.dist, stage_measure_kl(st, &m, due ? NULL : &answers));
     st->eval_due = rc == ERR_STOPPED && due;
     if (rc == 0)
-        rc = dist_agree(j->su.dist, job_writes(j) ? write_evaluation(j, st, &m, &answers) : 0);
+        rc = dist_agree_written(j->su.dist,
+                                job_writes(j) ? write_evaluation(j, st, &m, &answers) : 0);
     buf_release(&answers);
     if (rc != ERR_STOPPED) return rc;
+    dist_recover(j->su.dist);
     TRY(job_checkpoint(j, st));
     int64_t number = signals_pending();
     TRY(dist_vote(j->su.dist, 0, &number, 1));
@@ -179,7 +182,7 @@ int job_finish_stage(struct job *j, struct stage *st)
                    st->name, st_dtype_name(dtype), worst);
     }
     if (st->eval && j->cfg->eval.at_end) TRY(job_evaluate(j, st, false));
-    TRY(dist_agree(
+    TRY(dist_agree_written(
         j->su.dist,
         rows_sync(&j->out.metrics))); /* once sft/ is there, a resume takes its rows as complete */
     if (st->kind == STAGE_SFT) TRY(save_and_verify(j, st, "sft"));

@@ -166,7 +166,7 @@ int rows_put(struct rows_file *f, const json_t *row)
 
 int rows_sync(struct rows_file *f)
 {
-    if (f->fd && fsync(f->fd) < 0)
+    if (f->fd && file_sync(f->fd) < 0)
         return err_set(ERR_IO, "cannot write %s: %s", f->path, strerror(errno));
     return 0;
 }

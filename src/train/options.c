@@ -22,7 +22,7 @@ static const struct choice save_choices[] = {
 static const struct choice attention_choices[] = {
     { "auto", ATTENTION_AUTO, NULL },
     { "builtin", ATTENTION_BUILTIN, NULL },
-    { "cudnn", ATTENTION_CUDNN, "it needs CUDA; set \"auto\" or \"builtin\"" },
+    { "cudnn", ATTENTION_CUDNN, NULL },
     { NULL, 0, NULL },
 };
 static const struct choice state_choices[] = {
@@ -223,6 +223,8 @@ const struct option option_table[] = {
       .help = "share of degenerate pairs (empty, equal, nothing left) that may be dropped" },
     { AT(data.subsample), .type = OPTION_REAL, .flags = OPTION_ABOVE, RANGE(0, 1), .dflt = "1.0",
       .help = "share of the pairs that is used, chosen by seed" },
+    { AT(data.cache), .type = OPTION_BOOL, .flags = OPTION_FREE, .dflt = "true",
+      .help = "keep the data's tokens in cache_dir, keyed by the files' bytes, tokenizer, template and lengths: later runs read these" },
 
     STAGE_ROWS(sft, USE_SFT, "1.0", "2e-5"),
 
@@ -286,7 +288,7 @@ const struct option option_table[] = {
 
     { AT(output), .type = OPTION_TEXT, .flags = OPTION_NEEDED | OPTION_FREE, .help = "directory of the run" },
     { AT(cache_dir), .type = OPTION_TEXT, .flags = OPTION_NULL | OPTION_FREE, .dflt = "null",
-      .help = "directory of the reference cache; null: $XDG_CACHE_HOME/bdpo-train, else ~/.cache/bdpo-train; what is in it may be "
+      .help = "directory of the caches of tokens and of the reference; null: $XDG_CACHE_HOME/bdpo-train, else ~/.cache/bdpo-train; what is in it may be "
               "deleted at any time" },
     { AT(max_hours), .type = OPTION_REAL, .flags = OPTION_NULL | OPTION_ABOVE | OPTION_FREE, RANGE(0, 1e5),
       .dflt = "null", .help = "save and stop (exit 75) after so long" },

@@ -214,7 +214,7 @@ void output_early_stop(struct output *o, const struct config *c, struct status *
     int rc = buf_adds(&message, err_msg());
     if (rc == 0) rc = claim(o, c);
     if (rc == 0 && !s->path) rc = output_path(o, "status.json", &path);
-    if (path) rc = status_open(s, c, path);
+    if (path) rc = status_open(s, c, path, 0);
     if (rc == 0) status_write(s, "stopped", err_exit_code(ERR_STOPPED), message.data);
     if (message.data) err_set(ERR_STOPPED, "%s", message.data);
     buf_release(&message);

@@ -87,6 +87,7 @@ static int open_planning(struct planning *p, const struct config *c, const struc
         return err_set(ERR_INPUT, "--device: \"%.40s\" is not one of %s", o->device,
                        device_names());
     TRY(setup_open(&p->su, c, NULL));
+    TRY(setup_cache(&p->su, false));
     TRY(inputs_load(&p->in, &p->su, true));
     TRY(setup_backend(&p->su));
     p->params = arch_parameters(&p->su.arch);

@@ -192,21 +192,6 @@ out:
     return rc;
 }
 
-/* The directory of the cache, owned by the caller; NULL: none can be named. */
-static int cache_dir(const struct config *c, char **dir)
-{
-    const char *xdg = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
-    *dir = NULL;
-    if (c->cache_dir) return mem_strdup(dir, c->cache_dir);
-    if (xdg && *xdg == '/')
-        return path_join(dir, xdg, "bdpo-train"); /* a relative one is to be ignored */
-    if (home && *home) return path_join(dir, home, ".cache/bdpo-train");
-    fprintf(stderr,
-            "warning: reference cache: neither XDG_CACHE_HOME nor HOME is set; set cache_dir "
-            "to keep what is computed\n");
-    return 0;
-}
-
 static int open_cache(struct pass *p)
 {
     static const char *const dtypes[] = {
@@ -217,7 +202,7 @@ static int open_cache(struct pass *p)
     char *dir = NULL;
     int rc = 0;
     if (!st->cfg->reference.cache) return 0;
-    TRY_OUT(cache_dir(st->cfg, &dir));
+    TRY_OUT(setup_cache_dir(&dir, st->cfg, "reference"));
     if (!dir) goto out;
     TRY_OUT(refcache_digest(digest, &st->model));
     TRY_OUT(refcache_open(&p->cache, dir, digest, dtypes[st->cfg->model.dtype]));
@@ -273,6 +258,14 @@ static int prepare(struct pass *p, struct rows r[2])
     return 0;
 }
 
+/* All ranks; each may have written what it computed into the cache. */
+static int agree(const struct pass *p, int rc)
+{
+    const struct stage *st = p->st;
+    return st->cfg->reference.cache ? dist_agree_written(st->su->dist, rc)
+                                    : dist_agree(st->su->dist, rc);
+}
+
 /* Rank 0's view of the cache is the one that counts: the ranks' files may be different ones. */
 static int settle(struct pass *p, struct rows r[2])
 {
@@ -281,6 +274,7 @@ static int settle(struct pass *p, struct rows r[2])
     int rc = 0;
     for (int i = 0; i < 2; i++) {
         if (first && p->cache && rc == 0) rc = take_values(p, &r[i]);
+        TRY(agree(p, rc));
         for (int64_t k = 0; k < r[i].n; k++)
             r[i].mine[k] = first;
         TRY(score_share(r[i].s, dist, rc, r[i].idx, r[i].mine, r[i].n));
@@ -296,6 +290,7 @@ int stage_reference(struct stage *st, struct buf *said)
     const double start = clock_seconds();
     for (int i = 0; i < 2 && rc == 0; i++)
         rc = compute_rows(&p, &r[i]);
+    TRY_OUT(agree(&p, rc));
     for (int i = 0; i < 2; i++)
         TRY_OUT(score_share(r[i].s, st->su->dist, rc, r[i].idx, r[i].mine, r[i].n));
     p.seconds = clock_seconds() - start;

@@ -3,11 +3,14 @@
 #include "../base/signals.h"
 #include "../io/file.h"
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
+
+enum { SPARE_BYTES = 4096 };
 
 double clock_seconds(void)
 {
@@ -16,9 +19,10 @@ double clock_seconds(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-int status_open(struct status *s, const struct config *c, const char *path)
+int status_open(struct status *s, const struct config *c, const char *path, int32_t rank)
 {
     memset(s, 0, sizeof *s);
+    s->rank = rank;
     s->cfg = c;
     s->start = clock_seconds();
     s->bar = c->logging.progress == PROGRESS_AUTO && isatty(STDERR_FILENO);
@@ -30,14 +34,6 @@ static void close_bar(struct status *s)
 {
     if (s->bar_open) fputc('\n', stderr);
     s->bar_open = false;
-}
-
-void status_release(struct status *s)
-{
-    close_bar(s);
-    json_decref(s->metrics);
-    free(s->path);
-    memset(s, 0, sizeof *s);
 }
 
 void status_stage(struct status *s, const char *stage, int64_t step, int64_t steps)
@@ -106,18 +102,58 @@ out:
     return rc;
 }
 
+/* Room for the last status.json, taken while there is some: a disk that is full shall not leave "running" there. Where it cannot be had, nothing. */
+static void keep_spare(struct status *s)
+{
+    if (s->spare || mem_asprintf(&s->spare, "%s.tmp-spare", s->path) < 0) return;
+    const int fd = open(s->spare, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0666);
+    if (fd < 0) return;
+    (void)!fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, SPARE_BYTES);
+    close(fd);
+}
+
+static void drop_spare(struct status *s)
+{
+    if (s->spare) unlink(s->spare);
+    free(s->spare);
+    s->spare = NULL;
+}
+
+static bool use_spare(struct status *s, const struct buf *b)
+{
+    const int fd = s->spare ? open(s->spare, O_WRONLY | O_CLOEXEC | O_NOFOLLOW) : -1;
+    if (fd < 0) return false;
+    const bool whole = write(fd, b->data, b->len) == (ssize_t)b->len && file_sync(fd) == 0;
+    close(fd);
+    return whole && rename(s->spare, s->path) == 0;
+}
+
 int status_write(struct status *s, const char *state, int exit_code, const char *reason)
 {
     struct buf b = { 0 };
     int rc = 0;
-    if (!s->path) return 0;
+    if (!s->path || s->rank > 0) return 0;
     TRY_OUT(set_last_words(s));
+    /* what comes next says how it ended, or nothing comes and the watcher's words have to stand */
+    if (exit_code == 0 && signals_pending() == SIGTERM && strcmp(state, "running") == 0) goto out;
     TRY_OUT(compose(s, state, exit_code, reason, &b));
-    TRY_OUT(file_write_all(s->path, b.data, b.len));
+    rc = file_write_all(s->path, b.data, b.len);
+    if (rc < 0 && exit_code != 0 && use_spare(s, &b)) rc = 0;
+    TRY_OUT(rc);
     s->last_write = clock_seconds();
+    if (exit_code == 0 && strcmp(state, "running") == 0) keep_spare(s);
 out:
     buf_release(&b);
     return rc;
+}
+
+void status_release(struct status *s)
+{
+    close_bar(s);
+    drop_spare(s);
+    json_decref(s->metrics);
+    free(s->path);
+    memset(s, 0, sizeof *s);
 }
 
 static const char *duration(char out[32], double seconds)
@@ -174,26 +210,69 @@ int status_step(struct status *s, int64_t step, const json_t *row, const struct 
     return now - s->last_write > 2 ? status_write(s, "running", 0, "training") : 0;
 }
 
-void status_hang(void *status, const char *reason)
+/* `text` as it stands between a JSON string's quotes, cut where out is full. */
+static void quote_into(char *out, size_t size, const char *text)
 {
-    const struct status *s = status;
-    char host[256] = "", text[2048], tmp[4096];
-    if (!s->path || strlen(s->path) + 8 > sizeof tmp) return;
+    size_t n = 0;
+    for (; *text && n + 7 < size; text++) {
+        const unsigned char c = (unsigned char)*text;
+        if (c < 32)
+            n += (size_t)snprintf(out + n, size - n, "\\u%04x", c);
+        else if (c == '"' || c == '\\')
+            n += (size_t)snprintf(out + n, size - n, "\\%c", c);
+        else
+            out[n++] = (char)c;
+    }
+    out[n] = 0;
+}
+
+static bool says_running(const struct status *s)
+{
+    char text[4096];
+    const int fd = open(s->path, O_RDONLY | O_CLOEXEC);
+    const ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+    if (fd >= 0) close(fd);
+    text[MAX(n, (ssize_t)0)] = 0;
+    return strstr(text, "\"state\": \"running\"") != NULL;
+}
+
+/* In the place of "running" only, or of `anything`. No memory is allocated: the main thread may be anywhere. */
+static void put_failed(const struct status *s, int exit_code, const char *reason, bool anything)
+{
+    char host[256] = "", said[2048], text[4096], tmp[4096];
+    if (strlen(s->path) + 48 > sizeof tmp || !(anything || says_running(s))) return;
     gethostname(host, sizeof host - 1);
+    quote_into(said, sizeof said, reason);
     const int n = snprintf(
         text, sizeof text,
-        "{\n  \"state\": \"failed\",\n  \"exit_code\": 76,\n  \"reason\": \"%s\",\n  \"stage\": "
+        "{\n  \"state\": \"failed\",\n  \"exit_code\": %d,\n  \"reason\": \"%s\",\n  \"stage\": "
         "\"%s\",\n"
         "  \"step\": %lld,\n  \"steps\": %lld,\n  \"checkpoint\": \"%s\",\n  \"pid\": %d,\n"
         "  \"host\": \"%s\"\n}\n",
-        reason, s->stage ? s->stage : "", (long long)s->step, (long long)s->steps, s->checkpoint,
-        (int)getpid(), host);
-    snprintf(tmp, sizeof tmp, "%s.tmp-%d", s->path, (int)getpid());
+        exit_code, said, s->stage ? s->stage : "", (long long)s->step, (long long)s->steps,
+        s->checkpoint, (int)getpid(), host);
+    snprintf(tmp, sizeof tmp, "%s.tmp-%d-rank-%d", s->path, (int)getpid(), s->rank);
     const int fd = open(tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0666);
     if (fd < 0) return;
     const bool whole = n < (int)sizeof text && write(fd, text, (size_t)n) == n && fsync(fd) == 0;
     close(fd);
-    if (!whole || rename(tmp, s->path) != 0) unlink(tmp);
+    /* the disk may have taken its time, and others have spoken meanwhile */
+    if (!whole || !(anything || says_running(s)) || rename(tmp, s->path) != 0) unlink(tmp);
+}
+
+void status_hang(void *status, const char *reason, bool ends)
+{
+    const struct status *s = status;
+    const bool old = s->rank == 0 && ends && s->last_write == 0; /* of an earlier run */
+    if (s->path) put_failed(s, err_exit_code(ERR_COMM), reason, old);
+}
+
+void status_fail(struct status *s, int exit_code, const char *reason)
+{
+    const struct timespec wait = { 0, 200000000 };
+    if (!s->path || s->rank == 0) return;
+    nanosleep(&wait, NULL); /* rank 0 may be about to write that the run goes on */
+    put_failed(s, exit_code, reason, false);
 }
 
 void status_say(struct status *s, const char *fmt, ...)

@@ -18,7 +18,8 @@ SAME(LT_PREF_ALIGN_C, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES);
 SAME(LT_PREF_ALIGN_D, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES);
 SAME(sizeof(struct lt_algo), sizeof(cublasLtMatmulAlgo_t));
 SAME(sizeof(struct lt_heuristic), sizeof(cublasLtMatmulHeuristicResult_t));
-SAME(offsetof(struct lt_heuristic, workspace), offsetof(cublasLtMatmulHeuristicResult_t, workspaceSize));
+SAME(offsetof(struct lt_heuristic, workspace),
+     offsetof(cublasLtMatmulHeuristicResult_t, workspaceSize));
 SAME(offsetof(struct lt_heuristic, status), offsetof(cublasLtMatmulHeuristicResult_t, state));
 
 /* the functions take as many arguments, of the same sizes */
@@ -32,9 +33,13 @@ int lt_abi_calls(struct lt *lt)
     cublasLtMatmulAlgo_t algo;
     cublasLtMatmulHeuristicResult_t r;
     int n = 0;
-    SAME(sizeof(cublasLtMatmulAlgoGetHeuristic(h, d, l, l, l, l, p, n, &r, &n)), sizeof(lt->heuristic(h, d, l, l, l, l, p, n, 0, &n)));
-    SAME(sizeof(cublasLtMatmul(h, d, &n, &n, l, &n, l, &n, &n, l, &n, l, &algo, &n, sizeof n, (cudaStream_t)0)),
-         sizeof(lt->matmul(h, d, &n, &n, l, &n, l, &n, &n, l, &n, l, 0, &n, sizeof n, (cudaStream_t)0)));
-    SAME(sizeof(cublasLtMatrixLayoutCreate(&l, CUDA_R_32F, (uint64_t)1, (uint64_t)1, (int64_t)1)), sizeof(lt->layout_create(0, 0, 1, 1, 1)));
+    SAME(sizeof(cublasLtMatmulAlgoGetHeuristic(h, d, l, l, l, l, p, n, &r, &n)),
+         sizeof(lt->heuristic(h, d, l, l, l, l, p, n, 0, &n)));
+    SAME(sizeof(cublasLtMatmul(h, d, &n, &n, l, &n, l, &n, &n, l, &n, l, &algo, &n, sizeof n,
+                               (cudaStream_t)0)),
+         sizeof(lt->matmul(h, d, &n, &n, l, &n, l, &n, &n, l, &n, l, 0, &n, sizeof n,
+                           (cudaStream_t)0)));
+    SAME(sizeof(cublasLtMatrixLayoutCreate(&l, CUDA_R_32F, (uint64_t)1, (uint64_t)1, (int64_t)1)),
+         sizeof(lt->layout_create(0, 0, 1, 1, 1)));
     return n;
 }

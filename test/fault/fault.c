@@ -3,8 +3,10 @@
  * bdpo-train itself has none of it.
  *   BDPO_FAULT=POINT:N:WHAT[,...]   at the N-th call (N+: at that one and all after it) of POINT:
  *     open (for writing), mkdir, write, fsync, rename, unlink, truncate, reserve, alloc, logp, grad, step; io: any of the first eight
- *   WHAT: kill (SIGKILL before the call), usr1, term, int (that signal to itself, then the call), eio, enospc, enomem (the call fails; a write leaves
- *     half of its bytes first), nan, inf (logp, grad: the first number of the result), sleep (200 ms, then the call)
+ *   WHAT: kill, stop (SIGKILL, SIGSTOP before the call), exit (with 3, at once), usr1, term, int (that signal to itself, then the call), eio, enospc, enomem
+ *     (the call fails; a write leaves half of its bytes first), nan, inf (logp, grad: the first number of the result), sleep (BDPO_FAULT_SLEEP ms, 200 by
+ *     default, then the call)
+ *   BDPO_FAULT_RANK=R               only in rank R of several
  *   BDPO_FAULT_COUNTS=FILE          at the end, how often each point was called: "POINT N" lines
  *   BDPO_FAULT_TRACE=FILE           every call that changes a file, in order, one line each: what a disk sees */
 #include "../../src/model/model.h"
@@ -42,9 +44,10 @@ enum point {
 static const char *const POINT_NAMES[POINTS] = { "open",   "mkdir",    "write",   "fsync", "rename",
                                                  "unlink", "truncate", "reserve", "alloc", "logp",
                                                  "grad",   "step",     "io" };
-enum what { KILL, USR1, TERM, INT, EIO_, ENOSPC_, ENOMEM_, NAN_, INF_, SLEEP, WHATS };
-static const char *const WHAT_NAMES[WHATS] = { "kill",   "usr1",   "term", "int", "eio",
-                                               "enospc", "enomem", "nan",  "inf", "sleep" };
+enum what { KILL, STOP, USR1, TERM, INT, EIO_, ENOSPC_, ENOMEM_, NAN_, INF_, EXIT, SLEEP, WHATS };
+static const char *const WHAT_NAMES[WHATS] = {
+    "kill", "stop", "usr1", "term", "int", "eio", "enospc", "enomem", "nan", "inf", "exit", "sleep"
+};
 
 static struct fault {
     enum point point;
@@ -55,6 +58,7 @@ static struct fault {
 static int n_faults;
 static atomic_long counts[POINTS];
 static int trace = -1;
+static long sleep_ms = 200;
 
 int __real_open(const char *path, int flags, ...);
 ssize_t __real_write(int fd, const void *data, size_t n);
@@ -72,10 +76,20 @@ static int find(const char *const *names, int n, const char *s, size_t len)
     return -1;
 }
 
+static bool other_rank(void)
+{
+    const char *want = getenv("BDPO_FAULT_RANK"), *ompi = getenv("OMPI_COMM_WORLD_RANK"),
+               *is = ompi ? ompi : getenv("PMI_RANK");
+    return want && (!is || strcmp(want, is) != 0);
+}
+
 /* Before main, so that nothing of the program has run. */
 __attribute__((constructor)) static void start(void)
 {
-    const char *p = getenv("BDPO_FAULT"), *file = getenv("BDPO_FAULT_TRACE");
+    const char *p = getenv("BDPO_FAULT"), *file = getenv("BDPO_FAULT_TRACE"),
+               *ms = getenv("BDPO_FAULT_SLEEP");
+    if (other_rank()) return;
+    if (ms) sleep_ms = strtol(ms, NULL, 10);
     while (p && *p) {
         struct fault *f = &faults[n_faults++];
         const char *a = strchr(p, ':'), *b = a ? strchr(a + 1, ':') : NULL;
@@ -96,7 +110,7 @@ __attribute__((constructor)) static void start(void)
 
 __attribute__((destructor)) static void finish(void)
 {
-    const char *file = getenv("BDPO_FAULT_COUNTS");
+    const char *file = other_rank() ? NULL : getenv("BDPO_FAULT_COUNTS");
     FILE *f = file ? fopen(file, "w") : NULL;
     for (int i = 0; f && i < POINTS; i++)
         fprintf(f, "%s %ld\n", POINT_NAMES[i], atomic_load(&counts[i]));
@@ -106,11 +120,12 @@ __attribute__((destructor)) static void finish(void)
 static void act(enum what what, int *fails, float *number)
 {
     static const int numbers[] = {
-        [KILL] = SIGKILL, [USR1] = SIGUSR1, [TERM] = SIGTERM, [INT] = SIGINT
+        [KILL] = SIGKILL, [STOP] = SIGSTOP, [USR1] = SIGUSR1, [TERM] = SIGTERM, [INT] = SIGINT
     };
-    const struct timespec pause = { 0, 200000000 };
+    const struct timespec pause = { sleep_ms / 1000, sleep_ms % 1000 * 1000000 };
     switch (what) {
     case KILL:
+    case STOP:
     case USR1:
     case TERM:
     case INT:
@@ -129,6 +144,8 @@ static void act(enum what what, int *fails, float *number)
     case INF_:
         if (number) *number = what == NAN_ ? NAN : INFINITY;
         break;
+    case EXIT:
+        _exit(3);
     default:
         nanosleep(&pause, NULL);
     }
