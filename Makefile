@@ -61,7 +61,7 @@ CUDNN_HEADERS ?= $(firstword $(patsubst %/cudnn.h,%,$(wildcard $(CUDA_HOME)/incl
 CUDNN ?= $(if $(CUDNN_FRONTEND),$(if $(CUDNN_HEADERS),1))
 CUDNN_OBJ := $(if $(CUDNN),cuda/attention_cudnn.o,cuda/sdpa_none.o)
 ifneq ($(CUDA),0)
-LIBS += $(if $(CUDNN),-Wl$(,)-Bstatic -lstdc++ -Wl$(,)-Bdynamic)
+LIBS += $(if $(CUDNN),-lstdc++)
 endif
 NVCC_FLAGS := -std=c++17 -O3 -lineinfo -ccbin $(CXX) $(if $(filter 1,$(WERROR)),-Werror all-warnings) \
               $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$a$(,)code=sm_$a) \
