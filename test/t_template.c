@@ -153,9 +153,11 @@ static void test_template__default_system(void **state)
           NULL },
         { "'<|im_start|>system\\nS<|im_end|>' x '<|im_start|>system\\nS<|im_end|>'", "S" },
     };
+    char *dir = fixture_dir();
+    struct tokenizer *t = open_tokenizer(dir, CONFIG);
     for (size_t i = 0; i < COUNT_OF(row); i++) {
         struct template_style s = { 0 };
-        if (template_style_read(&s, row[i].jinja, "t.jinja") < 0) fail_msg("%s", err_msg());
+        if (template_style_read(&s, row[i].jinja, "t.jinja", t) < 0) fail_msg("%s", err_msg());
         assert_int_equal(s.kind, TEMPLATE_CHATML);
         if (!row[i].system && s.default_system) fail_msg("row %zu: %s", i, s.default_system);
         if (row[i].system) assert_non_null(s.default_system);
@@ -163,16 +165,19 @@ static void test_template__default_system(void **state)
         template_style_release(&s);
     }
     struct template_style s = { 0 };
-    assert_int_equal(
-        template_style_read(
-            &s, "'<|im_start|>system\\nA<|im_end|>''<|im_start|>system\\nB<|im_end|>'", "t.jinja"),
-        ERR_INPUT);
+    assert_int_equal(template_style_read(
+                         &s, "'<|im_start|>system\\nA<|im_end|>''<|im_start|>system\\nB<|im_end|>'",
+                         "t.jinja", t),
+                     ERR_INPUT);
     assert_non_null(
         strstr(err_msg(), "t.jinja: error: the chat template has two default system prompts"));
     template_style_release(&s);
-    assert_int_equal(template_style_read(&s, "[INST] {{ content }} [/INST]", "t.jinja"), ERR_INPUT);
+    assert_int_equal(template_style_read(&s, "[INST] {{ content }} [/INST]", "t.jinja", t),
+                     ERR_INPUT);
     assert_non_null(strstr(err_msg(), "set data.chat_template to"));
     template_style_release(&s);
+    tokenizer_close(t);
+    fixture_remove(dir);
 }
 
 static void test_template__thinking(void **state)
@@ -502,6 +507,168 @@ static void test_template__recognised(void **state)
     fixture_remove(dir);
 }
 
+#define LOOP(body) "{{ bos_token }}{% for message in messages %}" body "{% endfor %}"
+#define ASK        "{% if add_generation_prompt %}{{ 'A:' }}{% endif %}"
+#define INST_TURNS(place, user, answer)                                                            \
+    "{%- if messages[0]['role'] == 'system' %}{%- set system_message = messages[0]['content'] "    \
+    "%}{%- "                                                                                       \
+    "endif %}{{- bos_token }}{%- for message in loop_messages %}{%- if message['role'] == 'user' " \
+    "%}"                                                                                           \
+    "{%- if " place " and system_message is defined %}{{- '" user                                  \
+    "' + system_message + '\\n\\n' + "                                                             \
+    "message['content'] + '[/INST]' }}{%- else %}{{- '" user                                       \
+    "' + message['content'] + '[/INST]' }}"                                                        \
+    "{%- endif %}{%- elif message.tool_calls %}{{- '[TOOL_CALLS]' + tools|tojson }}{%- else "      \
+    "%}{{- " answer " + eos_token }}{%- endif %}{%- endfor %}"
+
+/* Templates that are read as they stand. */
+static void test_template__read(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *jinja, *prompt, *whole, *response; /* of U, A, V and the answer " B " */
+    } row[] = {
+        { LOOP("{% if message['role'] == 'user' %}{{ 'U:' + message['content'] }}{% elif "
+               "message['role'] == 'assistant' %}{{ 'A:' + message['content'] + eos_token }}{% "
+               "endif %}") ASK,
+          "{bos}U:UA:A{end}U:VA:", "{bos}U:UA:A{end}U:VA: B {end}", " B " },
+        { LOOP("\n  {% if ( message.role == \"user\" ) %}\n{{ \"U:\" ~ message.content | trim }}\n "
+               " {%- "
+               "elif message.role == \"assistant\" -%}\n  {{ 'A:' ~ message.content.strip() ~ "
+               "eos_token "
+               "}}{% else %}{{ raise_exception('no') }}{% endif %}\n") ASK,
+          "{bos}U:UA:A{end}U:VA:", "{bos}U:UA:A{end}U:VA:B{end}", "B" },
+        { LOOP(
+              "{{ '<' + message['role'] + '>' + message['content'] + eos_token }}") "{% if "
+                                                                                    "add_"
+                                                                                    "generation_"
+                                                                                    "prompt %}{{ "
+                                                                                    "'<assistant>' "
+                                                                                    "}}{% else "
+                                                                                    "%}{{ 'Z' }}{% "
+                                                                                    "endif %}",
+          "{bos}<user>U{end}<assistant>A{end}<user>V{end}<assistant>",
+          "{bos}<user>U{end}<assistant>A{end}<user>V{end}<assistant> B {end}Z", " B " },
+        { INST_TURNS("loop.last", "[INST] ", "' ' + message['content']|trim"),
+          "{bos}[INST] U[/INST] A{end}[INST] V[/INST]",
+          "{bos}[INST] U[/INST] A{end}[INST] V[/INST] B{end}", " B" },
+        { INST_TURNS("loop.first", "[INST]", "message['content']"),
+          "{bos}[INST]U[/INST]A{end}[INST]V[/INST]",
+          "{bos}[INST]U[/INST]A{end}[INST]V[/INST] B {end}", " B " },
+    };
+    char *dir = fixture_dir();
+    struct tokenizer *t = open_tokenizer(dir, CONFIG);
+    for (size_t i = 0; i < COUNT_OF(row); i++) {
+        struct chat_template *c = open_with(t, dir, row[i].jinja, "auto", NULL);
+        struct ids v = { 0 };
+        expect(c, CHAT(MSG("user", "U"), MSG("assistant", "A"), MSG("user", "V")), true,
+               row[i].prompt);
+        expect(c,
+               CHAT(MSG("user", "U"), MSG("assistant", "A"), MSG("user", "V"),
+                    MSG("assistant", " B ")),
+               false, row[i].whole);
+        assert_int_equal(template_encode_response(c, true, " B ", 3, SPECIALS_AS_TEXT, &v), 0);
+        assert_string_equal(shown(&v), row[i].response);
+        assert_int_equal(template_end(c, true), 256);
+        ids_release(&v);
+        template_close(c);
+    }
+    /* where the system message goes */
+    static const char *const system[] = { "{bos}[INST]U[/INST]A{end}[INST]S\n\nV[/INST]",
+                                          "{bos}[INST]S\n\nU[/INST]A{end}[INST]V[/INST]" };
+    for (int i = 0; i < 2; i++) {
+        struct chat_template *c =
+            open_with(t, dir,
+                      i ? INST_TURNS("loop.first", "[INST]", "message['content']")
+                        : INST_TURNS("loop.last", "[INST]", "message['content']"),
+                      "auto", "S");
+        expect(c, CHAT(MSG("user", "U"), MSG("assistant", "A"), MSG("user", "V")), true, system[i]);
+        struct ids v = { 0 };
+        assert_int_equal(template_encode(c, CHAT(MSG("user", "U"), MSG("user", "V")), true,
+                                         SPECIALS_AS_TEXT, &v),
+                         ERR_INPUT);
+        assert_non_null(strstr(err_msg(), "in turn; message 2 is of role \"user\""));
+        ids_release(&v);
+        template_close(c);
+    }
+    tokenizer_close(t);
+    fixture_remove(dir);
+}
+
+/* What is not understood to the last tag is refused, and named. Cut anywhere, nothing worse happens. */
+static void test_template__not_read(void **state)
+{
+    (void)state;
+    static const char *const row[][2] = {
+        { LOOP("{% if message['role'] == 'user' %}{{ 'U' + message['content'] }}{% endif %}"), "" },
+        { LOOP("{{ message['content'] + eos_token }}{% if loop.last %}x{% endif %}"),
+          "if loop.last" },
+        { LOOP("{{ message['content'][1:] + eos_token }}"), "message['content'][1:] + eos_token" },
+        { LOOP("{{ message['content'] + message['content'] + eos_token }}"), "" },
+        { LOOP("{{ message['content'] + today + eos_token }}"), "today" },
+        { LOOP("{{ message['content'] + eos_token }}") "{{ tools }}", "tools" },
+        { "{{ 'Hello' }}" LOOP("{{ message['content'] + eos_token }}"), "'Hello'" },
+        { LOOP("{{ 'A:' + message['content'] + eos_token }}"), "" }, /* nothing asks for "A:" */
+        { LOOP("{{ message['content'] }}") ASK, "" },
+        { LOOP("{{ message['content'] + 'x' }}"), "does not begin with an added token" },
+        { LOOP("{{ 'a\\u0041' + message['content'] + eos_token }}"), "u0041" },
+        { "{% for message in messages %}{{ message['content'] + eos_token }}", "" },
+        { INST_TURNS("loop.length", "[INST]", "message['content']"), "" },
+        { INST_TURNS("loop.last", "[INST]", "'A:' + message['content']"), "" },
+        { INST_TURNS("loop.last", "[INST]", "message['content']") "{{ '[INST]' + x }}", "" },
+    };
+    char *dir = fixture_dir();
+    struct tokenizer *t = open_tokenizer(dir, CONFIG);
+    for (size_t i = 0; i < COUNT_OF(row); i++) {
+        struct template_style s = { 0 };
+        if (template_style_read(&s, row[i][0], "t.jinja", t) != ERR_INPUT)
+            fail_msg("row %zu is read", i);
+        if (!strstr(err_msg(), row[i][1])) fail_msg("row %zu: %s", i, err_msg());
+        template_style_release(&s);
+    }
+    static const char whole[] = INST_TURNS("loop.last", "[INST] ", "' ' + message['content']|trim")
+        LOOP("{# a \" #}\n {%- if message.role == \"us\\\"er\" -%} {{ 'U' ~ "
+             "message.content.strip() }}{% endif %}") ASK;
+    char text[sizeof whole];
+    for (size_t from = 0; from < sizeof whole - 1; from += 7)
+        for (size_t n = 1; n < sizeof whole - from; n++) {
+            struct template_style s = { 0 };
+            memcpy(text, whole + from, n);
+            text[n] = 0;
+            template_style_read(&s, text, "t.jinja", t);
+            template_style_release(&s);
+        }
+    tokenizer_close(t);
+    fixture_remove(dir);
+}
+
+/* A token that takes along white space does so beside the template's text and the message's. */
+static void test_template__stripping_tokens(void **state)
+{
+    (void)state;
+    char *dir = fixture_dir();
+    fixture_write(dir, "tokenizer_config.json", "{\"eos_token\": \"<e>\"}");
+    struct tokenizer *t = fixture_open(
+        dir,
+        fixture_bytes(&(struct fixture){
+            .added = "[{\"id\": 256, \"content\": \"<u>\", \"special\": true, \"rstrip\": true},"
+                     "{\"id\": 257, \"content\": \"<a>\", \"special\": true, \"lstrip\": true},"
+                     "{\"id\": 258, \"content\": \"<e>\", \"special\": true}]" }));
+    struct chat_template *c =
+        open_with(t, dir,
+                  "{% for message in messages %}{% if message.role == 'user' %}{{ '<u>\\n' + "
+                  "message.content + "
+                  "'\\n' }}{% elif message.role == 'assistant' %}{{ '<a>\\n' + message.content + "
+                  "eos_token }}{% "
+                  "endif %}{% endfor %}{% if add_generation_prompt %}{{ '<a>\\n' }}{% endif %}",
+                  "auto", NULL);
+    expect(c, CHAT(MSG("user", " x y ")), true, "{end}x y{start}\n");
+    expect(c, CHAT(MSG("user", " \n"), MSG("assistant", " ")), false, "{end}{start}\n {stop}");
+    template_close(c);
+    tokenizer_close(t);
+    fixture_remove(dir);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -512,6 +679,9 @@ int main(void)
         cmocka_unit_test(test_template__default_system),
         cmocka_unit_test(test_template__thinking),
         cmocka_unit_test(test_template__llama3),
+        cmocka_unit_test(test_template__read),
+        cmocka_unit_test(test_template__not_read),
+        cmocka_unit_test(test_template__stripping_tokens),
         cmocka_unit_test(test_template__raw),
         cmocka_unit_test(test_template__sources_and_refusals),
         cmocka_unit_test(test_template__golden_qwen),
