@@ -136,7 +136,7 @@ def run_ours(model, pairs, batch, steps, dtype="bfloat16", max_length=1024, thre
     out = tempfile.mkdtemp(prefix="bdpo-bench-")
     try:
         cfg = {
-            "model": {"path": model, "dtype": dtype, "init": init}, "data": {"train": pairs, "max_length": max_length},
+            "model": {"path": model, "dtype": dtype, "init": init}, "data": {"train": pairs, "max_length": max_length, "cache": False},
             "preference": {"loss": "dpo", "beta": 0.1, "epochs": 1000, "max_steps": steps, "learning_rate": 1e-6, "schedule": "constant",
                            "batch_size": batch, "shuffle": False},
             "reference": {"cache": False}, "checkpoint": {"every": 0}, "output": os.path.join(out, "run"), "threads": threads,

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * bench [filter] [threads] [tokenizer's directory] [texts]: one row per op and dtype at the shapes of Qwen2.5-0.5B; time, rate, and the share
  * of what this machine reaches in the same process on multiply-adds of that dtype in registers (GFLOP/s) or
- * on a copy in memory (GB/s). Rows begin with "f32" or "bf16": the filter is any part of a row's name. */
+ * on a copy in memory (GB/s); whole steps with the arithmetic that they cannot save. Rows begin with "f32" or "bf16": the filter is any part of a row's name. */
 #include <immintrin.h>
 #include <math.h>
 #include <omp.h>
@@ -11,6 +11,7 @@
 #include <time.h>
 #include "../src/base/rng.h"
 #include "../src/cpu/cpu.h"
+#include "bench_step.h"
 #include "bench_tokenizer.h"
 
 enum {
@@ -261,6 +262,7 @@ static void row_rows(struct bench *b)
                   scratch = make(b, op_rmsnorm_bwd_scratch(T, C) / 4, 1);
     BENCH(b, "rmsnorm fwd with residual", 0, 4 * size * T * C,
           op_rmsnorm_fwd(&b->be, &y, &rstd, &s, &x, &r, &w, 1e-6f));
+    BENCH(b, "rmsnorm apply", 0, 2 * size * T * C, op_rmsnorm_apply(&b->be, &y, &s, &rstd, &w));
     BENCH(b, "rmsnorm bwd", 0, (8 + 2 * size) * T * C,
           op_rmsnorm_bwd(&b->be, &dx, &dw, &y, &s, &w, &rstd, &scratch));
     struct tensor qkv = make_act(b, T, QKV), bias = make_act(b, QKV, 1), db = make(b, QKV, 1),
@@ -276,13 +278,13 @@ static void row_rows(struct bench *b)
           op_headnorm_fwd(&b->be, &out, &rh, &q, &wd, 1e-6f));
     BENCH(b, "headnorm bwd", 0, 3 * size * T * H * D,
           op_headnorm_bwd(&b->be, &out, &dwd, &out, &q, &wd, &rh, &scratch));
-    struct tensor gu = make_act(b, T, 2 * F), act = make_act(b, T, F);
+    struct tensor gu = make_act(b, T, 2 * F), act = make_act(b, T, F), again = make_act(b, T, F);
     BENCH(b, "swiglu fwd", 0, 3 * size * T * F, op_swiglu_fwd(&b->be, &act, &gu));
-    BENCH(b, "swiglu bwd", 0, 5 * size * T * F, op_swiglu_bwd(&b->be, &gu, &act, &gu));
+    BENCH(b, "swiglu bwd", 0, 6 * size * T * F, op_swiglu_bwd(&b->be, &gu, &again, &act, &gu));
     BENCH(b, "gather", 0, 2 * size * T * C, op_gather(&b->be, &y, &x, &pos));
     BENCH(b, "scatter_add", 0, (8 + size) * T * C, op_scatter_add(&b->be, &dx, &x, &pos));
-    struct tensor *all[] = { &x,   &y,     &r,   &s,  &w,  &rstd, &dw,  &scratch, &qkv, &bias,
-                             &pos, &table, &out, &wd, &rh, &gu,   &act, &dx,      &db,  &dwd };
+    struct tensor *all[] = { &x,     &y,   &r,  &s,  &w,  &rstd, &dw, &scratch, &qkv, &bias, &pos,
+                             &table, &out, &wd, &rh, &gu, &act,  &dx, &db,      &dwd, &again };
     for (size_t i = 0; i < COUNT_OF(all); i++)
         drop(b, all[i]);
 }
@@ -341,11 +343,16 @@ static void logp_rows(struct bench *b)
     struct tensor lse = make(b, N, 1), coef = make(b, N, 1), dh = make_act(b, N, C),
                   dw = make(b, V, C);
     struct tensor scratch = make(b, op_logp_scratch(N, C, V, b->dtype) / 4 + 1, 1);
+    struct tensor kept = make(b, op_logp_kept(N, V, b->dtype) / 4 + 1, 1);
     BENCH(b, "logp fwd", 2.0 * N * C * V, 0,
-          op_logp_fwd(&b->be, &logp, &lse, &h, &w, &at, &scratch));
+          op_logp_fwd(&b->be, &logp, &lse, NULL, &h, &w, &at, &scratch));
     BENCH(b, "logp bwd", 6.0 * N * C * V, 0,
-          op_logp_bwd(&b->be, &dh, &dw, &coef, &lse, &h, &w, &at, &scratch));
-    struct tensor *all[] = { &h, &w, &at, &logp, &lse, &coef, &dh, &dw, &scratch };
+          op_logp_bwd(&b->be, &dh, &dw, &coef, &lse, NULL, &h, &w, &at, &scratch));
+    BENCH(b, "logp fwd keeping", 2.0 * N * C * V, 0,
+          op_logp_fwd(&b->be, &logp, &lse, &kept, &h, &w, &at, &scratch));
+    BENCH(b, "logp bwd of kept", 4.0 * N * C * V, 0,
+          op_logp_bwd(&b->be, &dh, &dw, &coef, &lse, &kept, &h, &w, &at, &scratch));
+    struct tensor *all[] = { &h, &w, &at, &logp, &lse, &coef, &dh, &dw, &scratch, &kept };
     for (size_t i = 0; i < COUNT_OF(all); i++)
         drop(b, all[i]);
 }
@@ -372,6 +379,17 @@ static void flat_rows(struct bench *b)
         drop(b, all[i]);
 }
 
+static void step_rows(struct bench *b)
+{
+    static const char *const names[2] = { "step of 4 layers", "step of 4 layers, logits kept" };
+    for (int keep = 0; keep < 2; keep++) {
+        struct bench_step r;
+        if (!wanted(b, names[keep])) continue;
+        check(bench_step(&r, &b->be, b->dtype, keep));
+        report(b, wanted(b, names[keep]), r.seconds, r.flops, 0);
+    }
+}
+
 int main(int argc, char **argv)
 {
     struct bench b = { .filter = argc > 1 && argv[1][0] ? argv[1] : NULL };
@@ -392,6 +410,7 @@ int main(int argc, char **argv)
         attention_rows(&b);
         row_rows(&b);
         flat_rows(&b);
+        step_rows(&b);
     }
     backend_close(&b.be);
     return 0;

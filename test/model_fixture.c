@@ -53,15 +53,9 @@ static float draw_weight(const struct param *p, int32_t i, int64_t j)
     return (float)(p->decay ? 0.25 * z : bias ? 0.2 * z : 1 + 0.2 * z);
 }
 
-void fix_open(struct fix *f, const char *dir, int shape, bool train, int recompute)
+static void open_size(struct fix *f, const char *dir, int shape, enum dtype dtype,
+                      const struct model_size *size)
 {
-    fix_open_as(f, dir, shape, DT_F32, train, recompute);
-}
-
-void fix_open_as(struct fix *f, const char *dir, int shape, enum dtype dtype, bool train,
-                 int recompute)
-{
-    const struct model_size size = { 64, 64, 64, train, recompute };
     struct arch a;
     memset(f, 0, sizeof *f);
     fix_write(dir, "config.json", fix_config(shape));
@@ -75,11 +69,11 @@ void fix_open_as(struct fix *f, const char *dir, int shape, enum dtype dtype, bo
                                   .V = a.V,
                                   .group = 2 * FIX_LEN,
                                   .A = dtype,
-                                  .train = train };
+                                  .train = size->train };
     BUG_IF(cpu_open(&f->be, 2) < 0);
     BUG_IF(model_init(&f->m, &f->be, &a, dtype) < 0);
-    BUG_IF(model_plan_weights(&f->m, &f->plan, train) < 0);
-    BUG_IF(model_plan_buffers(&f->m, &f->plan, &size) < 0);
+    BUG_IF(model_plan_weights(&f->m, &f->plan, size->train) < 0);
+    BUG_IF(model_plan_buffers(&f->m, &f->plan, size) < 0);
     BUG_IF(plan_grant(&f->plan, &f->be) < 0);
     BUG_IF(model_ready(&f->m) < 0);
     for (int32_t i = 0; i < f->m.n_params; i++) {
@@ -89,6 +83,22 @@ void fix_open_as(struct fix *f, const char *dir, int shape, enum dtype dtype, bo
             BUG_IF(model_put(&f->m, p->offset + j, 1, &w) < 0);
         }
     }
+}
+
+void fix_open_as(struct fix *f, const char *dir, int shape, enum dtype dtype, bool train,
+                 int recompute)
+{
+    open_size(f, dir, shape, dtype, &(struct model_size){ 64, 64, 64, train, recompute, false });
+}
+
+void fix_open(struct fix *f, const char *dir, int shape, bool train, int recompute)
+{
+    fix_open_as(f, dir, shape, DT_F32, train, recompute);
+}
+
+void fix_open_keeping(struct fix *f, const char *dir, int shape, enum dtype dtype)
+{
+    open_size(f, dir, shape, dtype, &(struct model_size){ 64, 64, 64, true, 0, true });
 }
 
 void fix_close(struct fix *f)

@@ -18,6 +18,7 @@ struct fix { /* a model with memory for batches of up to T = N = 64 tokens */
 /* Shape's config.json is written to dir and read back; every weight is drawn (norms around 1, biases around 0). */
 void fix_open(struct fix *f, const char *dir, int shape, bool train, int recompute); /* DT_F32 */
 void fix_open_as(struct fix *f, const char *dir, int shape, enum dtype dtype, bool train, int recompute); /* recompute: layers */
+void fix_open_keeping(struct fix *f, const char *dir, int shape, enum dtype dtype); /* to train, with logits kept */
 void fix_close(struct fix *f);
 
 enum { FIX_PAIRS = 4, FIX_LEN = 16 };

@@ -98,6 +98,7 @@ def test_equal(r, runs):
         ("a batch of 5, recomputed activations", FLOAT32, (4,),
          {"preference": {"batch_size": 5}, "memory": {"micro_batch_tokens": 40, "gradient_checkpointing": True}, "dist": {"gradients": "sharded"}}),
         ("a batch of 2, below the ranks", FLOAT32, (3, 4), {"preference": {"batch_size": 2, "max_steps": 6}, "sft": {"batch_size": 1, "max_steps": 5}}),
+        ("samples for eval/kl, shared by the ranks", FLOAT32, (2, 3), {"eval": {"every": 3, "kl_samples": 7}}),
         ("a loss without a reference", FLOAT32, (2,), {"preference": {"loss": "orpo"}}),
     ]
     for what, allowed, ranks, sections in cases:
@@ -202,14 +203,22 @@ def test_evaluate(r, runs):
 
 
 def test_cache(r, runs):
-    """Ranks share the reference cache with each other and with other runs."""
+    """Ranks share the caches of tokens and of the reference with each other and with other runs."""
     cache = f"{runs.root}/cache-shared"
     sections = {"reference": {"cache": True}, "cache_dir": cache, "sft": None, "dist": {"deterministic": True}}
     outs = [runs.train(n, **sections) for n in (3, 2, 1, 4)]
     data = [t.read_bytes(f"{o}/metrics.jsonl") if o else None for o in outs]
-    r.check(None not in data and len(set(data)) == 1, "3, 2, 1 and 4 ranks with one reference cache: the same rows")
+    r.check(None not in data and len(set(data)) == 1, "3, 2, 1 and 4 ranks with one cache: the same rows")
     files = os.listdir(cache) if os.path.isdir(cache) else []
-    r.check(len([f for f in files if f.endswith(".bin")]) == 1, "one cache file", str(files))
+    kinds = [sum(f.startswith(kind) and f.endswith(".bin") for f in files) for kind in ("reference-", "tokens-")]
+    r.check(kinds == [1, 2] and len(files) == 3, "one file for the reference, one each for the tokens of data.train and data.eval", str(files))
+    for f in files:
+        if f.startswith("tokens-"):
+            with open(f"{cache}/{f}", "r+b") as c:
+                c.truncate(os.path.getsize(f"{cache}/{f}") // 2)
+    out = runs.train(2, **sections)
+    r.check(out and t.read_bytes(f"{out}/metrics.jsonl") == data[0], "damaged tokens: two ranks make them anew")
+    r.check(sorted(os.listdir(cache)) == sorted(files), "damaged tokens: the same files", str(os.listdir(cache)))
 
 
 def test_errors(r, runs):

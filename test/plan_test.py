@@ -111,7 +111,7 @@ def read(path):
 
 def test_limits(r, root):
     """Between what everything kept and what everything recomputed takes, some layers are recomputed; below, the run is refused."""
-    path = config(root, "limits", "tied", memory={"micro_batch_tokens": 1024})
+    path = config(root, "limits", "tied", memory={"micro_batch_tokens": 1024, "keep_logits": False})
     whole = plan(path)[1]["memory_bytes_total"]
     bare = plan(path, "--set", "memory.gradient_checkpointing=true")[1]["memory_bytes_total"]
     limit = f"memory.limit={(0.4 * whole + 0.6 * bare) / 2**30}"
@@ -127,6 +127,18 @@ def test_limits(r, root):
     r.check(stored["gradient_checkpointing"] == p["gradient_checkpointing"] and stored["micro_batch_tokens"] == p["micro_batch_tokens"],
             "config.json holds what was chosen", f"{stored}")
 
+    path = config(root, "logits", "tied")
+    lists = [plan(path, "--set", f"memory.keep_logits={word}")[1] for word in ("true", "false", '"auto"')]
+    kept, anew, chosen = (p["memory_bytes"]["head"] for p in lists)
+    code, err, peak = run_sampled(path)
+    r.check(kept > 1.2 * anew and chosen == kept and lists[2]["keep_logits"] == 1 and code == 0 and abs(peak / lists[0]["memory_bytes_total"] - 1) <= ALLOWED,
+            "logits are kept where that fits", f"{kept}, {anew}, {chosen}; {peak} of {lists[0]['memory_bytes_total']}")
+    held = f"memory.limit={0.5 * (lists[0]['memory_bytes_total'] + lists[1]['memory_bytes_total']) / 2**30}"
+    res = t.bdpo("--config", path, "--set", held, "--set", "memory.keep_logits=true", "--set", "memory.gradient_checkpointing=false",
+                 "--set", f"memory.micro_batch_tokens={lists[0]['micro_batch_tokens']}", "--set", f"output={root}/refused")
+    r.check(res.code == 2 and "it fits with memory.keep_logits false" in res.err, "refused with logits kept, it says so", f"{res}")
+
+    path = f"{root}/limits.json"
     small = f"memory.limit={0.5 * bare / 2**30}"
     code, err, _ = run_sampled(path, "--set", small, "--set", f"output={root}/refused")
     r.check(code == 2 and err.count("error:") == 1 and "memory: this run takes" in err and not os.path.exists(f"{root}/refused"),
@@ -150,13 +162,14 @@ def test_resume(r, root):
     bare = plan(path, "--set", "memory.gradient_checkpointing=true", "--set", "memory.micro_batch_tokens=256")[1]["memory_bytes_total"]
     res = t.bdpo("--config", path, "--set", f"memory.limit={1.03 * bare / 2**30}", "--set", "max_hours=1e-9")
     first = json.loads(read(f"{root}/stopped/config.json"))["memory"]
-    keys = ("micro_batch_tokens", "gradient_checkpointing")
-    differ = all(first[k] != free[k] for k in keys)
+    keys = ("micro_batch_tokens", "gradient_checkpointing", "keep_logits")
+    differ = all(first[k] != free[k] for k in ("micro_batch_tokens", "keep_logits"))
     r.check(res.code == 75 and differ, "a run with little memory, stopped", f"{first}, exit code {res.code}")
     res = t.bdpo("--config", path)
     second = json.loads(read(f"{root}/stopped/config.json"))["memory"]
     r.check(res.code == 0 and [first[k] for k in keys] == [second[k] for k in keys], "goes on with the same sizes", f"{second}, exit code {res.code}")
-    res = t.bdpo("--config", path, "--set", f"output={root}/alone", "--set", f"memory.micro_batch_tokens={first['micro_batch_tokens']}")
+    res = t.bdpo("--config", path, "--set", f"output={root}/alone", "--set", f"memory.micro_batch_tokens={first['micro_batch_tokens']}",
+                 "--set", "memory.keep_logits=false")
     r.check(res.code == 0 and read(f"{root}/alone/metrics.jsonl") == read(f"{root}/stopped/metrics.jsonl"), "to the bits of a run left alone",
             f"{res}" if res.code else "")
 

@@ -35,6 +35,7 @@ class Place:
         self.runs += 1
         out = out or f"{self.dir}/run-{self.runs}"
         sections = {"sft": None, "memory": {"micro_batch_tokens": 60}, **sections}
+        sections["data"] = {"cache": False, **sections.get("data", {})}  # these files are about the reference's alone
         path = f"{self.dir}/run-{self.runs}.json"
         t.write_json(path, t.make_config(self.dir, **sections, output=out))
         return path, out

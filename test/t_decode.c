@@ -180,7 +180,7 @@ static void test_decode__equals_forward(void **state)
         gen_open_as(&g, k / 2, k % 2 ? DT_BF16 : DT_F32);
         fix_batch_pairs(&fb, &p, 0, FIX_PAIRS);
         assert_int_equal(model_forward(&g.f.m, &fb.b), 0);
-        assert_int_equal(model_logp(&g.f.m, &fb.b, logp), 0);
+        assert_int_equal(model_logp(&g.f.m, &fb.b, logp, false), 0);
         for (int s = 0; s < 2 * FIX_PAIRS; s++) {
             const int32_t slot = s % SLOTS, np = p.np[s / 2];
             int32_t ids[2 * FIX_LEN];

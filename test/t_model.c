@@ -35,7 +35,7 @@ static void run(struct fix *f, const struct fix_batch *fb, double *logp, const d
 {
     struct tensor g = f->m.grads;
     assert_int_equal(model_forward(&f->m, &fb->b), 0);
-    assert_int_equal(model_logp(&f->m, &fb->b, logp), 0);
+    assert_int_equal(model_logp(&f->m, &fb->b, logp, true), 0);
     if (!c) return;
     memset(g.data, 0, (size_t)f->m.n_flat * sizeof(float));
     assert_int_equal(model_backward(&f->m, &fb->b, c, NULL, NULL), 0);
@@ -286,6 +286,41 @@ static void test_model__recompute_is_bit_equal(void **state)
     }
 }
 
+/* Logits kept: the same log-probabilities to the bit, the same gradients to the rounding of what is kept; nothing is
+ * kept for a pass that only scores. */
+static void test_model__kept_logits(void **state)
+{
+    struct fix_pairs p;
+    struct fix_batch fb;
+    (void)state;
+    fix_pairs_draw(&p, 6);
+    fix_batch_pairs(&fb, &p, 0, FIX_PAIRS);
+    for (int k = 0; k < 2 * FIX_SHAPES; k++) {
+        const enum dtype dtype = k % 2 ? DT_BF16 : DT_F32;
+        struct fix a, b;
+        double la[S], lb[S], far = 0, size = 0;
+        fix_open_as(&a, dir, k / 2, dtype, true, 0);
+        fix_open_keeping(&b, dir, k / 2, dtype);
+        assert_true(b.plan.bytes[PLAN_HEAD] - a.plan.bytes[PLAN_HEAD] >=
+                    64 * a.m.arch.V * dtype_size(dtype));
+        run(&a, &fb, la, coef);
+        run(&b, &fb, lb, coef);
+        assert_memory_equal(la, lb, sizeof la);
+        const float *ga = a.m.grads.data, *gb = b.m.grads.data;
+        for (int64_t i = 0; i < a.m.n_flat; i++) {
+            far += pow((double)ga[i] - (double)gb[i], 2);
+            size += pow((double)ga[i], 2);
+        }
+        assert_true(size > 0 && sqrt(far / size) < (dtype == DT_BF16 ? 0x1p-7 : 1e-5));
+        assert_true(far > 0); /* it went the other way */
+        assert_int_equal(model_forward(&b.m, &fb.b), 0);
+        assert_int_equal(model_logp(&b.m, &fb.b, lb, false), 0);
+        assert_false(b.m.has_kept);
+        fix_close(&a);
+        fix_close(&b);
+    }
+}
+
 static void test_model__inference_buffers_give_the_same_logp(void **state)
 {
     struct fix_pairs p;
@@ -385,7 +420,7 @@ static void test_model__gradients_accumulate(void **state)
     for (int i = 0; i < FIX_PAIRS; i++) {
         fix_batch_pairs(&part, &p, i, 1);
         assert_int_equal(model_forward(&f.m, &part.b), 0);
-        assert_int_equal(model_logp(&f.m, &part.b, logp), 0);
+        assert_int_equal(model_logp(&f.m, &part.b, logp, true), 0);
         assert_int_equal(model_backward(&f.m, &part.b, coef + 2 * i, NULL, NULL), 0);
     }
     assert_int_equal(differing(&f.m, g, f.m.grads.data), 0);
@@ -520,6 +555,7 @@ int main(void)
         cmocka_unit_test(test_model__bf16_gradients_near_float32),
         cmocka_unit_test(test_model__shared_prompt_equals_separate_rows),
         cmocka_unit_test(test_model__recompute_is_bit_equal),
+        cmocka_unit_test(test_model__kept_logits),
         cmocka_unit_test(test_model__inference_buffers_give_the_same_logp),
         cmocka_unit_test(test_model__steps_allocate_nothing),
         cmocka_unit_test(test_model__two_runs_are_bit_equal),

@@ -92,6 +92,7 @@ static void run_rmsnorm(struct op_run *r,
     struct tensor *scratch = run_scratch(r, op_rmsnorm_bwd_scratch(T, C));
     struct tensor *dxa = op_run_act(r, BOX_INOUT, T, C, 0, 1),
                   *dwa = op_run_f32(r, BOX_INOUT, C, 1, 0, 1);
+    struct tensor *again = op_run_act(r, BOX_OUTPUT, T, C, 0, 1);
     double *wy = op_run_zeros(r, T * C), *ws = op_run_double(r, x), *wr = op_run_zeros(r, T),
            *rw = op_run_double(r, w), *rdy = op_run_double(r, dy);
     double *wdx = op_run_double(r, dx), *wdw = op_run_double(r, dw), *wdxa = op_run_double(r, dxa),
@@ -104,6 +105,9 @@ static void run_rmsnorm(struct op_run *r,
     /* of one element nothing is left but the difference of two terms */
     const double size = C == 1 ? 4 * wr[0] : 0;
     OK(op_rmsnorm_fwd(r->be, y, rstd, sum, x, res, w, 1e-6f));
+    OK(op_rmsnorm_apply(r->be, again, res ? sum : x, rstd, w));
+    assert_memory_equal(again->data, y->data, (size_t)(T * C * dtype_size(r->act)));
+    op_run_expect(r, again, wy, 4, 1, 0);
     OK(op_rmsnorm_bwd(r->be, dx, dw, dy, res ? sum : x, w, rstd, scratch));
     OK(op_rmsnorm_bwd(r->be, dxa, dwa, dy, res ? sum : x, w, rstd, scratch));
     op_run_expect(r, y, wy, 4, 1, 0);
@@ -175,20 +179,28 @@ static void run_rope(struct op_run *r, const int64_t *d) /* T n D pad inverse */
     op_run_expect(r, x, want, 2, 1, 0);
 }
 
-static void run_swiglu(struct op_run *r, const int64_t *d) /* T F alias */
+static void run_swiglu(struct op_run *r,
+                       const int64_t *d) /* T F form: 1 dgu is gu, 2 and y is dy, 3 no y */
 {
     const int64_t T = d[0], F = d[1];
     struct tensor *gu = op_run_act(r, d[2] ? BOX_INOUT : BOX_INPUT, T, 2 * F, 0, 5);
     struct tensor *y = op_run_act(r, BOX_OUTPUT, T, F, 0, 1),
-                  *dy = op_run_act(r, BOX_INPUT, T, F, 0, 1);
+                  *dy = op_run_act(r, d[2] == 2 ? BOX_INOUT : BOX_INPUT, T, F, 0, 1);
+    struct tensor *again = d[2] == 2   ? dy
+                           : d[2] == 3 ? NULL
+                                       : op_run_act(r, BOX_OUTPUT, T, F, 0, 1);
     struct tensor *dgu = d[2] ? gu : op_run_act(r, BOX_OUTPUT, T, 2 * F, 0, 1);
     double *rgu = op_run_double(r, gu), *wy = op_run_zeros(r, T * F),
            *wd = op_run_zeros(r, T * 2 * F);
     ref_swiglu_fwd(wy, rgu, T, F);
     ref_swiglu_bwd(wd, op_run_double(r, dy), rgu, T, F);
     OK(op_swiglu_fwd(r->be, y, gu));
-    OK(op_swiglu_bwd(r->be, dgu, dy, gu));
+    OK(op_swiglu_bwd(r->be, dgu, again, dy, gu));
     op_run_expect(r, y, wy, 4, 1, 0);
+    if (again) {
+        op_run_expect(r, again, wy, 4, 1, 0);
+        assert_memory_equal(again->data, y->data, (size_t)(T * F * dtype_size(r->act)));
+    }
     op_run_expect(r, dgu, wd, 4, 1, 0);
 }
 
@@ -203,18 +215,32 @@ static void run_logp(struct op_run *r, const int64_t *d) /* N C V spread/100 */
                   *lse = op_run_f32(r, BOX_OUTPUT, N, 1, 0, 1);
     struct tensor *dh = op_run_act(r, BOX_OUTPUT, N, C, 0, 1),
                   *dw = op_run_f32(r, BOX_INOUT, V, C, 0, 1);
-    struct tensor *scratch = run_scratch(r, op_logp_scratch(N, C, V, r->act));
+    struct tensor *logp2 = op_run_f32(r, BOX_OUTPUT, N, 1, 0, 1),
+                  *lse2 = op_run_f32(r, BOX_OUTPUT, N, 1, 0, 1),
+                  *dh2 = op_run_act(r, BOX_OUTPUT, N, C, 0, 1),
+                  *dw2 = op_run_f32(r, BOX_INOUT, V, C, 0, 1);
+    struct tensor *scratch = run_scratch(r, op_logp_scratch(N, C, V, r->act)),
+                  *kept = run_scratch(r, op_logp_kept(N, V, r->act));
     double *rh = op_run_double(r, h), *rw = op_run_double(r, w), *wp = op_run_zeros(r, N),
            *wl = op_run_zeros(r, N);
-    double *wdh = op_run_zeros(r, N * C), *wdw = op_run_double(r, dw);
+    double *wdh = op_run_zeros(r, N * C), *wdw = op_run_double(r, dw),
+           *wdh2 = op_run_zeros(r, N * C), *wdw2 = op_run_double(r, dw2);
     ref_logp_fwd(wp, wl, rh, rw, at->data, N, C, V);
     ref_logp_bwd(wdh, wdw, op_run_double(r, coef), rh, rw, at->data, N, C, V);
-    OK(op_logp_fwd(r->be, logp, lse, h, w, at, scratch));
-    OK(op_logp_bwd(r->be, dh, dw, coef, lse, h, w, at, scratch));
+    ref_logp_bwd(wdh2, wdw2, op_run_double(r, coef), rh, rw, at->data, N, C, V);
+    OK(op_logp_fwd(r->be, logp, lse, NULL, h, w, at, scratch));
+    OK(op_logp_bwd(r->be, dh, dw, coef, lse, NULL, h, w, at, scratch));
+    OK(op_logp_fwd(r->be, logp2, lse2, kept, h, w, at, scratch));
+    memset(scratch->data, 0xff, (size_t)op_logp_scratch(N, C, V, r->act)); /* nothing stays there */
+    OK(op_logp_bwd(r->be, dh2, dw2, coef, lse2, kept, h, w, at, scratch));
     op_run_expect(r, logp, wp, 1, C, 0);
     op_run_expect(r, lse, wl, 1, C, 0);
     op_run_expect_rounded(r, dh, wdh, 4, C, 0);
     op_run_expect_rounded(r, dw, wdw, 4, C, 0);
+    op_run_expect(r, logp2, wp, 1, C, 0);
+    op_run_expect(r, lse2, wl, 1, C, 0);
+    op_run_expect_rounded(r, dh2, wdh2, 4, C, 0);
+    op_run_expect_rounded(r, dw2, wdw2, 4, C, 0);
 }
 
 static void run_adamw(struct op_run *r, const int64_t *d) /* n steps */
@@ -449,6 +475,8 @@ static const struct row rows[] = {
     { "swiglu", run_swiglu, true, { 0, 5, 0 } },
     { "swiglu", run_swiglu, true, { 37, 301, 0 } },
     { "swiglu", run_swiglu, true, { 64, 128, 1 } },
+    { "swiglu", run_swiglu, true, { 37, 301, 2 } },
+    { "swiglu", run_swiglu, true, { 9, 40, 3 } },
     { "logp", run_logp, false, { 1, 1, 1, 100 } },
     { "logp", run_logp, false, { 0, 4, 9, 100 } },
     { "logp", run_logp, false, { 3, 5, 2, 100 } },

@@ -73,9 +73,9 @@ static void test_sizing__pick_against_brute_force(void **state)
 static void test_sizing__pick_by_hand(void **state)
 {
     (void)state;
-    const struct sizing_option o[] = { { 512, 2000, 100, 1.05 },
-                                       { 1024, 3000, 200, 1.02 },
-                                       { 2048, 5000, 400, 1.01 } };
+    const struct sizing_option o[] = { { 512, false, 2000, 100, 1.05 },
+                                       { 1024, false, 3000, 200, 1.02 },
+                                       { 2048, false, 5000, 400, 1.01 } };
     /* all fit: 1024 is within 3 % of 2048 and smaller, 512 is not */
     struct sizing_pick p = sizing_pick(o, 3, 1 << 20, 10, 0.3, -1);
     assert_true(p.option == 1 && p.recompute == 0);

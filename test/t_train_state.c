@@ -391,8 +391,8 @@ static void test_checkpoint__broken(void **state)
     static const struct {
         const char *was, *now, *msg;
     } edits[] = {
-        { "\"version\": 3", "\"version\": 1", "format 1" },
-        { "\"version\": 3", "\"version\": 1e300", "version" },
+        { "\"version\": 4", "\"version\": 1", "format 1" },
+        { "\"version\": 4", "\"version\": 1e300", "version" },
         { "\"stage\": \"sft\"", "\"stage\": \"preference\"", "of preference" },
         { "\"stage\"", "\"stagf\"", "stage" },
         { "\"step\": 2", "\"step\": 3", "says step 3" },
@@ -419,7 +419,7 @@ static void test_checkpoint__broken(void **state)
         if (kind == 3) scratch_put(scratch(state, data), "", 0);
         if (kind == 4) assert_int_equal(dir_remove(scratch(state, data)), 0);
         if (kind == 5) assert_int_equal(dir_remove(scratch(state, manifest)), 0);
-        if (kind == 6) scratch_put(scratch(state, manifest), "{\"version\": 3, \"step\": -1}", 26);
+        if (kind == 6) scratch_put(scratch(state, manifest), "{\"version\": 4, \"step\": -1}", 26);
         if (kind == 7) spoil(scratch(state, reference), 4, 1);
         if (kind == 8) assert_int_equal(dir_remove(scratch(state, reference)), 0);
         if (kind == 9) spoil(scratch(state, manifest), 40, '5' ^ '6');

@@ -140,7 +140,7 @@ int cpu_swiglu_fwd(struct ctx *cx, struct tensor *y, const struct tensor *gu)
     return 0;
 }
 
-int cpu_swiglu_bwd(struct ctx *cx, struct tensor *dgu, const struct tensor *dy,
+int cpu_swiglu_bwd(struct ctx *cx, struct tensor *dgu, struct tensor *y, const struct tensor *dy,
                    const struct tensor *gu)
 {
     const int64_t T = dy->dim[0], F = dy->dim[1], step = dy->dtype == DT_F32 ? MAX(F, 1) : COLS;
@@ -149,14 +149,16 @@ int cpu_swiglu_bwd(struct ctx *cx, struct tensor *dgu, const struct tensor *dy,
     for (int64_t t = 0; t < T; t++)
         for (int64_t i = 0; i < F; i += step) {
             float g[COLS], u[COLS], d[COLS];
-            const int64_t n = MIN(step, F - i), at = t * 2 * F + i;
+            const int64_t n = MIN(step, F - i), at = t * 2 * F + i, from = t * F + i;
+            float *out = y ? cpu_write(d, y->data, y->dtype, from) : NULL;
             float *dg = cpu_write(g, dgu->data, dgu->dtype, at),
                   *du = cpu_write(u, dgu->data, dgu->dtype, at + F);
-            r->swiglu_bwd(dg, du, cpu_read(r, d, dy->data, dy->dtype, t * F + i, n),
+            r->swiglu_bwd(dg, du, out, cpu_read(r, d, dy->data, dy->dtype, from, n),
                           cpu_read(r, g, gu->data, gu->dtype, at, n),
                           cpu_read(r, u, gu->data, gu->dtype, at + F, n), n);
             cpu_wrote(r, dg, dgu->data, dgu->dtype, at, n);
             cpu_wrote(r, du, dgu->data, dgu->dtype, at + F, n);
+            if (y) cpu_wrote(r, out, y->data, y->dtype, from, n);
         }
     return 0;
 }

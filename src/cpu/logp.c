@@ -2,6 +2,7 @@
 #include "cpu.h"
 #include "../ops/tiles.h"
 #include <math.h>
+#include <string.h>
 
 struct run {     /* a call's scratch */
     float *z;    /* a tile of logits, rows ld apart */
@@ -12,6 +13,24 @@ struct run {     /* a call's scratch */
     uint16_t *dz; /* the tile's gradient as products take it; with BF16 only */
     float *dh;    /* [N,C]: dL/dh, which grows with every tile; with BF16 only */
 };
+
+struct kept {   /* what the forward leaves to the backward; e NULL: nothing */
+    void *e;    /* [N,V] of A: exp(z - the running maximum) */
+    float *top; /* [tiles,N]: that maximum, of each tile of the vocabulary */
+    float *hit; /* [N]: the target's logit */
+    int64_t V, N;
+    enum dtype dtype;
+};
+
+static struct kept kept_at(struct tensor *t, int64_t N, int64_t V, enum dtype A)
+{
+    struct kept k = { .V = V, .N = N, .dtype = A };
+    if (!t) return k;
+    k.e = t->data;
+    k.top = (float *)(void *)((char *)t->data + round_up(N * V * dtype_size(A), 64));
+    k.hit = k.top + N * div_up(V, LOGP_TILE_V);
+    return k;
+}
 
 static struct run carve(struct tensor *scratch, int64_t N, int64_t V)
 {
@@ -28,17 +47,25 @@ static struct run carve(struct tensor *scratch, int64_t N, int64_t V)
     return r;
 }
 
-/* row i of the tile, columns [v0, v0 + n) of z */
-static void add_row(const struct rows *k, const struct run *r, const float *z, int64_t i,
-                    int64_t target, int64_t v0, int64_t n)
+/* row i, columns [v0, v0 + n) of z, which is used up where something is kept */
+static void add_row(const struct rows *k, const struct run *r, const struct kept *kept, float *z,
+                    int64_t i, int64_t target, int64_t v0, int64_t n)
 {
     const float top = k->max(z, n);
     if (top > r->top[i]) {
         r->sum[i] *= exp((double)r->top[i] - (double)top);
         r->top[i] = top;
     }
-    r->sum[i] += k->lse_sum(z, r->top[i], n);
     if (target >= v0 && target < v0 + n) r->hit[i] = (double)z[target - v0];
+    if (!kept->e) {
+        r->sum[i] += k->lse_sum(NULL, z, r->top[i], n);
+        return;
+    }
+    const int64_t at = i * kept->V + v0;
+    float *e = cpu_write(z, kept->e, kept->dtype, at);
+    r->sum[i] += k->lse_sum(e, z, r->top[i], n);
+    cpu_wrote(k, e, kept->e, kept->dtype, at, n);
+    kept->top[v0 / LOGP_TILE_V * kept->N + i] = r->top[i];
 }
 
 struct tile { /* rows [n0, n0 + n) by words [v0, v0 + v) */
@@ -71,13 +98,15 @@ static int logits(struct ctx *cx, const struct run *r, const struct tile *t, con
     return cpu_product(cx, &p);
 }
 
-int cpu_logp_fwd(struct ctx *cx, struct tensor *logp, struct tensor *lse, const struct tensor *h,
-                 const struct tensor *w, const struct tensor *target, struct tensor *scratch)
+int cpu_logp_fwd(struct ctx *cx, struct tensor *logp, struct tensor *lse, struct tensor *keep,
+                 const struct tensor *h, const struct tensor *w, const struct tensor *target,
+                 struct tensor *scratch)
 {
     const int64_t N = h->dim[0], V = w->dim[0];
     const int32_t *at = target->data;
     float *out = logp->data, *pl = lse->data;
     const struct run r = carve(scratch, N, V);
+    const struct kept kept = kept_at(keep, N, V, h->dtype);
     for (int64_t i = 0; i < N; i++) {
         BUG_IF(at[i] < 0 || at[i] >= V);
         r.sum[i] = 0;
@@ -90,40 +119,60 @@ int cpu_logp_fwd(struct ctx *cx, struct tensor *logp, struct tensor *lse, const 
             TRY(logits(cx, &r, &t, h, w));
 #pragma omp parallel for schedule(static) num_threads(cpu_team(cx, 8 * t.n * t.v))
             for (int64_t i = 0; i < t.n; i++)
-                add_row(cx->rows, &r, r.z + i * r.ld, n0 + i, at[n0 + i], v0, t.v);
+                add_row(cx->rows, &r, &kept, r.z + i * r.ld, n0 + i, at[n0 + i], v0, t.v);
         }
     for (int64_t i = 0; i < N; i++) {
         const double l = (double)r.top[i] + log(r.sum[i]);
         pl[i] = (float)l;
         out[i] = (float)(r.hit[i] - l);
+        if (kept.e) kept.hit[i] = (float)r.hit[i];
     }
     return 0;
 }
 
+/* z = the gradient of row n, columns [v0, v0 + count): coef (onehot(hit) - exp(z - lse)) */
+static void row_gradient(const struct rows *k, float *z, const struct kept *kept, int64_t n,
+                         int64_t v0, int64_t count, float coef, float lse, int64_t hit)
+{
+    const bool has_hit = hit >= 0 && hit < count;
+    if (!kept->e) {
+        k->logp_grad(z, lse, coef, count);
+        if (has_hit) z[hit] += coef;
+        return;
+    }
+    const double top = (double)kept->top[v0 / LOGP_TILE_V * kept->N + n];
+    const float *e = cpu_read(k, z, kept->e, kept->dtype, n * kept->V + v0, count);
+    if (e != z) memcpy(z, e, (size_t)count * sizeof *z);
+    k->scale(z, -coef * (float)exp(top - (double)lse), count);
+    /* not from e, whose rounding would be all that is left of 1 - p where p is near 1 */
+    if (has_hit) z[hit] = (float)(-(double)coef * expm1((double)kept->hit[n] - (double)lse));
+}
+
 /* z of the tile becomes its gradient, which *dz says how to read */
-static void tile_gradient(const struct ctx *cx, const struct run *r, const struct tile *t,
-                          const struct tensor *coef, const struct tensor *lse, const int32_t *at,
-                          struct mat *dz, enum dtype dtype)
+static void tile_gradient(const struct ctx *cx, const struct run *r, const struct kept *kept,
+                          const struct tile *t, const struct tensor *coef, const struct tensor *lse,
+                          const int32_t *at, struct mat *dz)
 {
     const float *pc = coef->data, *pl = lse->data;
+    const bool half = kept->dtype == DT_BF16;
 #pragma omp parallel for schedule(static) num_threads(cpu_team(cx, 8 * t->n * t->v))
     for (int64_t i = 0; i < t->n; i++) {
         float *z = r->z + i * r->ld;
-        const int64_t n = t->n0 + i, hit = at[n] - t->v0;
-        cx->rows->logp_grad(z, pl[n], pc[n], t->v);
-        if (hit >= 0 && hit < t->v) z[hit] += pc[n];
-        if (dtype == DT_BF16) cx->rows->narrow(r->dz + i * r->ld, z, t->v);
+        const int64_t n = t->n0 + i;
+        row_gradient(cx->rows, z, kept, n, t->v0, t->v, pc[n], pl[n], at[n] - t->v0);
+        if (half) cx->rows->narrow(r->dz + i * r->ld, z, t->v);
     }
-    *dz = (struct mat){ dtype == DT_BF16 ? (void *)r->dz : (void *)r->z, r->ld, dtype, false };
+    *dz = (struct mat){ half ? (void *)r->dz : (void *)r->z, r->ld, kept->dtype, false };
 }
 
 int cpu_logp_bwd(struct ctx *cx, struct tensor *dh, struct tensor *dw, const struct tensor *coef,
-                 const struct tensor *lse, const struct tensor *h, const struct tensor *w,
-                 const struct tensor *target, struct tensor *scratch)
+                 const struct tensor *lse, struct tensor *keep, const struct tensor *h,
+                 const struct tensor *w, const struct tensor *target, struct tensor *scratch)
 {
     const int64_t N = h->dim[0], C = h->dim[1], V = w->dim[0];
     const int32_t *at = target->data;
     const struct run r = carve(scratch, N, V);
+    const struct kept kept = kept_at(keep, N, V, h->dtype);
     struct tensor sum = *dh; /* in float where dh is not */
     if (dh->dtype != DT_F32) sum = tensor_view(r.dh, DT_F32, N, C, 1, 1);
     float *pdh = sum.data, *pdw = dw->data;
@@ -133,8 +182,8 @@ int cpu_logp_bwd(struct ctx *cx, struct tensor *dh, struct tensor *dw, const str
         for (int64_t n0 = 0; n0 < N; n0 += LOGP_TILE_N) {
             const struct tile t = tile_at(n0, v0, N, V);
             struct product p = { .M = t.n, .N = C, .K = t.v, .alpha = 1, .beta = v0 ? 1 : 0 };
-            TRY(logits(cx, &r, &t, h, w));
-            tile_gradient(cx, &r, &t, coef, lse, at, &p.a, h->dtype);
+            if (!kept.e) TRY(logits(cx, &r, &t, h, w));
+            tile_gradient(cx, &r, &kept, &t, coef, lse, at, &p.a);
             p.b = factor(w, v0, false);
             p.y = pdh + n0 * C;
             p.ldy = MAX(C, 1);

@@ -76,6 +76,22 @@ int cpu_rmsnorm_fwd(struct ctx *cx, struct tensor *y, struct tensor *rstd, struc
     return 0;
 }
 
+int cpu_rmsnorm_apply(struct ctx *cx, struct tensor *y, const struct tensor *x,
+                      const struct tensor *rstd, const struct tensor *w)
+{
+    const int64_t T = y->dim[0], C = y->dim[1];
+    const float *pr = rstd->data, *pw;
+    TRY(prepare(cx, &pw, w, C));
+#pragma omp parallel for schedule(static) num_threads(cpu_team(cx, T *C))
+    for (int64_t t = 0; t < T; t++) {
+        float *buf = cpu_thread_arena(cx), *out = cpu_write(buf, y->data, y->dtype, t * C);
+        cx->rows->rms_scale(out, cpu_read(cx->rows, buf, x->data, x->dtype, t * C, C), pw, pr[t],
+                            C);
+        cpu_wrote(cx->rows, out, y->data, y->dtype, t * C, C);
+    }
+    return 0;
+}
+
 /* dw[n] += the blocks' partial sums in order; a thread owns some columns */
 static void sum_blocks(const struct ctx *cx, float *dw, const float *part, int64_t blocks,
                        int64_t n)

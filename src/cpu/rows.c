@@ -159,12 +159,16 @@ static float exp_sum(float *y, const float *x, float a, float b, int64_t n)
     return sum_lanes(s0 + s1);
 }
 
-static double lse_sum(const float *x, float b, int64_t n)
+static double lse_sum(float *y, const float *x, float b, int64_t n)
 {
     vd s[4] = { { 0 }, { 0 }, { 0 }, { 0 } };
     int64_t i = 0;
     for (; i + 2 * W <= n; i += 2 * W) {
         const vf p = vexp(ld(x + i) - b), q = vexp(ld(x + i + W) - b);
+        if (y) {
+            st(y + i, p);
+            st(y + i + W, q);
+        }
         s[0] += LOW(p);
         s[1] += HIGH(p);
         s[2] += LOW(q);
@@ -174,6 +178,7 @@ static double lse_sum(const float *x, float b, int64_t n)
         float t[W];
         st(t, vexp(ld_n(x + i, n - i, 0) - b));
         const vf p = ld_n(t, n - i, 0);
+        if (y) st_n(y + i, p, n - i);
         s[0] += LOW(p);
         s[1] += HIGH(p);
     }
@@ -280,20 +285,22 @@ static void swiglu(float *y, const float *g, const float *u, int64_t n)
 #undef STEP
 }
 
-INLINE void swiglu_bwd_step(float *dg, float *du, const float *dy, const float *g, const float *u,
-                            int64_t c)
+INLINE void swiglu_bwd_step(float *dg, float *du, float *y, const float *dy, const float *g,
+                            const float *u, int64_t c)
 {
     const vf a = ld_n(g, c, 0), b = ld_n(u, c, 0), d = ld_n(dy, c, 0);
     /* 1 - s as e s keeps its digits where s is near 1 */
     const vf e = vexp(-a), s = 1.0f / (e + 1.0f);
     st_n(dg, d * b * s * (a * (e * s) + 1.0f), c);
     st_n(du, d * a * s, c);
+    if (y) st_n(y, a / (e + 1.0f) * b, c);
 }
 
-static void swiglu_bwd(float *dg, float *du, const float *dy, const float *g, const float *u,
-                       int64_t n)
+static void swiglu_bwd(float *dg, float *du, float *y, const float *dy, const float *g,
+                       const float *u, int64_t n)
 {
-#define STEP(i, c) swiglu_bwd_step(dg + (i), du + (i), dy + (i), g + (i), u + (i), (c))
+#define STEP(i, c) \
+    swiglu_bwd_step(dg + (i), du + (i), y ? y + (i) : NULL, dy + (i), g + (i), u + (i), (c))
     EACH(n, STEP);
 #undef STEP
 }

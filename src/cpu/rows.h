@@ -47,8 +47,8 @@ struct rows {
     /* y = exp(a x - b); returns sum y. y may be x. */
     float (*exp_sum)(float *y, const float *x, float a, float b, int64_t n);
     /* sum of exp(x - b), added in double: a vocabulary of small terms beside a large one must not
-     * vanish */
-    double (*lse_sum)(const float *x, float b, int64_t n);
+     * vanish. y: NULL, or takes the terms; may be x. */
+    double (*lse_sum)(float *y, const float *x, float b, int64_t n);
     /* z = -coef exp(z - lse) */
     void (*logp_grad)(float *z, float lse, float coef, int64_t n);
     /* s = exp(a s - lse); dp = s (dp - delta) a */
@@ -66,9 +66,9 @@ struct rows {
     void (*rope)(float *x, const float *c, const float *s, float sign, int64_t half);
     /* y = g sigmoid(g) u */
     void (*swiglu)(float *y, const float *g, const float *u, int64_t n);
-    /* dg, du; may be g, u */
-    void (*swiglu_bwd)(float *dg, float *du, const float *dy, const float *g, const float *u,
-                       int64_t n);
+    /* dg, du; may be g, u. y: NULL, or takes what swiglu gives, to the bit; may be dy */
+    void (*swiglu_bwd)(float *dg, float *du, float *y, const float *dy, const float *g,
+                       const float *u, int64_t n);
     void (*adamw)(float *w, float *m, float *v, const float *g, const struct adamw_row *k,
                   int64_t n);
     /* A small matrix product from cache: c[M,N] (+= with add, else =) a b, a(i, k) = a[i * row + k

@@ -70,6 +70,7 @@ INLINE void tile2(int mr, float *c, int64_t ldc, const float *a, int64_t row, in
             s[i][1] += b1 * x;
         }
     }
+    UNROLL
     for (int i = 0; i < mr; i++) {
         float *p = c + i * ldc;
         if (add_c) s[i][0] += ld(p), s[i][1] += ld(p + W);
@@ -89,6 +90,7 @@ INLINE void tile1(int mr, float *c, int64_t ldc, const float *a, int64_t row, in
         for (int i = 0; i < mr; i++)
             s[i] += b0 * a[i * row + k * col];
     }
+    UNROLL
     for (int i = 0; i < mr; i++) {
         float *p = c + i * ldc;
         if (add_c) s[i] += ld_n(p, n, 0);

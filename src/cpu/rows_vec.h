@@ -9,6 +9,13 @@
 
 #define INLINE       static inline __attribute__((always_inline))
 
+/* before a loop over an array of vectors: without it they leave the registers */
+#if defined(__clang__)
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
 /* W lanes a vector; MR x 2 vectors of accumulators fit the registers. VMIN and VMAX give y where x
  * is NaN or y is, so the value that may be NaN goes second. Halves are converted by hand: compilers
  * split __builtin_convertvector. */

@@ -19,6 +19,8 @@ struct data_opts { /* from the config's "data" section */
     const double *weights; /* [n_paths] how often an epoch uses a file's rows; NULL: once each */
     int32_t vocab_size; /* the model's: an id at or above it is an error */
     int32_t threads;
+    const char *cache_dir; /* where the ids of files are kept (data_cache.h); NULL: nowhere */
+    bool cache_write;      /* keep them there; false: only use what is there */
     bool notes; /* fill dataset.notes; leave subsample at 1 */
     bool quiet; /* nothing on stderr */
 };
@@ -51,10 +53,14 @@ struct data_stats {
     int64_t kept;         /* usable rows, before subsample */
 };
 enum { DATA_DROPS_MAX = 20 };
+enum drop_why {
+    DROP_CHOSEN_EMPTY, DROP_RESPONSE_EMPTY, DROP_REJECTED_EMPTY, DROP_PROMPT_NO_TOKEN, DROP_RESPONSE_NO_TOKEN, DROP_SAME_TEXT,
+    DROP_SAME_TOKENS, DROP_SAME_ONCE_CUT, DROP_WHYS
+};
+const char *drop_text(enum drop_why why); /* "chosen is empty" */
 struct data_drop { /* a degenerate row; the first DATA_DROPS_MAX are remembered */
     int64_t line;
-    int32_t file;
-    const char *why; /* static */
+    int32_t file, why; /* why: enum drop_why */
 };
 struct dataset { /* valid when zeroed; immutable after load */
     int32_t *ids;
@@ -70,12 +76,14 @@ struct dataset { /* valid when zeroed; immutable after load */
     struct data_stats stats;
     struct data_drop drops[DATA_DROPS_MAX];
     int32_t n_drops;
+    struct buf skipped; /* one warning a malformed row: its file (int32_t, -1: not named), then the text behind the path and a NUL; owned */
     char digest[65];  /* fingerprint: SHA-256 over the SHA-256 of each file's decompressed bytes, in order */
 };
 
 /* Read every row of the files, in order, in all forms of docs/data.md; tokenise; cut; drop degenerate pairs; subsample; then each file's rows
  * weight times: all of them floor(weight) times, and the rest of the weight as a share of them, chosen by seed. Rows that are used several
  * times are several examples of the same ids.
+ * With opts.cache_dir a file of it may stand for the reading: the result and the messages are the same.
  * Two passes are not needed, but nothing is used before all rows were checked. Bad rows: ERR_INPUT listing the first 20 with
  * file:line[:col], unless skip_bad_rows (then up to max_bad_rows, listed on stderr). Too many dropped, or nothing left: ERR_INPUT. */
 int dataset_load(struct dataset *d, char *const *paths, int32_t n_paths, enum data_kind kind, const struct data_opts *o,

@@ -24,7 +24,22 @@ static void row_fail(struct row *r, enum row_state state, int rc)
     }
 }
 
-static void row_drop(struct row *r, enum row_state state, const char *why)
+const char *drop_text(enum drop_why why)
+{
+    static const char *const text[DROP_WHYS] = {
+        [DROP_CHOSEN_EMPTY] = "chosen is empty",
+        [DROP_RESPONSE_EMPTY] = "the response is empty",
+        [DROP_REJECTED_EMPTY] = "rejected is empty",
+        [DROP_PROMPT_NO_TOKEN] = "the prompt has no token",
+        [DROP_RESPONSE_NO_TOKEN] = "a response has no token",
+        [DROP_SAME_TEXT] = "chosen and rejected are the same text",
+        [DROP_SAME_TOKENS] = "chosen and rejected are the same tokens",
+        [DROP_SAME_ONCE_CUT] = "chosen and rejected are equal once cut to max_length",
+    };
+    return text[why];
+}
+
+static void row_drop(struct row *r, enum row_state state, enum drop_why why)
 {
     r->state = state;
     r->why = why;
@@ -223,11 +238,11 @@ static int row_tokens(struct row *r, const struct row_rules *q, const struct pla
     TRY(encode_response(r, q, p, &f->chosen, &r->chosen, &empty));
     if (f->has_rejected) TRY(encode_response(r, q, p, &f->rejected, &r->rejected, &empty));
     if (r->prompt.n == 0)
-        row_drop(r, ROW_EMPTY, "the prompt has no token");
+        row_drop(r, ROW_EMPTY, DROP_PROMPT_NO_TOKEN);
     else if (empty)
-        row_drop(r, ROW_EMPTY, "a response has no token");
+        row_drop(r, ROW_EMPTY, DROP_RESPONSE_NO_TOKEN);
     else if (f->has_rejected && ids_equal(&r->chosen, &r->rejected))
-        row_drop(r, ROW_EQUAL, "chosen and rejected are the same tokens");
+        row_drop(r, ROW_EQUAL, DROP_SAME_TOKENS);
     if (r->state != ROW_OK) return 0;
     if (q->opts->notes) {
         r->state = ROW_BAD;
@@ -236,7 +251,7 @@ static int row_tokens(struct row *r, const struct row_rules *q, const struct pla
     }
     cut(r, q);
     if (f->has_rejected && ids_equal(&r->chosen, &r->rejected))
-        row_drop(r, ROW_CUT, "chosen and rejected are equal once cut to max_length");
+        row_drop(r, ROW_CUT, DROP_SAME_ONCE_CUT);
     return 0;
 }
 
@@ -244,12 +259,12 @@ static int row_judge(struct row *r, const struct row_rules *q, const struct plac
 {
     const struct form *f = &r->form;
     if (is_blank(&f->chosen))
-        row_drop(r, ROW_EMPTY, f->has_rejected ? "chosen is empty" : "the response is empty");
+        row_drop(r, ROW_EMPTY, f->has_rejected ? DROP_CHOSEN_EMPTY : DROP_RESPONSE_EMPTY);
     else if (f->has_rejected && is_blank(&f->rejected))
-        row_drop(r, ROW_EMPTY, "rejected is empty");
+        row_drop(r, ROW_EMPTY, DROP_REJECTED_EMPTY);
     else if (f->has_rejected && f->chosen.len == f->rejected.len &&
              !memcmp(f->chosen.s, f->rejected.s, f->chosen.len))
-        row_drop(r, ROW_EQUAL, "chosen and rejected are the same text");
+        row_drop(r, ROW_EQUAL, DROP_SAME_TEXT);
     return r->state == ROW_OK ? row_tokens(r, q, p) : 0;
 }
 
@@ -260,7 +275,6 @@ void row_make(struct row *r, const struct row_rules *q, const char *file, int64_
     struct place p = { &doc, file, line };
     free(r->error);
     r->error = NULL;
-    r->why = NULL;
     r->line = line;
     r->rc = 0;
     r->state = ROW_OK;

@@ -54,7 +54,7 @@ int form_read_prompt(struct form *f, const json_t *row, bool user, const struct 
 
 enum row_state {
     ROW_OK,
-    ROW_EMPTY, ROW_EQUAL, ROW_CUT, /* degenerate: dropped, `why` says it */
+    ROW_EMPTY, ROW_EQUAL, ROW_CUT, /* degenerate: dropped, `why` says more */
     ROW_BAD,                       /* malformed: on_bad_row decides */
     ROW_UNFIT,                     /* the tokenizer or the model does not fit: no option lets it pass */
     ROW_FAILED                     /* rc, such as ERR_OOM: reading ends */
@@ -63,7 +63,7 @@ struct row { /* one row's result; valid when zeroed, reused from row to row */
     int64_t line;
     enum row_state state;
     int rc;
-    const char *why; /* static */
+    enum drop_why why; /* of what is dropped */
     char *error;     /* owned message of ROW_BAD, ROW_UNFIT, ROW_FAILED */
     bool special;    /* the text of an added token stands in the row */
     bool cut_prompt;

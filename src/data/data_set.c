@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "data_rows.h"
+#include "data_cache.h"
 #include "../base/rng.h"
 #include "../base/signals.h"
 #include "../io/file.h"
@@ -23,8 +23,8 @@ struct loader {
     int64_t n_lines;
     struct row rows[CHUNK_ROWS];
     struct diag bad;
-    int64_t hard; /* problems that skip_bad_rows does not cover */
-    struct buf warnings;
+    int64_t hard;               /* problems that skip_bad_rows does not cover */
+    uint8_t (*file_digest)[32]; /* [n_paths] of the bytes of each file */
 };
 
 static void loader_free(struct loader *l)
@@ -33,7 +33,7 @@ static void loader_free(struct loader *l)
     for (size_t i = 0; i < CHUNK_ROWS; i++)
         row_release(&l->rows[i]);
     buf_release(&l->text);
-    buf_release(&l->warnings);
+    free(l->file_digest);
     free(l);
 }
 
@@ -43,6 +43,7 @@ void dataset_release(struct dataset *d)
         free(d->files[i]);
     free(d->files);
     free(d->forms);
+    buf_release(&d->skipped);
     free(d->notes);
     free(d->ids);
     free(d->ex);
@@ -93,15 +94,33 @@ static void take_drop(struct dataset *d, const struct row *r, int32_t file)
 }
 
 /* Each bad row that may be skipped is one warning, in the error's words. */
-static int take_bad(struct loader *l, const struct row *r)
+static int take_bad(struct loader *l, const struct row *r, int32_t file)
 {
     static const char mark[] = ": error: ";
+    const char *path = l->d->files[file], *s = r->error + strlen(path), *at;
+    struct buf *b = &l->d->skipped;
     diag_add(&l->bad, NULL, 0, 0, "%s", r->error);
     if (!l->rules.opts->skip_bad_rows || l->bad.count > l->rules.opts->max_bad_rows) return 0;
-    const char *at = strstr(r->error, mark);
-    if (!at) return buf_addf(&l->warnings, "warning: row skipped: %s\n", r->error);
-    return buf_addf(&l->warnings, "%.*s: warning: row skipped: %s\n", (int)(at - r->error),
-                    r->error, at + strlen(mark));
+    at = strncmp(r->error, path, strlen(path)) == 0 ? strstr(s, mark) : NULL;
+    if (!at) file = -1;
+    TRY(buf_add(b, &file, sizeof file));
+    if (at)
+        TRY(buf_addf(b, "%.*s: warning: row skipped: %s", (int)(at - s), s, at + strlen(mark)));
+    else
+        TRY(buf_addf(b, "warning: row skipped: %s", r->error));
+    return buf_add(b, "", 1);
+}
+
+static void print_skipped(const struct dataset *d)
+{
+    const char *s = d->skipped.data, *end = d->skipped.len ? s + d->skipped.len : s;
+    while (s < end) {
+        int32_t file;
+        memcpy(&file, s, sizeof file);
+        s += sizeof file;
+        fprintf(stderr, "%s%s\n", file < 0 ? "" : d->files[file], s);
+        s += strlen(s) + 1;
+    }
 }
 
 static int take_row(struct loader *l, struct row *r, int32_t file)
@@ -120,7 +139,7 @@ static int take_row(struct loader *l, struct row *r, int32_t file)
         return 0;
     case ROW_BAD:
         s->bad++;
-        return take_bad(l, r);
+        return take_bad(l, r, file);
     case ROW_UNFIT:
         l->hard++;
         diag_add(&l->bad, NULL, 0, 0, "%s", r->error);
@@ -202,6 +221,7 @@ static int read_file(struct loader *l, const char *path, int32_t file, struct sh
     TRY_OUT(lines_open(&r, path));
     if (l->rules.opts->max_line_bytes > 0) lines_limit(r, l->rules.opts->max_line_bytes);
     TRY_OUT(read_lines(l, r, file));
+    lines_digest_file(r, l->file_digest[file]);
     lines_digest(r, digest);
     sha256_add(sum, digest, sizeof digest);
 out:
@@ -365,6 +385,7 @@ static int read_all(struct loader *l, char *const *paths, int32_t n_paths)
     sha256_init(&sum);
     TRY(MEM_NEW(&d->files, n_paths));
     TRY(MEM_NEW(&d->forms, n_paths));
+    TRY(MEM_NEW(&l->file_digest, n_paths));
     for (int32_t i = 0; i < n_paths; i++) {
         TRY(mem_strdup(&d->files[i], paths[i]));
         d->n_files = i + 1;
@@ -388,23 +409,32 @@ int dataset_load(struct dataset *d, char *const *paths, int32_t n_paths, enum da
                  const struct chat_template *tmpl)
 {
     struct loader *l = NULL;
+    struct data_cache cache = { 0 };
     int rc = 0;
     memset(d, 0, sizeof *d);
     TRY_OUT(opts_check(o, n_paths));
     TRY_OUT(MEM_NEW(&l, 1));
     l->d = d;
     l->rules = (struct row_rules){ kind, o, tok, tmpl };
-    TRY_OUT(read_all(l, paths, n_paths));
-    TRY_OUT(verdict_bad(l));
-    if (l->warnings.len && !o->quiet) fputs(l->warnings.data, stderr);
+    TRY_OUT(data_cache_open(&cache, &l->rules, paths, n_paths));
+    TRY_OUT(data_cache_find(&cache, d, paths, n_paths, o));
+    const bool found = rc > 0;
+    if (!found) {
+        TRY_OUT(read_all(l, paths, n_paths));
+        TRY_OUT(verdict_bad(l));
+    }
+    if (!o->quiet) print_skipped(d);
     d->stats.kept = d->n;
     TRY_OUT(verdict_dropped(d, o));
+    if (!found) TRY_OUT(data_cache_store(&cache, d, l->file_digest));
     if (o->subsample != 1) TRY_OUT(subsample(d, o));
     if (o->weights) TRY_OUT(weigh(d, o));
     shrink(d);
+    rc = 0;
     for (int64_t i = 0; i < d->n; i++)
         d->longest = MAX(d->longest, (int64_t)d->ex[i].np + d->ex[i].nw + d->ex[i].nl);
 out:
+    data_cache_close(&cache);
     loader_free(l);
     if (rc < 0) dataset_release(d);
     return rc;
@@ -460,7 +490,7 @@ int dataset_describe(const struct dataset *d, struct buf *b)
         TRY(describe_forms(d, i, b));
     for (int32_t i = 0; i < d->n_drops; i++)
         TRY(buf_addf(b, "\n%s:%lld: dropped: %s", d->files[d->drops[i].file],
-                     (long long)d->drops[i].line, d->drops[i].why));
+                     (long long)d->drops[i].line, drop_text((enum drop_why)d->drops[i].why)));
     const int64_t more = s->dropped_empty + s->dropped_equal + s->dropped_cut - d->n_drops;
     return more > 0 ? buf_addf(b, "\n... and %lld more dropped", (long long)more) : 0;
 }

@@ -105,6 +105,28 @@ const char *template_name(const struct chat_template *c)
     return names[c->style.kind];
 }
 
+/* A text that holds anything at all cannot be taken for two. */
+static int identity_text(struct buf *b, const char *s)
+{
+    return s ? buf_addf(b, " %zu:%s", strlen(s), s) : buf_adds(b, " -");
+}
+
+int template_identity(const struct chat_template *c, struct buf *b)
+{
+    const struct template_style *s = &c->style;
+    TRY(buf_addf(b, "template %d %d%d%d%d %d", (int)s->kind, s->bos, s->trim, s->drops_thinking,
+                 s->keeps_last_thinking, c->end));
+    TRY(identity_text(b, c->system));
+    TRY(identity_text(b, s->default_system));
+    TRY(identity_text(b, s->generation));
+    TRY(identity_text(b, s->system_head));
+    for (int r = 0; r < ROLES; r++) {
+        TRY(identity_text(b, s->before[r]));
+        TRY(identity_text(b, s->after[r]));
+    }
+    return buf_adds(b, "\n");
+}
+
 int32_t template_end(const struct chat_template *c, bool conversation)
 {
     return conversation ? c->end : tokenizer_eos(c->tok);

@@ -30,6 +30,8 @@ int template_open(struct chat_template **out, const struct tokenizer *t, const c
                   const char *date);
 void template_close(struct chat_template *c);
 const char *template_name(const struct chat_template *c);
+/* Add as text all that the ids of a conversation depend on, beside the tokenizer. */
+int template_identity(const struct chat_template *c, struct buf *b);
 
 /* Append the ids of a conversation; with add_generation_prompt the header of the assistant's turn last. Content is encoded with
  * `mode`; the markers are single ids. BOS first where the template (or for raw the tokenizer) has one, once.

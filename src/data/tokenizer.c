@@ -252,3 +252,10 @@ void tokenizer_digest(const struct tokenizer *t, char hex[65])
 {
     memcpy(hex, t->digest, sizeof t->digest);
 }
+
+int tokenizer_identity(const struct tokenizer *t, struct buf *b)
+{
+    char version[REGEX_VERSION];
+    return buf_addf(b, "tokenizer %s %d %d %d utf8proc %s pcre2 %s\n", t->digest, t->bos, t->eos,
+                    t->adds_bos, text_unicode_version(), regex_version(version));
+}

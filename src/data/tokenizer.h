@@ -44,4 +44,6 @@ int32_t tokenizer_eos(const struct tokenizer *t); /* -1: none */
 bool tokenizer_adds_bos(const struct tokenizer *t);
 int32_t tokenizer_size(const struct tokenizer *t); /* highest id + 1 */
 void tokenizer_digest(const struct tokenizer *t, char hex[65]); /* fingerprint of tokenizer.json's bytes */
+/* Add as text all that the ids of a text depend on: the files' content, and the versions of the libraries that know Unicode. */
+int tokenizer_identity(const struct tokenizer *t, struct buf *b);
 #endif

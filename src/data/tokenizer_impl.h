@@ -128,6 +128,9 @@ struct regex;
 struct regex_run; /* one thread's match data */
 int regex_open(struct regex **out, const char *pattern);
 void regex_close(struct regex *r);
+enum { REGEX_VERSION = 128 };
+/* Of PCRE2 and its Unicode, into out; returns out. */
+const char *regex_version(char out[REGEX_VERSION]);
 /* The pattern as PCRE2 gets it, for tests; the caller frees. */
 int regex_translate(char **out, const char *pattern);
 int regex_begin(struct regex_run **out);

@@ -2,6 +2,7 @@
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include "tokenizer_impl.h"
 #include <pcre2.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -195,6 +196,20 @@ struct regex {
     pcre2_code *code;
     bool jit;
 };
+
+const char *regex_version(char out[REGEX_VERSION])
+{
+    char part[REGEX_VERSION / 2];
+    size_t n = 0;
+    out[0] = 0;
+    static const uint32_t what[] = { PCRE2_CONFIG_VERSION, PCRE2_CONFIG_UNICODE_VERSION };
+    for (size_t i = 0; i < COUNT_OF(what); i++) {
+        const int len = pcre2_config(what[i], NULL);
+        if (len <= 0 || (size_t)len > sizeof part || pcre2_config(what[i], part) < 0) continue;
+        n += (size_t)snprintf(out + n, REGEX_VERSION - n, "%s%s", n ? " " : "", part);
+    }
+    return out;
+}
 
 int regex_open(struct regex **out, const char *pattern)
 {

@@ -99,6 +99,11 @@ int utf8_add_lossy(struct buf *b, const char *s, size_t len)
     return buf_add(b, s + from, len - from);
 }
 
+const char *text_unicode_version(void)
+{
+    return utf8proc_version();
+}
+
 bool cp_is_space(uint32_t cp)
 {
     return (cp >= 9 && cp <= 13) || cp == 0x20 || cp == 0x85 || cp == 0xa0 || cp == 0x1680 ||

@@ -18,6 +18,7 @@ int utf8_put(char out[4], uint32_t cp);
 /* Add bytes with U+FFFD for what is not UTF-8. */
 int utf8_add_lossy(struct buf *b, const char *s, size_t len);
 
+const char *text_unicode_version(void); /* of utf8proc */
 bool cp_is_space(uint32_t cp); /* property White_Space */
 bool cp_is_word(uint32_t cp);  /* letters, marks, numbers, connectors and joiners: \w of Unicode's regular expressions */
 /* Drop white space at both ends as Python's str.strip() does (it counts U+001C to U+001F too). */

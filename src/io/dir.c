@@ -3,12 +3,14 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <fnmatch.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <time.h>
 #include <unistd.h>
 
 bool dir_exists(const char *path)
@@ -137,6 +139,22 @@ int dir_abandon(const char *path, int rc)
     return err_set(rc, "%s", keep);
 }
 
+int dir_sweep(const char *path, const char *pattern)
+{
+    const struct dirent *e;
+    DIR *d = opendir(path);
+    int rc = 0;
+    while (rc == 0 && d && (e = readdir(d))) {
+        char *name = NULL;
+        if (fnmatch(pattern, e->d_name, 0) != 0) continue;
+        rc = path_join(&name, path, e->d_name);
+        if (rc == 0) rc = dir_remove(name);
+        free(name);
+    }
+    if (d) closedir(d);
+    return rc;
+}
+
 int dir_sync(const char *path)
 {
     const int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -223,6 +241,19 @@ int dir_replace(const char *dir, const char *tmp, const char *old)
 }
 
 /* the lock ------------------------------------------------------------------------------------ */
+
+enum file_lock file_lock_wait(int fd, double seconds)
+{
+    const struct timespec nap = { 0, 5000000 };
+    int64_t naps = (int64_t)(seconds * 1e9 / (double)nap.tv_nsec);
+    while (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+        if (errno == ENOSYS || errno == EOPNOTSUPP || errno == ENOLCK) return FILE_LOCK_NONE;
+        if (errno != EINTR && errno != EWOULDBLOCK) return FILE_LOCK_FAILED;
+        if (naps-- <= 0) return FILE_LOCK_BUSY;
+        nanosleep(&nap, NULL);
+    }
+    return FILE_LOCK_HELD;
+}
 
 static int lock_taken(int fd, const char *dir)
 {

@@ -25,6 +25,8 @@ int path_parent(char **out, const char *path);
 int dir_remove(const char *path);
 /* Delete what a save that failed with `rc` left, keeping its message; returns rc. */
 int dir_abandon(const char *path, int rc);
+/* Delete what stands in `path` under names that match `pattern` (fnmatch). No such directory is fine. ERR_IO. */
+int dir_sweep(const char *path, const char *pattern);
 /* fsync(2), for which the watcher waits as long as a disk may take. */
 int file_sync(int fd);
 /* fsync a directory. */
@@ -67,6 +69,8 @@ int file_copy(const char *from, const char *to);
 /* Lines of a .jsonl or .jsonl.gz file (gzip recognised by name .gz; concatenated members fine), or, in a file named .json or .json.gz
  * that begins with "[", the elements of that array. */
 struct line_reader;
+enum { LINES_GZIP = 1, LINES_ARRAY = 2 };
+int lines_kind(const char *path); /* what the name says of how a file is read: some of these bits */
 int lines_open(struct line_reader **out, const char *path);
 /* 1: *line (borrowed until the next call, NUL-terminated, without "\n" or "\r\n"), *len, 0: end, < 0: error.
  * A UTF-8 BOM on line 1 is skipped. Errors (ERR_INPUT, file:line): truncated or corrupt gzip, trailing garbage, plain text
@@ -78,8 +82,17 @@ int64_t lines_column(const struct line_reader *r); /* bytes before the element o
 void lines_limit(struct line_reader *r, int64_t bytes); /* longest line, at most and by default 64 MiB */
 /* Digest of all (decompressed) bytes so far; call after the end for the file's content hash. */
 void lines_digest(const struct line_reader *r, uint8_t digest[32]);
+void lines_digest_file(const struct line_reader *r, uint8_t digest[32]); /* the same of the file's own, maybe compressed, bytes */
 void lines_close(struct line_reader *r);
 
+enum file_lock {
+    FILE_LOCK_HELD,  /* until fd is closed */
+    FILE_LOCK_NONE,  /* the file system has no locks */
+    FILE_LOCK_BUSY,  /* another process held it all the time */
+    FILE_LOCK_FAILED /* errno says why */
+};
+/* Wait for an exclusive flock of fd (of a file or a directory), `seconds` at most. */
+enum file_lock file_lock_wait(int fd, double seconds);
 /* Advisory lock on DIR/.lock (flock). 0: held in *fd until close. Held by another process: ERR_INPUT naming its pid and host. */
 int dir_lock(int *fd, const char *dir);
 #endif

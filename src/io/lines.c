@@ -26,8 +26,8 @@ struct line_reader {
     bool maybe_array, in_string, escaped;
     enum array_state state; /* ARRAY_NONE: lines */
     int64_t depth, row, row_bytes,
-        col; /* line feeds passed; bytes passed since the last; of the element */
-    struct sha256 sha;
+        col;                /* line feeds passed; bytes passed since the last; of the element */
+    struct sha256 sha, raw; /* of the text; of the file's bytes, where these are gzip */
 };
 
 static int lines_fail(struct line_reader *r, const char *what)
@@ -55,6 +55,12 @@ static bool has_suffix(const char *s, const char *suffix)
     return n >= m && strcmp(s + n - m, suffix) == 0;
 }
 
+int lines_kind(const char *path)
+{
+    return (has_suffix(path, ".gz") ? LINES_GZIP : 0) |
+           (has_suffix(path, ".json") || has_suffix(path, ".json.gz") ? LINES_ARRAY : 0);
+}
+
 int lines_open(struct line_reader **out, const char *path)
 {
     struct line_reader *r;
@@ -64,13 +70,14 @@ int lines_open(struct line_reader **out, const char *path)
     TRY(MEM_NEW(&r, 1));
     r->fd = -1;
     TRY_OUT(mem_strdup(&r->path, path));
-    r->gz = has_suffix(path, ".gz");
-    r->maybe_array = has_suffix(path, ".json") || has_suffix(path, ".json.gz");
+    r->gz = lines_kind(path) & LINES_GZIP;
+    r->maybe_array = lines_kind(path) & LINES_ARRAY;
     r->limit = LINE_MAX_BYTES;
     TRY_OUT(MEM_NEW(&r->in, IN_BYTES));
     TRY_OUT(file_open(&r->fd, &size, path));
     if (fstat(r->fd, &r->before) < 0) TRY_OUT(err_set(ERR_IO, "%s: cannot be looked at", path));
     sha256_init(&r->sha);
+    sha256_init(&r->raw);
     *out = r;
 out:
     if (rc < 0) lines_close(r);
@@ -119,6 +126,7 @@ static int fill_gz(struct line_reader *r, char *out, size_t len, size_t *got)
                 r->eof = true;
                 return 0;
             }
+            sha256_add(&r->raw, r->in, n);
             r->z.next_in = r->in;
             r->z.avail_in = (uInt)n;
         }
@@ -346,5 +354,11 @@ void lines_limit(struct line_reader *r, int64_t bytes)
 void lines_digest(const struct line_reader *r, uint8_t digest[32])
 {
     struct sha256 s = r->sha;
+    sha256_end(&s, digest);
+}
+
+void lines_digest_file(const struct line_reader *r, uint8_t digest[32])
+{
+    struct sha256 s = r->gz ? r->raw : r->sha;
     sha256_end(&s, digest);
 }

@@ -15,8 +15,8 @@ static int head_backward(struct model *m, const struct batch *b, const double *c
     for (int64_t n = 0; n < N; n++)
         m->host[n] = (float)coef[b->seq[n]];
     TRY(m->be->mem->to_device(m->be->cx, cf.data, m->host, N * dtype_size(DT_F32)));
-    TRY(op_logp_bwd(m->be, &dhsel, &dw, &cf, &lse, &hsel, &m->params[m->head].w, &target,
-                    &m->scratch));
+    TRY(op_logp_bwd(m->be, &dhsel, &dw, &cf, &lse, m->has_kept ? &m->kept : NULL, &hsel,
+                    &m->params[m->head].w, &target, &m->scratch));
     TRY(op_fill(m->be, &dh, 0));
     TRY(op_scatter_add(m->be, &dh, &dhsel, &src));
     TRY(op_fill(m->be, &dx, 0));
@@ -33,17 +33,20 @@ static int stream_gradient(const struct model *m, struct tensor *out, const stru
     return op_cast(m->be, out, dx);
 }
 
-/* dx is dL/d(layer's output) and becomes dL/dx2. gu is overwritten with its own gradient. */
+/* dx is dL/d(layer's output) and becomes dL/dx2. gu is overwritten with its own gradient, act's gradient with act. */
 static int mlp_backward(struct model *m, const struct layer *y, struct acts *t)
 {
     const int64_t T = t->x.dim[0];
     struct tensor dx = tensor_rows(&m->dx, 0, T), dh = tensor_rows(&m->dh, 0, T),
-                  dact = tensor_rows(&m->dact, 0, T);
+                  act = tensor_rows(&m->act, 0, T), h = tensor_rows(&m->h, 0, T);
     struct tensor dnorm = model_grad(m, y->norm2), dout;
     TRY(stream_gradient(m, &dout, &dx));
-    TRY(linear_bwd(m, &y->down, &dact, &dout, &t->act));
-    TRY(op_swiglu_bwd(m->be, &t->gu, &dact, &t->gu));
-    TRY(linear_bwd(m, &y->gate_up, &dh, &t->gu, &t->h2));
+    TRY(linear_bwd_input(m, &y->down, &act, &dout));
+    TRY(op_swiglu_bwd(m->be, &t->gu, &act, &act, &t->gu));
+    TRY(linear_bwd_weight(m, &y->down, &dout, &act));
+    TRY(op_rmsnorm_apply(m->be, &h, &t->x2, &t->rstd2, &m->params[y->norm2].w));
+    TRY(linear_bwd_weight(m, &y->gate_up, &t->gu, &h));
+    TRY(linear_bwd_input(m, &y->gate_up, &dh, &t->gu));
     return op_rmsnorm_bwd(m->be, &dx, &dnorm, &dh, &t->x2, &m->params[y->norm2].w, &t->rstd2,
                           &m->scratch);
 }
@@ -67,36 +70,32 @@ static int attention_backward(struct model *m, const struct layer *y, struct act
     const int64_t T = t->x.dim[0];
     const int32_t D = (int32_t)a->D;
     const struct tensor pos = tensor_rows(&m->pos, 0, T);
-    struct tensor dx = tensor_rows(&m->dx, 0, T), dh = tensor_rows(&m->dh, 0, T);
+    struct tensor dx = tensor_rows(&m->dx, 0, T), dh = tensor_rows(&m->dh, 0, T),
+                  h = tensor_rows(&m->h, 0, T);
     struct tensor datt = tensor_rows(&m->datt, 0, T), dqkv = tensor_rows(&m->dqkv, 0, T);
     struct tensor dnorm = model_grad(m, y->norm1), dout, q, k, v, dq, dk, dv;
     layer_qkv(a, &t->qkv, a->qk_norm ? &t->qk : NULL, &q, &k, &v);
     layer_qkv(a, &dqkv, NULL, &dq, &dk, &dv);
     TRY(stream_gradient(m, &dout, &dx));
-    TRY(linear_bwd(m, &y->o, &datt, &dout, &t->att));
+    TRY(linear_bwd_input(m, &y->o, &datt, &dout));
+    TRY(linear_bwd_weight(m, &y->o, &dout, &t->att));
     TRY(op_attention_bwd(m->be, &dq, &dk, &dv, &datt, &t->att, &t->lse, &q, &k, &v, segs, D,
                          layer_scale(a)));
     TRY(op_rope(m->be, &dq, D, &pos, &m->rope, true));
     TRY(op_rope(m->be, &dk, D, &pos, &m->rope, true));
     if (a->qk_norm) TRY(headnorm_backward(m, y, t, &dq, &dk));
-    TRY(linear_bwd(m, &y->qkv, &dh, &dqkv, &t->h1));
+    TRY(op_rmsnorm_apply(m->be, &h, &t->x, &t->rstd1, &m->params[y->norm1].w));
+    TRY(linear_bwd_weight(m, &y->qkv, &dqkv, &h));
+    TRY(linear_bwd_input(m, &y->qkv, &dh, &dqkv));
     return op_rmsnorm_bwd(m->be, &dx, &dnorm, &dh, &t->x, &m->params[y->norm1].w, &t->rstd1,
                           &m->scratch);
 }
 
-/* The same kernels as in the forward, so that the bits are the same: norm1 of every layer but the
- * first ran with a residual, and a norm without one may sum in another order. dh is free here. */
+/* The same kernels on the same numbers as in the forward, so that the bits are the same. */
 static int layer_recompute(struct model *m, int64_t l, struct acts *t, const struct segments *segs)
 {
-    const struct tensor *w = &m->params[m->layers[l].norm1].w;
-    const float eps = (float)m->arch.rms_eps;
-    struct tensor zero = tensor_rows(&m->dh, 0, t->x.dim[0]);
-    if (l == 0) {
-        TRY(op_rmsnorm_fwd(m->be, &t->h1, &t->rstd1, NULL, &t->x, NULL, w, eps));
-    } else {
-        TRY(op_fill(m->be, &zero, 0));
-        TRY(op_rmsnorm_fwd(m->be, &t->h1, &t->rstd1, &t->x, &t->x, &zero, w, eps));
-    }
+    struct tensor h = tensor_rows(&m->h, 0, t->x.dim[0]);
+    TRY(op_rmsnorm_apply(m->be, &h, &t->x, &t->rstd1, &m->params[m->layers[l].norm1].w));
     return layer_forward(m, l, t, segs);
 }
 

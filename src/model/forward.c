@@ -12,18 +12,16 @@ struct acts layer_acts(const struct model *m, int64_t l, int64_t T)
 {
     const bool shared = l < m->first_kept;
     const struct acts *s = &m->acts[shared ? 0 : l - m->first_kept];
+    const struct tensor *in = shared && m->block_in ? &m->block_in[2 * l] : NULL;
     struct acts t = {
-        .x = tensor_rows(shared && m->block_in ? &m->block_in[l] : &s->x, 0, T),
-        .rstd1 = tensor_rows(&s->rstd1, 0, T),
-        .h1 = tensor_rows(&s->h1, 0, T),
+        .x = tensor_rows(in ? &in[0] : &s->x, 0, T),
+        .rstd1 = tensor_rows(in ? &in[1] : &s->rstd1, 0, T),
         .qkv = tensor_rows(&s->qkv, 0, T),
         .att = tensor_rows(&s->att, 0, T),
         .lse = tensor_rows(&s->lse, 0, T),
         .x2 = tensor_rows(&s->x2, 0, T),
         .rstd2 = tensor_rows(&s->rstd2, 0, T),
-        .h2 = tensor_rows(&s->h2, 0, T),
         .gu = tensor_rows(&s->gu, 0, T),
-        .act = tensor_rows(&s->act, 0, T),
     };
     if (!m->arch.qk_norm) return t;
     t.qk = tensor_rows(&s->qk, 0, T);
@@ -46,9 +44,10 @@ static int attention(const struct model *m, const struct layer *y, struct acts *
 {
     const struct arch *a = &m->arch;
     const int32_t D = (int32_t)a->D;
-    const struct tensor pos = tensor_rows(&m->pos, 0, t->x.dim[0]);
+    const int64_t T = t->x.dim[0];
+    const struct tensor pos = tensor_rows(&m->pos, 0, T), h = tensor_rows(&m->h, 0, T);
     struct tensor q, k, v;
-    TRY(linear_fwd(m, &y->qkv, &t->qkv, &t->h1));
+    TRY(linear_fwd(m, &y->qkv, &t->qkv, &h));
     layer_qkv(a, &t->qkv, NULL, &q, &k, &v);
     if (a->qk_norm) {
         const struct tensor q_in = q, k_in = k;
@@ -66,14 +65,14 @@ static int attention(const struct model *m, const struct layer *y, struct acts *
 int layer_forward(const struct model *m, int64_t l, struct acts *t, const struct segments *segs)
 {
     const struct layer *y = &m->layers[l];
-    struct tensor branch = tensor_rows(&m->stream, 0, t->x.dim[0]);
+    const int64_t T = t->x.dim[0];
+    struct tensor branch = tensor_rows(&m->stream, 0, T), h = tensor_rows(&m->h, 0, T);
     watch_beat();
     TRY(attention(m, y, t, segs));
     TRY(linear_fwd(m, &y->o, &branch, &t->att));
-    TRY(op_rmsnorm_fwd(m->be, &t->h2, &t->rstd2, &t->x2, &t->x, &branch, &m->params[y->norm2].w,
+    TRY(op_rmsnorm_fwd(m->be, &h, &t->rstd2, &t->x2, &t->x, &branch, &m->params[y->norm2].w,
                        (float)m->arch.rms_eps));
-    TRY(linear_fwd(m, &y->gate_up, &t->gu, &t->h2));
-    return op_swiglu_fwd(m->be, &t->act, &t->gu);
+    return linear_fwd(m, &y->gate_up, &t->gu, &h);
 }
 
 static int upload_i32(const struct model *m, const struct tensor *dst, const int32_t *host,
@@ -100,18 +99,20 @@ int model_forward(struct model *m, const struct batch *b)
     const float eps = (float)a->rms_eps;
     const struct segments segs = batch_segments(b);
     struct acts t = layer_acts(m, 0, T);
-    struct tensor branch = tensor_rows(&m->stream, 0, T);
+    struct tensor branch = tensor_rows(&m->stream, 0, T), h = tensor_rows(&m->h, 0, T),
+                  act = tensor_rows(&m->act, 0, T);
     const struct tensor ids = tensor_rows(&m->ids, 0, T), src = tensor_rows(&m->src, 0, b->N);
     TRY(upload_batch(m, b));
     TRY(op_gather(m->be, &t.x, &m->params[m->embed].w, &ids));
-    TRY(op_rmsnorm_fwd(m->be, &t.h1, &t.rstd1, NULL, &t.x, NULL, &m->params[m->layers[0].norm1].w,
+    TRY(op_rmsnorm_fwd(m->be, &h, &t.rstd1, NULL, &t.x, NULL, &m->params[m->layers[0].norm1].w,
                        eps));
     for (int64_t l = 0; l < a->L; l++) {
         TRY(layer_forward(m, l, &t, &segs));
-        TRY(linear_fwd(m, &m->layers[l].down, &branch, &t.act));
+        TRY(op_swiglu_fwd(m->be, &act, &t.gu));
+        TRY(linear_fwd(m, &m->layers[l].down, &branch, &act));
         if (l + 1 == a->L) break;
         struct acts next = layer_acts(m, l + 1, T);
-        TRY(op_rmsnorm_fwd(m->be, &next.h1, &next.rstd1, &next.x, &t.x2, &branch,
+        TRY(op_rmsnorm_fwd(m->be, &h, &next.rstd1, &next.x, &t.x2, &branch,
                            &m->params[m->layers[l + 1].norm1].w, eps));
         t = next;
     }
@@ -124,13 +125,15 @@ int model_forward(struct model *m, const struct batch *b)
     return 0;
 }
 
-int model_logp(struct model *m, const struct batch *b, double *logp)
+int model_logp(struct model *m, const struct batch *b, double *logp, bool backward)
 {
     const int64_t N = b->N;
     const struct tensor hsel = tensor_rows(&m->hsel, 0, N), target = tensor_rows(&m->target, 0, N);
     struct tensor lp = tensor_rows(&m->logp, 0, N), lse = tensor_rows(&m->lse, 0, N);
     BUG_IF(m->batch != b);
-    TRY(op_logp_fwd(m->be, &lp, &lse, &hsel, &m->params[m->head].w, &target, &m->scratch));
+    m->has_kept = backward && m->kept.data;
+    TRY(op_logp_fwd(m->be, &lp, &lse, m->has_kept ? &m->kept : NULL, &hsel, &m->params[m->head].w,
+                    &target, &m->scratch));
     TRY(m->be->mem->to_host(m->be->cx, m->host, lp.data, N * dtype_size(DT_F32)));
     for (int32_t s = 0; s < b->S; s++) {
         logp[s] = 0;

@@ -163,7 +163,6 @@ static int plan_layer(struct acts *t, const struct model *m, struct plan *p, int
     const enum plan_cat c = PLAN_ACTIVATIONS;
     TRY(plan_book(p, c, &t->x, A, T, a->C, 1, 1));
     TRY(plan_book(p, c, &t->rstd1, DT_F32, T, 1, 1, 1));
-    TRY(plan_book(p, c, &t->h1, A, T, a->C, 1, 1));
     TRY(plan_book(p, c, &t->qkv, A, T, (a->H + 2 * a->K) * a->D, 1, 1));
     if (a->qk_norm) {
         TRY(plan_book(p, c, &t->qk, A, T, (a->H + a->K) * a->D, 1, 1));
@@ -174,23 +173,25 @@ static int plan_layer(struct acts *t, const struct model *m, struct plan *p, int
     TRY(plan_book(p, c, &t->lse, DT_F32, T, a->H, 1, 1));
     TRY(plan_book(p, c, &t->x2, A, T, a->C, 1, 1));
     TRY(plan_book(p, c, &t->rstd2, DT_F32, T, 1, 1, 1));
-    TRY(plan_book(p, c, &t->h2, A, T, a->C, 1, 1));
-    TRY(plan_book(p, c, &t->gu, A, T, 2 * a->F, 1, 1));
-    return plan_book(p, c, &t->act, A, T, a->F, 1, 1);
+    return plan_book(p, c, &t->gu, A, T, 2 * a->F, 1, 1);
 }
 
-static int plan_head(struct model *m, struct plan *p, int64_t T, int64_t N, bool train)
+static int plan_head(struct model *m, struct plan *p, const struct model_size *size)
 {
-    const int64_t C = m->arch.C;
+    const int64_t C = m->arch.C, T = size->T, N = size->N;
     const enum dtype A = m->dtype;
-    TRY(plan_book(p, PLAN_ACTIVATIONS, &m->stream, A, T, C, 1, 1));
+    TRY(plan_book(p, PLAN_SCRATCH, &m->stream, A, T, C, 1, 1));
+    TRY(plan_book(p, PLAN_SCRATCH, &m->h, A, T, C, 1, 1));
+    TRY(plan_book(p, PLAN_SCRATCH, &m->act, A, T, m->arch.F, 1, 1));
     TRY(plan_book(p, PLAN_HEAD, &m->xf, A, T, C, 1, 1));
     TRY(plan_book(p, PLAN_HEAD, &m->rstd_f, DT_F32, T, 1, 1, 1));
     TRY(plan_book(p, PLAN_HEAD, &m->hf, A, T, C, 1, 1));
     TRY(plan_book(p, PLAN_HEAD, &m->hsel, A, N, C, 1, 1));
     TRY(plan_book(p, PLAN_HEAD, &m->logp, DT_F32, N, 1, 1, 1));
     TRY(plan_book(p, PLAN_HEAD, &m->lse, DT_F32, N, 1, 1, 1));
-    if (!train) return 0;
+    if (!size->train) return 0;
+    if (size->keep_logits)
+        TRY(plan_book(p, PLAN_HEAD, &m->kept, DT_F32, op_logp_kept(N, m->arch.V, A) / 4, 1, 1, 1));
     TRY(plan_book(p, PLAN_HEAD, &m->dhsel, A, N, C, 1, 1));
     return plan_book(p, PLAN_HEAD, &m->coef, DT_F32, N, 1, 1, 1);
 }
@@ -203,8 +204,7 @@ static int plan_backward(struct model *m, struct plan *p, int64_t T)
     if (A != DT_F32) TRY(plan_book(p, PLAN_SCRATCH, &m->dxc, A, T, a->C, 1, 1));
     TRY(plan_book(p, PLAN_SCRATCH, &m->dh, A, T, a->C, 1, 1));
     TRY(plan_book(p, PLAN_SCRATCH, &m->dqkv, A, T, (a->H + 2 * a->K) * a->D, 1, 1));
-    TRY(plan_book(p, PLAN_SCRATCH, &m->datt, A, T, a->H * a->D, 1, 1));
-    return plan_book(p, PLAN_SCRATCH, &m->dact, A, T, a->F, 1, 1);
+    return plan_book(p, PLAN_SCRATCH, &m->datt, A, T, a->H * a->D, 1, 1);
 }
 
 int model_plan_buffers(struct model *m, struct plan *p, const struct model_size *size)
@@ -224,11 +224,13 @@ int model_plan_buffers(struct model *m, struct plan *p, const struct model_size 
     for (int32_t i = 0; i < m->n_acts; i++)
         TRY(plan_layer(&m->acts[i], m, p, T));
     if (size->train && m->first_kept > 0) {
-        TRY(MEM_NEW(&m->block_in, m->first_kept));
-        for (int64_t l = 0; l < m->first_kept; l++)
-            TRY(plan_book(p, PLAN_ACTIVATIONS, &m->block_in[l], A, T, a->C, 1, 1));
+        TRY(MEM_NEW(&m->block_in, 2 * m->first_kept));
+        for (int64_t l = 0; l < m->first_kept; l++) {
+            TRY(plan_book(p, PLAN_ACTIVATIONS, &m->block_in[2 * l], A, T, a->C, 1, 1));
+            TRY(plan_book(p, PLAN_ACTIVATIONS, &m->block_in[2 * l + 1], DT_F32, T, 1, 1, 1));
+        }
     }
-    TRY(plan_head(m, p, T, N, size->train));
+    TRY(plan_head(m, p, size));
     if (size->train) {
         TRY(plan_backward(m, p, T));
         scratch =

@@ -29,11 +29,11 @@ struct layer { /* indices into params; -1: absent. A layer's parameters are [nor
     struct linear qkv, o, gate_up, down;
 };
 
-/* What one layer's backward needs; see docs/DESIGN.md for the walk. x [T,C] is the layer's input, h1 = norm1(x),
- * qkv [T,(H+2K)D] (q and k rotated in place, or before their norm when qk_norm; then qk [T,(H+K)D] holds them normed and
- * rotated), att [T,HD], lse [T,H], x2 = x + o(att), h2 = norm2(x2), gu [T,2F], act [T,F]. The backward overwrites gu. */
+/* What one layer's backward needs; see docs/DESIGN.md for the walk. x [T,C] is the layer's input, rstd1 its norm's (the normed rows and
+ * the MLP's activation are made again, which costs less than to read them back from memory), qkv [T,(H+2K)D] (q and k rotated in place, or before their norm when qk_norm; then qk [T,(H+K)D] holds them normed and
+ * rotated), att [T,HD], lse [T,H], x2 = x + o(att), rstd2, gu [T,2F], which the backward overwrites. */
 struct acts {
-    struct tensor x, rstd1, h1, qkv, qk, rstd_q, rstd_k, att, lse, x2, rstd2, h2, gu, act;
+    struct tensor x, rstd1, qkv, qk, rstd_q, rstd_k, att, lse, x2, rstd2, gu;
 };
 
 /* Which elements of the master weights this process holds. All zero: all. */
@@ -64,10 +64,14 @@ struct model { /* valid when zeroed */
     struct tensor rope;         /* [positions, 2, D/2] */
     struct acts *acts;          /* [n_acts]: one set for each layer from first_kept on; 1 in inference */
     int32_t n_acts, first_kept; /* layers before first_kept share the first set: recomputed, or (all of them) inference */
-    struct tensor *block_in;    /* [first_kept] their inputs, in training */
-    struct tensor stream, xf, rstd_f, hf; /* a branch's output [T,C] before it is added; the final norm */
+    struct tensor *block_in;    /* [2 first_kept] their x and rstd1, in training */
+    struct tensor stream, h, act; /* a branch's output [T,C] before it is added; its input, normed [T,C]; the MLP's activation [T,F], in the
+                                 * backward first its gradient */
+    struct tensor xf, rstd_f, hf; /* the final norm */
     struct tensor hsel, logp, lse;     /* response positions: hidden, log-probability, log-sum-exp */
-    struct tensor dx, dh, dqkv, dact, datt, dhsel, coef, scratch; /* backward; dx f32, the residual stream's gradient */
+    struct tensor kept;         /* op_logp_kept() bytes; data NULL where logits are computed again */
+    bool has_kept;              /* the last model_logp left something there */
+    struct tensor dx, dh, dqkv, datt, dhsel, coef, scratch; /* backward; dx f32, the residual stream's gradient */
     struct tensor dxc;          /* [T,C] dx rounded for a product; not booked where dtype is DT_F32 */
     struct tensor ids, pos, src, target; /* i32, device copies of the batch */
     float *host;                /* [N_max] */
@@ -80,6 +84,7 @@ struct model_size { /* what buffers must hold */
     bool train;              /* gradients and backward buffers */
     int64_t recompute;       /* of this many layers, the first ones, only the inputs are kept. At most L - 1 count: when the
                               * backward begins, the last layer's values are still there */
+    bool keep_logits;        /* with train: the backward finds the head's logits kept, and does not compute them again */
 };
 
 /* Parameter table and layers from arch; no memory for tensors yet. dtype: DT_F32 or DT_BF16. */
@@ -120,19 +125,22 @@ int model_save(struct model *m, const char *dir, const char *source_dir, enum st
 /* linear.c: the callers of op_gemm on the weights of layers; a packed copy of a weight is made and kept here ---------------- */
 /* y[T,N] = x[T,K] w^T (+ b). Rows of x and y may be strided. */
 int linear_fwd(const struct model *m, const struct linear *l, struct tensor *y, const struct tensor *x);
-/* dx[T,K] = dy w (NULL: not wanted), dw += dy^T x, db += sum_T dy. */
-int linear_bwd(const struct model *m, const struct linear *l, struct tensor *dx, const struct tensor *dy, const struct tensor *x);
+/* dx[T,K] = dy w */
+int linear_bwd_input(const struct model *m, const struct linear *l, struct tensor *dx, const struct tensor *dy);
+/* dw += dy^T x, db += sum_T dy */
+int linear_bwd_weight(const struct model *m, const struct linear *l, const struct tensor *dy, const struct tensor *x);
 /* The gradient view of parameter i. */
 struct tensor model_grad(const struct model *m, int32_t i);
 
 /* forward.c, backward.c -------------------------------------------------------------------------------------------- */
 /* Hidden states of a micro-batch; keeps what the backward needs, as planned. */
 int model_forward(struct model *m, const struct batch *b);
-/* logp[S] (host, double): sums over each sequence's response tokens. After model_forward. Synchronises. */
-int model_logp(struct model *m, const struct batch *b, double *logp);
+/* logp[S] (host, double): sums over each sequence's response tokens. After model_forward. Synchronises. backward: model_backward
+ * follows. */
+int model_logp(struct model *m, const struct batch *b, double *logp, bool backward);
 /* A callback when the gradients of parameters [first, first + n), which stand in one piece from model_grad(first) on, are final for this micro-batch: the head and final
  * norm, the layers from the last to the first, the embedding. With grad_windows a layer's may be written again after the next call. May be NULL. */
 typedef int model_ready_fn(void *payload, int32_t first, int32_t n);
-/* grads += sum over sequences of coef[s] d logp[s] / d weights. coef[S] host. Once after model_logp of the same batch. */
+/* grads += sum over sequences of coef[s] d logp[s] / d weights. coef[S] host. Once after model_logp, with backward, of the same batch. */
 int model_backward(struct model *m, const struct batch *b, const double *coef, model_ready_fn *ready, void *payload);
 #endif

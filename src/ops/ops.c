@@ -189,6 +189,18 @@ int op_rmsnorm_fwd(const struct backend *be, struct tensor *y, struct tensor *rs
     return be->op->rmsnorm_fwd(be->cx, y, rstd, sum, x, r, w, eps);
 }
 
+int op_rmsnorm_apply(const struct backend *be, struct tensor *y, const struct tensor *x,
+                     const struct tensor *rstd, const struct tensor *w)
+{
+    const enum dtype A = act(x);
+    const int64_t T = x->dim[0], C = x->dim[1];
+    check_full(x, A, T, C);
+    check_full(y, A, T, C);
+    check_full(rstd, DT_F32, T, 1);
+    check_full(w, A, C, 1);
+    return be->op->rmsnorm_apply(be->cx, y, x, rstd, w);
+}
+
 int64_t op_rmsnorm_bwd_scratch(int64_t T, int64_t C)
 {
     return div_up(T, 64) * C * 4;
@@ -344,14 +356,15 @@ int op_swiglu_fwd(const struct backend *be, struct tensor *y, const struct tenso
     return be->op->swiglu_fwd(be->cx, y, gu);
 }
 
-int op_swiglu_bwd(const struct backend *be, struct tensor *dgu, const struct tensor *dy,
-                  const struct tensor *gu)
+int op_swiglu_bwd(const struct backend *be, struct tensor *dgu, struct tensor *y,
+                  const struct tensor *dy, const struct tensor *gu)
 {
     const enum dtype A = act(dy);
     check_full(dy, A, dy->dim[0], dy->dim[1]);
     check_full(gu, A, dy->dim[0], 2 * dy->dim[1]);
     check_full(dgu, A, dy->dim[0], 2 * dy->dim[1]);
-    return be->op->swiglu_bwd(be->cx, dgu, dy, gu);
+    if (y) check_full(y, A, dy->dim[0], dy->dim[1]);
+    return be->op->swiglu_bwd(be->cx, dgu, y, dy, gu);
 }
 
 int64_t op_logp_scratch(int64_t N, int64_t C, int64_t V, enum dtype A)
@@ -361,9 +374,14 @@ int64_t op_logp_scratch(int64_t N, int64_t C, int64_t V, enum dtype A)
     return round_up(n * v * 4, 64) + round_up(N * 20, 64) + bf16;
 }
 
+int64_t op_logp_kept(int64_t N, int64_t V, enum dtype A)
+{
+    return round_up(N * V * dtype_size(A), 64) + 4 * N * (div_up(V, LOGP_TILE_V) + 1);
+}
+
 int op_logp_fwd(const struct backend *be, struct tensor *logp, struct tensor *lse,
-                const struct tensor *h, const struct tensor *w, const struct tensor *target,
-                struct tensor *scratch)
+                struct tensor *kept, const struct tensor *h, const struct tensor *w,
+                const struct tensor *target, struct tensor *scratch)
 {
     const enum dtype A = act(h);
     const int64_t N = h->dim[0], C = h->dim[1], V = w->dim[0];
@@ -373,12 +391,14 @@ int op_logp_fwd(const struct backend *be, struct tensor *logp, struct tensor *ls
     check_full(lse, DT_F32, N, 1);
     check_index(target, N);
     check_scratch(scratch, op_logp_scratch(N, C, V, A));
-    return be->op->logp_fwd(be->cx, logp, lse, h, w, target, scratch);
+    if (kept) check_scratch(kept, op_logp_kept(N, V, A));
+    return be->op->logp_fwd(be->cx, logp, lse, kept, h, w, target, scratch);
 }
 
 int op_logp_bwd(const struct backend *be, struct tensor *dh, struct tensor *dw,
-                const struct tensor *coef, const struct tensor *lse, const struct tensor *h,
-                const struct tensor *w, const struct tensor *target, struct tensor *scratch)
+                const struct tensor *coef, const struct tensor *lse, struct tensor *kept,
+                const struct tensor *h, const struct tensor *w, const struct tensor *target,
+                struct tensor *scratch)
 {
     const enum dtype A = act(h);
     const int64_t N = h->dim[0], C = h->dim[1], V = w->dim[0];
@@ -390,7 +410,8 @@ int op_logp_bwd(const struct backend *be, struct tensor *dh, struct tensor *dw,
     check_full(lse, DT_F32, N, 1);
     check_index(target, N);
     check_scratch(scratch, op_logp_scratch(N, C, V, A));
-    return be->op->logp_bwd(be->cx, dh, dw, coef, lse, h, w, target, scratch);
+    if (kept) check_scratch(kept, op_logp_kept(N, V, A));
+    return be->op->logp_bwd(be->cx, dh, dw, coef, lse, kept, h, w, target, scratch);
 }
 
 int op_adamw(const struct backend *be, struct tensor *w, struct tensor *m, struct tensor *v,

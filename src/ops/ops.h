@@ -127,6 +127,8 @@ int op_scatter_add(const struct backend *be, struct tensor *dx, const struct ten
  * y[T,C] = s * rstd * w, rstd[T] = 1/sqrt(mean_C(s^2) + eps). sum may alias x or r. y may not alias them. */
 int op_rmsnorm_fwd(const struct backend *be, struct tensor *y, struct tensor *rstd, struct tensor *sum,
                    const struct tensor *x, const struct tensor *r, const struct tensor *w, float eps);
+/* y[T,C] = x * rstd * w: what op_rmsnorm_fwd gave, to the bit, with x its sum (or its x where r was NULL). x, w, y A; rstd F32. */
+int op_rmsnorm_apply(const struct backend *be, struct tensor *y, const struct tensor *x, const struct tensor *rstd, const struct tensor *w);
 /* dx[T,C] += dL/ds, dw[C] += dL/dw for y = s * rstd * w; x is s. dx may not alias dy.
  * dy, x, w A; dx F32 or A; dw, rstd F32.
  * dw is summed over fixed blocks of 64 rows, then over blocks in order (independent of the thread count).
@@ -162,17 +164,21 @@ int op_attention_bwd(const struct backend *be, struct tensor *dq, struct tensor 
                      float scale);
 /* All A. y[T,F] = silu(g) * u, gu[T,2F] = [g | u]. */
 int op_swiglu_fwd(const struct backend *be, struct tensor *y, const struct tensor *gu);
-/* All A. dgu[T,2F] = gradients of g and u (not +=). dgu may alias gu. */
-int op_swiglu_bwd(const struct backend *be, struct tensor *dgu, const struct tensor *dy, const struct tensor *gu);
+/* All A. dgu[T,2F] = gradients of g and u (not +=). dgu may alias gu. y: NULL, or [T,F] = what op_swiglu_fwd gives for gu, to the bit
+ * (so that it need not be kept for the product that y went into); may alias dy. */
+int op_swiglu_bwd(const struct backend *be, struct tensor *dgu, struct tensor *y, const struct tensor *dy, const struct tensor *gu);
 /* logp[n] = z[target[n]] - lse[n], lse = log sum_V exp(z), z = h[N,C] w[V,C]^T: in tiles over N x V with an online
- * log-sum-exp; the whole of z never exists. h, w A; logp, lse F32. Scratch: op_logp_scratch(N, C, V, A) bytes. */
-int op_logp_fwd(const struct backend *be, struct tensor *logp, struct tensor *lse, const struct tensor *h,
-                const struct tensor *w, const struct tensor *target, struct tensor *scratch);
-/* With coef[n] = dL/dlogp[n]: dz = coef (onehot(target) - exp(z - lse)), recomputed by tiles;
- * dh[N,C] = dz w (not +=), dw[V,C] += dz^T h. h, w, dh A; dw, coef, lse F32. */
+ * log-sum-exp. h, w A; logp, lse F32. Scratch: op_logp_scratch(N, C, V, A) bytes.
+ * kept: NULL, and the whole of z never exists; or op_logp_kept(N, V, A) bytes, which get what op_logp_bwd else computes again:
+ * exp(z - the running maximum) [N,V] of A and what turns it into probabilities, laid out as the backend likes. */
+int op_logp_fwd(const struct backend *be, struct tensor *logp, struct tensor *lse, struct tensor *kept,
+                const struct tensor *h, const struct tensor *w, const struct tensor *target, struct tensor *scratch);
+/* With coef[n] = dL/dlogp[n]: dz = coef (onehot(target) - exp(z - lse)), from kept, or (NULL) recomputed by tiles;
+ * dh[N,C] = dz w (not +=), dw[V,C] += dz^T h. h, w, dh A; dw, coef, lse F32. kept may be used up. */
 int op_logp_bwd(const struct backend *be, struct tensor *dh, struct tensor *dw, const struct tensor *coef,
-                const struct tensor *lse, const struct tensor *h, const struct tensor *w, const struct tensor *target,
-                struct tensor *scratch);
+                const struct tensor *lse, struct tensor *kept, const struct tensor *h, const struct tensor *w,
+                const struct tensor *target, struct tensor *scratch);
+int64_t op_logp_kept(int64_t N, int64_t V, enum dtype A);
 int64_t op_logp_scratch(int64_t N, int64_t C, int64_t V, enum dtype A);
 /* g' = grad_scale g; m = b1 m + (1-b1) g'; v = b2 v + (1-b2) g'^2; w -= lr wd w; w -= lr mh / (sqrt(vh) + eps),
  * mh = m / (1 - b1^step), vh = v / (1 - b2^step). Flat, F32. Loshchilov & Hutter, as torch.optim.AdamW.

@@ -12,6 +12,7 @@
     OP(scatter_add, struct tensor *dx, const struct tensor *dy, const struct tensor *index)                           \
     OP(rmsnorm_fwd, struct tensor *y, struct tensor *rstd, struct tensor *sum, const struct tensor *x,                \
        const struct tensor *r, const struct tensor *w, float eps)                                                     \
+    OP(rmsnorm_apply, struct tensor *y, const struct tensor *x, const struct tensor *rstd, const struct tensor *w)    \
     OP(rmsnorm_bwd, struct tensor *dx, struct tensor *dw, const struct tensor *dy, const struct tensor *x,            \
        const struct tensor *w, const struct tensor *rstd, struct tensor *scratch)                                     \
     OP(headnorm_fwd, struct tensor *y, struct tensor *rstd, const struct tensor *x, const struct tensor *w,           \
@@ -25,11 +26,12 @@
        const struct tensor *o, const struct tensor *lse, const struct tensor *q, const struct tensor *k,              \
        const struct tensor *v, const struct segments *segs, int32_t head_size, float scale)                           \
     OP(swiglu_fwd, struct tensor *y, const struct tensor *gu)                                                         \
-    OP(swiglu_bwd, struct tensor *dgu, const struct tensor *dy, const struct tensor *gu)                              \
-    OP(logp_fwd, struct tensor *logp, struct tensor *lse, const struct tensor *h, const struct tensor *w,             \
-       const struct tensor *target, struct tensor *scratch)                                                           \
+    OP(swiglu_bwd, struct tensor *dgu, struct tensor *y, const struct tensor *dy, const struct tensor *gu)            \
+    OP(logp_fwd, struct tensor *logp, struct tensor *lse, struct tensor *kept, const struct tensor *h,                \
+       const struct tensor *w, const struct tensor *target, struct tensor *scratch)                                   \
     OP(logp_bwd, struct tensor *dh, struct tensor *dw, const struct tensor *coef, const struct tensor *lse,           \
-       const struct tensor *h, const struct tensor *w, const struct tensor *target, struct tensor *scratch)           \
+       struct tensor *kept, const struct tensor *h, const struct tensor *w, const struct tensor *target,              \
+       struct tensor *scratch)                                                                                        \
     OP(adamw, struct tensor *w, struct tensor *m, struct tensor *v, const struct tensor *g, const struct adamw *opt,  \
        struct tensor *copy)                                                                                           \
     OP(sumsq, double *out, const struct tensor *x)                                                                    \

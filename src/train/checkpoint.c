@@ -128,6 +128,7 @@ static int write_rest(const char *dir, const struct stage *st, struct shard *sha
                           .metrics_bytes = metrics_bytes,
                           .micro_tokens = st->micro_tokens,
                           .recompute = st->su->recompute,
+                          .keep_logits = st->su->keep_logits,
                           .threads = st->su->be.threads,
                           .elements = st->model.n_flat,
                           .ranks = ranks,

@@ -3,7 +3,6 @@
 #include "manifest.h"
 #include <dirent.h>
 #include <errno.h>
-#include <fnmatch.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -140,24 +139,6 @@ int checkpoint_newest(const char *output, struct checkpoint_info *info)
     return rc < 0 ? rc : found;
 }
 
-static int sweep(const char *output, const char *sub, const char *pattern)
-{
-    const struct dirent *e;
-    char *dir = NULL;
-    int rc = path_join(&dir, output, sub);
-    DIR *d = rc == 0 ? opendir(dir) : NULL;
-    while (rc == 0 && d && (e = readdir(d))) {
-        char *path = NULL;
-        if (fnmatch(pattern, e->d_name, 0) != 0) continue;
-        rc = path_join(&path, dir, e->d_name);
-        if (rc == 0) rc = dir_remove(path);
-        free(path);
-    }
-    if (d) closedir(d);
-    free(dir);
-    return rc;
-}
-
 int checkpoint_sweep(const char *output)
 {
     static const struct {
@@ -168,8 +149,13 @@ int checkpoint_sweep(const char *output)
                  { "", "model.tmp" },         { "", "model.old" },
                  { "", "*.json.tmp-*" },      { "", "*.jsonl.tmp-*" },
                  { "", "*.html.tmp-*" } };
-    for (size_t i = 0; i < COUNT_OF(left); i++)
-        TRY(sweep(output, left[i].sub, left[i].pattern));
+    for (size_t i = 0; i < COUNT_OF(left); i++) {
+        char *dir = NULL;
+        int rc = path_join(&dir, output, left[i].sub);
+        if (rc == 0) rc = dir_sweep(dir, left[i].pattern);
+        free(dir);
+        TRY(rc);
+    }
     return 0;
 }
 

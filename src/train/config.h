@@ -63,6 +63,7 @@ struct config {
         int32_t special_tokens, on_bad_row;
         int64_t max_bad_rows, max_line_bytes;
         double max_dropped, subsample;
+        bool cache;
     } data;
     struct stage_config sft, preference;
     char *loss; /* name; preference.loss */
@@ -70,6 +71,7 @@ struct config {
     struct {
         int64_t micro_batch_tokens;     /* CONFIG_AUTO */
         int64_t gradient_checkpointing; /* layers computed again, CHECKPOINTING_ALL (true), CONFIG_AUTO */
+        int32_t keep_logits;            /* 0, 1, CONFIG_AUTO */
         double limit;                   /* GiB; CONFIG_AUTO */
     } memory;
     struct {

@@ -21,6 +21,7 @@ int job_dry_run(const struct config *c)
     char formula[512], text[800];
     int rc;
     TRY_OUT(setup_open(&su, c, NULL));
+    TRY_OUT(setup_cache(&su, false));
     TRY_OUT(inputs_load(&in, &su, false));
     TRY_OUT(config_dump(c, &b));
     root = json_loads(b.data, 0, NULL);

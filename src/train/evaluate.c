@@ -122,7 +122,7 @@ out:
 static int choose_sizes(struct setup *su, enum stage_kind kind, const struct dataset *d)
 {
     const struct run_stage stage = { kind, &su->arch, d, d, false };
-    const struct sizing_want want = { su->cfg->memory.micro_batch_tokens, 0 };
+    const struct sizing_want want = { su->cfg->memory.micro_batch_tokens, 0, 0 };
     const struct sizing_run run = { .stage = &stage,
                                     .n = 1,
                                     .base = forecast_base(&d, 1, su->tok_bytes),
@@ -141,6 +141,7 @@ static int evaluate_open(struct setup *su, const struct config *c, struct dist *
             ERR_INPUT,
             "data.eval: evaluate needs a file; set it in the config or with --set data.eval=FILE");
     TRY(setup_open(su, c, dist));
+    TRY(setup_cache(su, true));
     TRY(setup_data(su, d, &c->data.eval, kind));
     if (per_pair && dist_rank(dist) == 0 && file_create_named(pairs, per_pair) < 0)
         return ERR_INPUT;

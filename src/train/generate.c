@@ -98,6 +98,8 @@ static int answer_all(struct generator *g)
                                .kind = RNG_SAMPLE,
                                .eos = tokenizer_eos(g->tok),
                                .work = g->work };
+    for (int64_t i = 0; i < g->n; i++)
+        g->req[i].index = i;
     return sample_answers(&s, g->req, g->n);
 }
 

@@ -14,6 +14,7 @@ static int job_open(struct job *j, const struct config *c, struct dist *dist)
     j->cfg = c;
     j->started = j->last_save = clock_seconds();
     TRY(setup_open(&j->su, c, dist));
+    TRY(setup_cache(&j->su, true));
     return inputs_load(&j->in, &j->su, false);
 }
 
@@ -250,7 +251,8 @@ static void announce(struct job *j, const struct stage *st)
 static int sizes_here(struct job *j, struct sizing *s)
 {
     const struct config *c = j->cfg;
-    struct sizing_want want = { c->memory.micro_batch_tokens, c->memory.gradient_checkpointing };
+    struct sizing_want want = { c->memory.micro_batch_tokens, c->memory.gradient_checkpointing,
+                                c->memory.keep_logits };
     const struct sizing_run run = inputs_run(&j->in);
     TRY(output_sizes(&j->out, &want));
     const int rc = sizing_choose(s, &j->su, &run, &want);
@@ -270,10 +272,12 @@ static int choose_sizes(struct job *j)
     TRY_OUT(dist_bcast(su->dist, &s, sizeof s)); /* holds no pointers */
     su->micro_tokens = s.micro_tokens;
     su->recompute = s.recompute;
+    su->keep_logits = s.keep_logits;
     su->limit = s.limit;
     j->resolved = *j->cfg;
     j->resolved.memory.micro_batch_tokens = s.micro_tokens;
     j->resolved.memory.gradient_checkpointing = s.recompute;
+    j->resolved.memory.keep_logits = s.keep_logits;
     for (int i = 0; i < j->in.n_stages; i++)
         if (j->in.stage[i].train) j->peak[j->in.stage[i].kind] = s.stage_peak[i];
     TRY_OUT(planning_brief(&said, su, &s));

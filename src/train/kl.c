@@ -63,9 +63,10 @@ static void requests_free(struct sample_request *r, int64_t n)
     free(r);
 }
 
-/* n requests for the prompts in turn, answered by dec's model. The end token is the one that the prompt's chosen response ends with; where that
+/* n requests, of the samples first, first + step, ... in turn over the prompts, answered by dec's model. The end token is the one that the prompt's chosen response ends with; where that
  * was cut, a conversation's. */
-static int answer(const struct kl *k, struct decoder *dec, int64_t n, struct sample_request **out)
+static int answer(const struct kl *k, struct decoder *dec, int64_t first, int64_t step, int64_t n,
+                  struct sample_request **out)
 {
     const struct dataset *d = k->prompts;
     const struct sampler s = { .dec = dec,
@@ -79,8 +80,10 @@ static int answer(const struct kl *k, struct decoder *dec, int64_t n, struct sam
     TRY(MEM_NEW(&r, n));
     int rc = 0;
     for (int64_t i = 0; rc == 0 && i < n; i++) {
-        const struct example *e = &d->ex[i % d->n];
+        const int64_t index = first + i * step;
+        const struct example *e = &d->ex[index % d->n];
         const int32_t last = d->ids[e->at + e->np + e->nw - 1];
+        r[i].index = index;
         r[i].end = last == k->o.eos ? -1 : k->o.end;
         r[i].max_tokens = room(e, &k->policy->arch, k->o.max_tokens);
         rc = ids_append(&r[i].prompt, d->ids + e->at, e->np);
@@ -113,30 +116,47 @@ static int rows_of(struct dataset *d, const struct sample_request *r, int64_t n)
     return 0;
 }
 
-int kl_measure(struct kl *k, struct kl_result *out, double *rows)
+/* This rank's share of the log-ratios, into all[samples]. */
+static int measure_share(struct kl *k, double *all)
 {
-    const int64_t n = k->o.samples;
+    const int64_t rank = dist_rank(k->o.dist), ranks = dist_size(k->o.dist),
+                  n = MAX(div_up(k->o.samples - rank, ranks), (int64_t)0);
     struct sample_request *r = NULL;
     struct dataset d = { 0 };
     struct scores pi = { 0 }, ref = { 0 };
     int rc;
-    BUG_IF(!k->loaded);
-    TRY_OUT(answer(k, &k->dec, n, &r));
+    if (n == 0) return 0;
+    TRY_OUT(answer(k, &k->dec, rank, ranks, n, &r));
     TRY_OUT(rows_of(&d, r, n));
     TRY_OUT(scores_init(&pi, n));
     TRY_OUT(scores_init(&ref, n));
     TRY_OUT(score_all(&pi, NULL, false, k->policy, &k->batch, &d, k->longest));
     TRY_OUT(score_all(&ref, NULL, false, &k->ref, &k->batch, &d, k->longest));
     for (int64_t i = 0; i < n; i++)
-        pi.w[i] -= ref.w[i];
-    if (rows) memcpy(rows, pi.w, (size_t)n * sizeof *rows);
-    out->mean = stats_mean(pi.w, n);
-    out->error = stats_stderr(pi.w, n);
+        all[rank + i * ranks] = pi.w[i] - ref.w[i];
 out:
     requests_free(r, n);
     scores_release(&pi);
     scores_release(&ref);
     dataset_release(&d);
+    return rc;
+}
+
+int kl_measure(struct kl *k, struct kl_result *out, double *rows)
+{
+    const int64_t n = k->o.samples;
+    double *all;
+    int rc;
+    BUG_IF(!k->loaded);
+    rc = MEM_NEW(&all, n);
+    if (rc == 0) rc = measure_share(k, all);
+    TRY_OUT(dist_agree(k->o.dist, rc));
+    TRY_OUT(dist_sum(k->o.dist, all, n));
+    if (rows) memcpy(rows, all, (size_t)n * sizeof *rows);
+    out->mean = stats_mean(all, n);
+    out->error = stats_stderr(all, n);
+out:
+    free(all);
     return rc;
 }
 
@@ -156,8 +176,8 @@ int kl_answers(struct kl *k, const struct tokenizer *tok, struct buf *b)
     struct sample_request *pi = NULL, *ref = NULL;
     json_t *o = NULL;
     int rc;
-    TRY_OUT(answer(k, &k->dec, n, &pi));
-    TRY_OUT(answer(k, &k->ref_dec, n, &ref));
+    TRY_OUT(answer(k, &k->dec, 0, 1, n, &pi));
+    TRY_OUT(answer(k, &k->ref_dec, 0, 1, n, &ref));
     for (int64_t i = 0; i < n; i++) {
         json_decref(o);
         o = json_object();

@@ -9,6 +9,7 @@
 enum { KL_TOKENS_MAX = 256, KL_BATCH = 16, KL_ANSWERS = 8 };
 struct kl_opts {
     int64_t samples;    /* responses; sample i answers prompt i mod n */
+    struct dist *dist;  /* whose ranks share the samples; borrowed; NULL: all are drawn here */
     int64_t max_tokens; /* new tokens of a response, its end token counted */
     uint64_t seed;
     int32_t eos, end;   /* what ends a response: EOS, a conversation's end of turn (-1: none) */
@@ -36,8 +37,8 @@ void kl_release(struct kl *k); /* after plan_release */
 struct kl_result {
     double mean, error; /* of log pi - log ref, summed over a response and its end token, in nats; error: standard error */
 };
-/* Draw the responses (temperature 1, a pure function of seed and weights), score them with both models in the kernels of training. `rows`
- * (may be NULL): [samples] the log-ratio of each. */
+/* All ranks of dist: draw the responses (temperature 1, a pure function of seed and weights), score them with both models in the kernels of
+ * training. `rows` (may be NULL): [samples] the log-ratio of each, on every rank, as is the result. */
 int kl_measure(struct kl *k, struct kl_result *out, double *rows);
 /* JSON lines to b for the first KL_ANSWERS prompts: prompt, the answers of policy and reference as text, and whether each ended. */
 int kl_answers(struct kl *k, const struct tokenizer *tok, struct buf *b);

@@ -307,7 +307,8 @@ static int put_counts(json_t *set, const struct dataset *d)
     TRY(put(set, "dropped_rows", drops));
     for (int32_t i = 0; i < d->n_drops; i++) {
         o = json_pack("{s:s, s:I, s:s}", "file", d->files[d->drops[i].file], "line",
-                      (json_int_t)d->drops[i].line, "why", d->drops[i].why);
+                      (json_int_t)d->drops[i].line, "why",
+                      drop_text((enum drop_why)d->drops[i].why));
         if (!o || json_array_append_new(drops, o) < 0) return out_of_memory();
     }
     return 0;

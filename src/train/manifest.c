@@ -7,7 +7,7 @@
 #include <unistd.h>
 #include <zlib.h>
 
-enum { VERSION = 3, READ_BYTES = 1 << 20 };
+enum { VERSION = 4, READ_BYTES = 1 << 20 };
 static const char CHECKSUM[] = ",\n  \"crc32\": "; /* its own, of all bytes before: the last key */
 static const char REFERENCE[] = "reference.bin";
 
@@ -29,6 +29,7 @@ static const struct field {
     FIELD("metrics_bytes", metrics_bytes, INT64_MAX),
     FIELD("micro_batch_tokens", micro_tokens, INT64_MAX),
     FIELD("gradient_checkpointing", recompute, INT32_MAX),
+    FIELD("keep_logits", keep_logits, 1),
     FIELD("threads", threads, INT32_MAX),
     FIELD("elements", elements, INT64_MAX / 32),
     FIELD("ranks", ranks, RANKS_MAX),

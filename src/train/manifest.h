@@ -15,6 +15,7 @@ struct manifest { /* valid when zeroed */
     int64_t metrics_bytes;       /* length of metrics.jsonl */
     int64_t micro_tokens, threads; /* sums round by them */
     int64_t recompute;           /* gradient_checkpointing, as it was in use */
+    int64_t keep_logits;         /* 0, 1: they were */
     int64_t elements;            /* of the flat state */
     int64_t ranks;               /* files of it */
     struct shard *shards;        /* [ranks], by rank; owned */

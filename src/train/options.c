@@ -223,6 +223,8 @@ const struct option option_table[] = {
       .help = "share of degenerate pairs (empty, equal, nothing left) that may be dropped" },
     { AT(data.subsample), .type = OPTION_REAL, .flags = OPTION_ABOVE, RANGE(0, 1), .dflt = "1.0",
       .help = "share of the pairs that is used, chosen by seed" },
+    { AT(data.cache), .type = OPTION_BOOL, .flags = OPTION_FREE, .dflt = "true",
+      .help = "keep the data's tokens in cache_dir, keyed by the files' bytes, tokenizer, template and lengths: later runs read these" },
 
     STAGE_ROWS(sft, USE_SFT, "1.0", "2e-5"),
 
@@ -241,6 +243,9 @@ const struct option option_table[] = {
       RANGE(0, CHECKPOINTING_ALL), .dflt = "\"auto\"",
       .help = "layers of which only the inputs are kept and the rest is computed again in the backward pass: none, all, or this many; "
               "auto: as few as the limit allows" },
+    { AT(memory.keep_logits), .type = OPTION_TRI, .flags = OPTION_FREE, .dflt = "\"auto\"",
+      .help = "keep the logits of responses from the forward to the backward pass, in place of a second product with the whole vocabulary; "
+              "auto: where it fits and pays" },
     { AT(memory.limit), .type = OPTION_REAL, .flags = OPTION_AUTO | OPTION_ABOVE | OPTION_FREE, RANGE(0, 1e6), .dflt = "\"auto\"",
       .help = "memory that the run may take, in GiB; auto: the machine's, or its control group's limit, never what is free at the moment" },
 
@@ -283,7 +288,7 @@ const struct option option_table[] = {
 
     { AT(output), .type = OPTION_TEXT, .flags = OPTION_NEEDED | OPTION_FREE, .help = "directory of the run" },
     { AT(cache_dir), .type = OPTION_TEXT, .flags = OPTION_NULL | OPTION_FREE, .dflt = "null",
-      .help = "directory of the reference cache; null: $XDG_CACHE_HOME/bdpo-train, else ~/.cache/bdpo-train; what is in it may be "
+      .help = "directory of the caches of tokens and of the reference; null: $XDG_CACHE_HOME/bdpo-train, else ~/.cache/bdpo-train; what is in it may be "
               "deleted at any time" },
     { AT(max_hours), .type = OPTION_REAL, .flags = OPTION_NULL | OPTION_ABOVE | OPTION_FREE, RANGE(0, 1e5),
       .dflt = "null", .help = "save and stop (exit 75) after so long" },

@@ -277,12 +277,13 @@ int output_open_all(struct output *o, const struct config *c, struct dist *dist,
     return mem_strdup(&o->fingerprint, fingerprint);
 }
 
-static void take_size(json_t *o, const char *key, int64_t *want)
+/* yes: what true stands for */
+static void take_size(json_t *o, const char *key, int64_t yes, int64_t *want)
 {
     const json_t *v = json_object_get(o, key);
     if (*want == CONFIG_AUTO && json_is_integer(v) && json_integer_value(v) >= 0)
         *want = json_integer_value(v);
-    if (*want == CONFIG_AUTO && json_is_boolean(v)) *want = json_is_true(v) ? CHECKPOINTING_ALL : 0;
+    if (*want == CONFIG_AUTO && json_is_boolean(v)) *want = json_is_true(v) ? yes : 0;
 }
 
 int output_sizes(const struct output *o, struct sizing_want *want)
@@ -295,8 +296,9 @@ int output_sizes(const struct output *o, struct sizing_want *want)
                       o->resume ? "manifest.json" : "config.json"));
     TRY_OUT(json_doc_read(&d, path));
     json_t *at = o->resume ? d.root : json_object_get(d.root, "memory");
-    take_size(at, "micro_batch_tokens", &want->micro_tokens);
-    take_size(at, "gradient_checkpointing", &want->recompute);
+    take_size(at, "micro_batch_tokens", 0, &want->micro_tokens);
+    take_size(at, "gradient_checkpointing", CHECKPOINTING_ALL, &want->recompute);
+    take_size(at, "keep_logits", 1, &want->keep_logits);
 out:
     json_doc_release(&d);
     free(path);

@@ -35,8 +35,9 @@ int planning_brief(struct buf *b, const struct setup *su, const struct sizing *s
         if (s->peak.part[i] > 0)
             TRY(buf_addf(b, "%s %s %s", shown++ ? "," : "", forecast_name(i),
                          bytes_human(size, s->peak.part[i])));
-    TRY(buf_addf(b, "\n  micro-batches of %lld tokens, %lld of %lld layers recomputed",
-                 (long long)s->micro_tokens, (long long)s->recompute, (long long)su->arch.L));
+    TRY(buf_addf(b, "\n  micro-batches of %lld tokens, %lld of %lld layers recomputed, logits %s",
+                 (long long)s->micro_tokens, (long long)s->recompute, (long long)su->arch.L,
+                 s->keep_logits ? "kept" : "recomputed"));
     const int64_t held = s->peak.part[FORECAST_DATA] + s->peak.part[FORECAST_PROGRAM];
     if (total - held > free_now)
         TRY(buf_addf(b,
@@ -80,6 +81,7 @@ static int open_planning(struct planning *p, const struct config *c, const struc
         return err_set(ERR_INPUT, "--device: \"%.40s\" is not one of %s", o->device,
                        device_names());
     TRY(setup_open(&p->su, c, NULL));
+    TRY(setup_cache(&p->su, false));
     TRY(inputs_load(&p->in, &p->su, true));
     TRY(setup_backend(&p->su));
     p->params = arch_parameters(&p->su.arch);
@@ -98,7 +100,7 @@ static int size_planning(struct planning *p)
 {
     const struct config *c = p->cfg;
     const struct sizing_want want = { c->memory.micro_batch_tokens,
-                                      c->memory.gradient_checkpointing };
+                                      c->memory.gradient_checkpointing, c->memory.keep_logits };
     struct sizing_run run = inputs_run(&p->in);
     if (p->device) {
         run.memory = p->device->memory;
@@ -143,16 +145,19 @@ static int say_memory(struct buf *b, const struct planning *p)
 static int say_sizes(struct buf *b, const struct planning *p)
 {
     const struct sizing *s = &p->size;
-    const bool chosen = p->cfg->memory.micro_batch_tokens == CONFIG_AUTO;
+    const bool chosen = p->cfg->memory.micro_batch_tokens == CONFIG_AUTO,
+               open = p->cfg->memory.keep_logits == CONFIG_AUTO;
     TRY(buf_addf(b,
                  "sizes\n  micro_batch_tokens     %10lld  %s; the largest has %lld tokens, %lld of "
                  "responses\n",
                  (long long)s->micro_tokens, chosen ? "chosen" : "given", (long long)s->size.T,
                  (long long)s->size.N));
-    return buf_addf(b, "  gradient_checkpointing %10lld  %s; of %lld layers\n",
-                    (long long)s->recompute,
-                    p->cfg->memory.gradient_checkpointing == CONFIG_AUTO ? "chosen" : "given",
-                    (long long)p->su.arch.L);
+    TRY(buf_addf(b, "  gradient_checkpointing %10lld  %s; of %lld layers\n",
+                 (long long)s->recompute,
+                 p->cfg->memory.gradient_checkpointing == CONFIG_AUTO ? "chosen" : "given",
+                 (long long)p->su.arch.L));
+    return buf_addf(b, "  keep_logits            %10s  %s\n", s->keep_logits ? "true" : "false",
+                    open ? "chosen" : "given");
 }
 
 static int say_work(struct buf *b, const struct planning *p)
@@ -244,6 +249,7 @@ static int json_out(struct buf *b, const struct planning *p)
     TRY_OUT(metrics_int(root, "layers", p->su.arch.L));
     TRY_OUT(metrics_int(root, "micro_batch_tokens", s->micro_tokens));
     TRY_OUT(metrics_int(root, "gradient_checkpointing", s->recompute));
+    TRY_OUT(metrics_int(root, "keep_logits", s->keep_logits));
     TRY_OUT(metrics_real(root, "flops_per_second", p->flops));
     TRY_OUT(metrics_real(root, "utilisation_assumed", p->share));
     TRY_OUT(metrics_int(root, "checkpoint_bytes", p->checkpoint));

@@ -8,7 +8,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -280,23 +279,19 @@ static void give_up(struct refcache *c, const char *what, int e)
 /* A bounded wait: writers hold the lock for milliseconds, unless they are stopped. */
 static bool lock(struct refcache *c, int fd)
 {
-    const struct timespec nap = { 0, 5000000 };
-    const double end = clock_seconds() + LOCK_SECONDS;
-    while (flock(fd, LOCK_EX | LOCK_NB) != 0) {
-        if (errno == ENOSYS || errno == EOPNOTSUPP || errno == ENOLCK)
-            return true; /* no locks there: checksums tell where two writers met */
-        if (errno != EINTR && errno != EWOULDBLOCK) {
-            give_up(c, "cannot lock", errno);
-            return false;
-        }
-        if (clock_seconds() > end) {
-            warn(c, "another process holds its lock; what is computed is not kept");
-            c->usable = false;
-            return false;
-        }
-        nanosleep(&nap, NULL);
+    switch (file_lock_wait(fd, LOCK_SECONDS)) {
+    case FILE_LOCK_HELD:
+    case FILE_LOCK_NONE: /* checksums tell where two writers met */
+        return true;
+    case FILE_LOCK_FAILED:
+        give_up(c, "cannot lock", errno);
+        return false;
+    case FILE_LOCK_BUSY:
+        break;
     }
-    return true;
+    warn(c, "another process holds its lock; what is computed is not kept");
+    c->usable = false;
+    return false;
 }
 
 /* The file, open and locked (or open for reading where that is all it allows); -1: none, and it was said why. */

@@ -192,21 +192,6 @@ out:
     return rc;
 }
 
-/* The directory of the cache, owned by the caller; NULL: none can be named. */
-static int cache_dir(const struct config *c, char **dir)
-{
-    const char *xdg = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
-    *dir = NULL;
-    if (c->cache_dir) return mem_strdup(dir, c->cache_dir);
-    if (xdg && *xdg == '/')
-        return path_join(dir, xdg, "bdpo-train"); /* a relative one is to be ignored */
-    if (home && *home) return path_join(dir, home, ".cache/bdpo-train");
-    fprintf(stderr,
-            "warning: reference cache: neither XDG_CACHE_HOME nor HOME is set; set cache_dir "
-            "to keep what is computed\n");
-    return 0;
-}
-
 static int open_cache(struct pass *p)
 {
     static const char *const dtypes[] = {
@@ -217,7 +202,7 @@ static int open_cache(struct pass *p)
     char *dir = NULL;
     int rc = 0;
     if (!st->cfg->reference.cache) return 0;
-    TRY_OUT(cache_dir(st->cfg, &dir));
+    TRY_OUT(setup_cache_dir(&dir, st->cfg, "reference"));
     if (!dir) goto out;
     TRY_OUT(refcache_digest(digest, &st->model));
     TRY_OUT(refcache_open(&p->cache, dir, digest, dtypes[st->cfg->model.dtype]));

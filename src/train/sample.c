@@ -56,11 +56,10 @@ void sample_request_release(struct sample_request *r)
     ids_release(&r->answer);
 }
 
-static int take_token(const struct sampler *s, struct sample_request *r, int64_t i,
-                      const float *logits)
+static int take_token(const struct sampler *s, struct sample_request *r, const float *logits)
 {
     const double u =
-        rng_uniform(s->seed, rng_stream_of(s->kind, (uint64_t)i), (uint64_t)r->answer.n);
+        rng_uniform(s->seed, rng_stream_of(s->kind, (uint64_t)r->index), (uint64_t)r->answer.n);
     const int32_t id =
         sample_token(logits, s->dec->m->arch.V, s->temperature, s->top_k, s->top_p, u, s->work);
     r->stopped = id == r->end || id == s->eos;
@@ -93,7 +92,7 @@ int sample_answers(const struct sampler *s, struct sample_request *req, int64_t 
                 struct sample_request *r = &req[owner[k] = next++];
                 decoder_reset(s->dec, k);
                 TRY_OUT(decoder_prefill(s->dec, k, r->prompt.id, r->prompt.n, &logits));
-                TRY_OUT(take_token(s, r, owner[k], logits));
+                TRY_OUT(take_token(s, r, logits));
             }
             if (owner[k] < 0 || !running(&req[owner[k]])) continue;
             slots[n] = (int32_t)k;
@@ -102,7 +101,7 @@ int sample_answers(const struct sampler *s, struct sample_request *req, int64_t 
         if (n == 0) break;
         TRY_OUT(decoder_step(s->dec, slots, ids, n, &logits));
         for (int64_t i = 0; i < n; i++)
-            TRY_OUT(take_token(s, &req[owner[slots[i]]], owner[slots[i]], logits + i * V));
+            TRY_OUT(take_token(s, &req[owner[slots[i]]], logits + i * V));
     }
 out:
     free(slots);

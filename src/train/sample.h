@@ -19,6 +19,7 @@ struct sample_request { /* valid when zeroed but for prompt */
     struct ids answer;   /* without its end token; owned */
     int32_t end;         /* token that ends the answer; -1: none */
     int64_t max_tokens;  /* of the answer, its end token counted */
+    int64_t index;       /* of its random numbers */
     bool stopped;        /* at `ended_by`; else the answer is max_tokens long */
     int32_t ended_by;
 };
@@ -28,7 +29,7 @@ struct sampler {
     int64_t top_k;
     double temperature, top_p;
     uint64_t seed;
-    enum rng_stream kind; /* request i draws token t from (seed, (kind, i), t) alone: the batch does not matter */
+    enum rng_stream kind; /* a request draws token t from (seed, (kind, its index), t) alone: the batch does not matter */
     int32_t eos;          /* ends every answer too; -1: none */
     struct sample_work *work; /* [V] */
 };

@@ -32,7 +32,7 @@ int score_rows(struct scores *s, struct model *m, struct batch *b, const struct 
         const int64_t k = batch_fit(d, idx + at, n - at, tokens_max);
         batch_fill(b, d, idx + at, k);
         TRY_OUT(model_forward(m, b));
-        TRY_OUT(model_logp(m, b, logp));
+        TRY_OUT(model_logp(m, b, logp, false));
         for (int32_t p = 0; p < b->P; p++) {
             const bool pairs = b->S == 2 * b->P;
             s->w[b->example[p]] = pairs ? logp[2 * p] : logp[p];

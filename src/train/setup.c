@@ -41,6 +41,27 @@ int setup_open(struct setup *s, const struct config *c, struct dist *d)
                          c->data.system_prompt, c->data.template_date);
 }
 
+int setup_cache_dir(char **dir, const struct config *c, const char *what)
+{
+    const char *xdg = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+    *dir = NULL;
+    if (c->cache_dir) return mem_strdup(dir, c->cache_dir);
+    if (xdg && *xdg == '/')
+        return path_join(dir, xdg, "bdpo-train"); /* a relative one is to be ignored */
+    if (home && *home) return path_join(dir, home, ".cache/bdpo-train");
+    fprintf(stderr,
+            "warning: %s cache: neither XDG_CACHE_HOME nor HOME is set; set cache_dir to keep what "
+            "is computed\n",
+            what);
+    return 0;
+}
+
+int setup_cache(struct setup *s, bool write)
+{
+    s->cache_write = write;
+    return s->cfg->data.cache ? setup_cache_dir(&s->cache_dir, s->cfg, "token") : 0;
+}
+
 int32_t setup_threads(const struct setup *s)
 {
     if (s->cfg->threads > 0) return (int32_t)s->cfg->threads;
@@ -64,6 +85,7 @@ int setup_backend(struct setup *s)
 void setup_close(struct setup *s)
 {
     if (s->be_open) backend_close(&s->be);
+    free(s->cache_dir);
     template_close(s->tmpl);
     tokenizer_close(s->tok);
     memset(s, 0, sizeof *s);
@@ -96,6 +118,8 @@ int setup_data(const struct setup *s, struct dataset *d, const struct strlist *f
 {
     struct data_opts o = setup_data_opts(s);
     o.weights = files->weight;
+    o.cache_dir = s->cache_dir;
+    o.cache_write = s->cache_write;
     struct buf b = { 0 };
     TRY(dataset_load(d, files->item, files->n, kind, &o, s->tok, s->tmpl));
     const int rc = dataset_describe(d, &b);

@@ -18,12 +18,20 @@ struct setup { /* valid when zeroed */
     int64_t tok_bytes; /* of tokenizer.json */
     int64_t kl_samples;        /* eval.kl_samples where a stage is to measure it, else 0 */
     const char *kl_reference;  /* directory of its reference; borrowed; NULL: the policy as the preference stage starts */
-    int64_t micro_tokens; /* memory.micro_batch_tokens and gradient_checkpointing, resolved by sizing_choose() */
+    int64_t micro_tokens; /* memory.micro_batch_tokens, gradient_checkpointing, keep_logits, resolved by sizing_choose() */
     int64_t recompute;
+    bool keep_logits;
+    char *cache_dir;      /* where setup_data keeps tokens; owned; NULL: nowhere */
+    bool cache_write;
     int64_t limit;        /* bytes that this rank may take, set by sizing_choose(); 0: not known */
 };
 /* config.json, tokenizer and template of model.path; checks max_length against the model. ERR_INPUT. */
 int setup_open(struct setup *s, const struct config *c, struct dist *d);
+/* The directory of caches: the config's, else XDG's; the caller frees. NULL: none can be named, and a warning says that the `what` ("token")
+ * cache is off. */
+int setup_cache_dir(char **dir, const struct config *c, const char *what);
+/* From now on setup_data uses the token cache, where the config wants it; `write`: it also keeps there what it has read. */
+int setup_cache(struct setup *s, bool write);
 /* CPU threads: the config's, else this rank's share of the cores that it may use; 0: all of these. */
 int32_t setup_threads(const struct setup *s);
 /* The backend that the config asks for ("auto": CUDA where there is a device, else the CPU). */

@@ -7,8 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { OPTIONS = 16, MICRO_MIN = 256, MICRO_MAX = 32768 };
-enum way { WAY_LAYERS = 1, WAY_TOKENS = 2, WAY_FLOAT32 = 4 };
+enum { OPTIONS = 32, MICRO_MIN = 256, MICRO_MAX = 32768 };
+enum way { WAY_LAYERS = 1, WAY_TOKENS = 2, WAY_FLOAT32 = 4, WAY_LOGITS = 8 };
 /* So much slower is as good where it takes less memory. */
 static const double SLACK = 1.03;
 /* Of the memory, the share that the system itself is left. */
@@ -55,11 +55,12 @@ struct sizing_pick sizing_pick(const struct sizing_option *o, int n, int64_t lim
 
 /* The largest forecast of all stages for a micro-batch; *batches: of all training steps. */
 static int measure(struct sizing *s, struct setup *su, const struct sizing_run *run, int64_t micro,
-                   int64_t recompute, int64_t *batches)
+                   int64_t recompute, bool keep_logits, int64_t *batches)
 {
     int64_t most = -1;
     su->micro_tokens = micro;
     su->recompute = recompute;
+    su->keep_logits = keep_logits;
     *batches = 0;
     for (int i = 0; i < run->n; i++) {
         const struct run_stage *r = &run->stage[i];
@@ -78,6 +79,7 @@ static int measure(struct sizing *s, struct setup *su, const struct sizing_run *
     }
     s->micro_tokens = micro;
     s->recompute = recompute;
+    s->keep_logits = keep_logits;
     return 0;
 }
 
@@ -103,8 +105,12 @@ static double tokens_visited(const struct setup *su, const struct sizing_run *ru
     return all;
 }
 
-/* Share of a training step that a forward pass through the layers is. */
-static double forward_share(const struct setup *su, const struct sizing_run *run)
+/* Shares of a training step that nothing is computed again in: a forward pass through the layers, and one through the head. */
+struct shares {
+    double layers, head;
+};
+
+static struct shares forward_shares(const struct setup *su, const struct sizing_run *run)
 {
     const struct arch *a = &su->arch;
     double all = 0, head = 0;
@@ -114,32 +120,51 @@ static double forward_share(const struct setup *su, const struct sizing_run *run
             all += work_forward(a, e);
             head += 2 * (double)(a->C * a->V) * ((double)e->nw + e->nl);
         }
-    return all > 0 ? (all - head) / (3 * all) : 0.33;
+    if (all <= 0) return (struct shares){ 0.33, 0 };
+    return (struct shares){ (all - head) / (3 * all), head / (3 * all) };
+}
+
+/* One micro-batch, with logits kept and computed again, as far as that is open; how many options that makes. */
+static int add_options(struct sizing_option *o, struct setup *su, const struct sizing_run *run,
+                       const struct sizing_want *want, int64_t micro, double head, int64_t *batches)
+{
+    const double tokens = tokens_visited(su, run);
+    int n = 0;
+    for (int keep = 0; keep < 2; keep++) {
+        struct sizing kept, one;
+        int64_t again;
+        if (want->keep_logits != CONFIG_AUTO && want->keep_logits != keep) continue;
+        TRY(measure(&kept, su, run, micro, 0, keep, batches));
+        TRY(measure(&one, su, run, micro, 1, keep, &again));
+        o[n++] = (struct sizing_option){ .micro_tokens = micro,
+                                         .keep_logits = keep,
+                                         .bytes = taken(&kept, run),
+                                         .save = taken(&kept, run) - taken(&one, run),
+                                         .cost = (tokens + run->small_batch * (double)*batches) *
+                                                 (keep ? 1 : 1 + head) };
+    }
+    return n;
 }
 
 /* Micro-batches worth a look: the longest row, and powers of two above, until a whole step is one. */
 static int list_options(struct sizing_option *o, struct setup *su, const struct sizing_run *run,
-                        int64_t want)
+                        const struct sizing_want *want, double head)
 {
-    const double tokens = tokens_visited(su, run);
     int64_t longest = MICRO_MIN, last = -1;
     int n = 0;
     for (int i = 0; i < run->n; i++)
         longest = MAX(longest, stage_longest(run->stage[i].data, run->stage[i].eval));
-    int64_t micro = want != CONFIG_AUTO ? want : longest;
-    for (int64_t power = MICRO_MIN; n < OPTIONS; micro = power) {
-        struct sizing kept, one;
-        int64_t batches, again;
-        TRY(measure(&kept, su, run, micro, 0, &batches));
-        TRY(measure(&one, su, run, micro, 1, &again));
+    int64_t micro = want->micro_tokens != CONFIG_AUTO ? want->micro_tokens : longest;
+    for (int64_t power = MICRO_MIN; n + 2 <= OPTIONS; micro = power) {
+        int64_t batches;
+        const int added = add_options(o + n, su, run, want, micro, head, &batches);
+        TRY(added);
         if (batches == last) break;
         last = batches;
-        o[n++] =
-            (struct sizing_option){ micro, taken(&kept, run), taken(&kept, run) - taken(&one, run),
-                                    tokens + run->small_batch * (double)batches };
+        n += added;
         while (power <= micro)
             power *= 2;
-        if (want != CONFIG_AUTO || power > MICRO_MAX) break;
+        if (want->micro_tokens != CONFIG_AUTO || power > MICRO_MAX) break;
     }
     return n;
 }
@@ -162,13 +187,14 @@ static int attempt(struct sizing *s, struct setup *su, const struct sizing_run *
 {
     struct sizing_option o[OPTIONS];
     const int64_t L = su->arch.L, all = want->recompute == CONFIG_AUTO ? L - 1 : want->recompute;
+    const struct shares share = forward_shares(su, run);
     int64_t batches;
-    const int n = list_options(o, su, run, want->micro_tokens);
+    const int n = list_options(o, su, run, want, share.head);
     TRY(n);
-    const struct sizing_pick p =
-        sizing_pick(o, n, limit, L, forward_share(su, run), want->recompute);
+    const struct sizing_pick p = sizing_pick(o, n, limit, L, share.layers, want->recompute);
     const bool fits = p.option >= 0;
-    TRY(measure(s, su, run, o[MAX(p.option, 0)].micro_tokens, fits ? p.recompute : MIN(all, L - 1),
+    const struct sizing_option *at = &o[MAX(p.option, 0)];
+    TRY(measure(s, su, run, at->micro_tokens, fits ? p.recompute : MIN(all, L - 1), at->keep_logits,
                 &batches));
     return fits;
 }
@@ -186,6 +212,7 @@ static int add_way(struct buf *b, int *ways, const struct setup *su, const struc
     if (fits <= 0) return fits;
     TRY(buf_adds(b, (*ways)++ ? "; or with" : "it fits with"));
     if (way & WAY_FLOAT32) TRY(buf_adds(b, " model.dtype \"float32\" and"));
+    if (way & WAY_LOGITS) TRY(buf_adds(b, " memory.keep_logits false"));
     if (way & WAY_TOKENS)
         TRY(buf_addf(b, " memory.micro_batch_tokens %lld%s", (long long)s.micro_tokens,
                      way & WAY_LAYERS ? " and" : ""));
@@ -199,14 +226,16 @@ static int add_way(struct buf *b, int *ways, const struct setup *su, const struc
 static int refuse(const struct sizing *s, struct setup *su, const struct sizing_run *run,
                   const struct sizing_want *want)
 {
-    const struct sizing_want tokens = { want->micro_tokens, CONFIG_AUTO },
-                             layers = { CONFIG_AUTO, want->recompute },
-                             any = { CONFIG_AUTO, CONFIG_AUTO };
+    const struct sizing_want tokens = { want->micro_tokens, CONFIG_AUTO, want->keep_logits },
+                             layers = { CONFIG_AUTO, want->recompute, want->keep_logits },
+                             any = { CONFIG_AUTO, CONFIG_AUTO, want->keep_logits },
+                             logits = { want->micro_tokens, want->recompute, 0 };
     char need[32], has[32];
     struct buf b = { 0 };
     int ways = 0, rc;
     bytes_human(need, taken(s, run));
     bytes_human(has, s->limit);
+    if (want->keep_logits == 1) TRY_OUT(add_way(&b, &ways, su, run, &logits, s->limit, WAY_LOGITS));
     TRY_OUT(add_way(&b, &ways, su, run, &tokens, s->limit, WAY_LAYERS));
     TRY_OUT(add_way(&b, &ways, su, run, &layers, s->limit, WAY_TOKENS));
     if (ways == 0) TRY_OUT(add_way(&b, &ways, su, run, &any, s->limit, WAY_TOKENS | WAY_LAYERS));
@@ -243,5 +272,6 @@ int sizing_choose(struct sizing *s, struct setup *su, const struct sizing_run *r
     const int rc = fits ? 0 : refuse(s, su, run, want);
     su->micro_tokens = chosen.micro_tokens;
     su->recompute = chosen.recompute;
+    su->keep_logits = chosen.keep_logits;
     return rc;
 }

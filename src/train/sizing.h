@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: MIT
- * sizing.h - micro_batch_tokens and gradient_checkpointing left to "auto": what fits the memory and is fastest. */
+ * sizing.h - micro_batch_tokens, gradient_checkpointing and keep_logits left to "auto": what fits the memory and is fastest. */
 #ifndef BDPO_SIZING_H
 #define BDPO_SIZING_H
 #include "forecast.h"
 
-/* One choice of micro-batch: what it takes and what it costs. */
+/* One choice of micro-batch, with logits kept or not: what it takes and what it costs. */
 struct sizing_option {
     int64_t micro_tokens;
+    bool keep_logits;
     int64_t bytes;      /* with every layer kept */
     int64_t save;       /* bytes less with each layer that is recomputed, the first L - 1 of them */
     double cost;        /* of a pass over the data with every layer kept, in any unit */
@@ -20,12 +21,13 @@ struct sizing_pick {
 struct sizing_pick sizing_pick(const struct sizing_option *o, int n, int64_t limit, int64_t L, double share, int64_t recompute);
 
 struct sizing_want { /* CONFIG_AUTO, or what config or checkpoint say */
-    int64_t micro_tokens, recompute;
+    int64_t micro_tokens, recompute, keep_logits;
 };
 struct sizing {
     int64_t limit;        /* bytes the run may take */
     bool limit_given;     /* by memory.limit, else the machine's less what its system needs */
     int64_t micro_tokens, recompute;
+    bool keep_logits;
     struct batch_size size;  /* the largest micro-batches of the stage that takes most */
     int stage;               /* that stage: index into the list */
     struct forecast peak;    /* its peak */
@@ -38,7 +40,7 @@ struct sizing_run {
     double small_batch; /* tokens that a micro-batch costs beside its own: reading weights, adding to their gradient */
     int64_t memory;     /* of an accelerator on which the arenas lie, bytes; 0: the host */
 };
-/* Choose and set su->micro_tokens and su->recompute. ERR_INPUT where nothing fits: what does, in the settings' own words; *s is then what
+/* Choose and set su->micro_tokens, recompute and keep_logits. ERR_INPUT where nothing fits: what does, in the settings' own words; *s is then what
  * the smallest run takes. */
 int sizing_choose(struct sizing *s, struct setup *su, const struct sizing_run *run, const struct sizing_want *want);
 /* Tokens for small_batch of the CPU backend. */

@@ -29,7 +29,9 @@ static int plan_kl(struct stage *st)
 {
     const struct setup *su = st->su;
     struct arch ref = su->arch;
+    /* deterministic: logits may differ by rounding with what else is in the batch */
     const struct kl_opts o = { .samples = su->kl_samples,
+                               .dist = su->cfg->dist.deterministic ? NULL : su->dist,
                                .max_tokens = KL_TOKENS_MAX,
                                .seed = su->cfg->seed,
                                .eos = tokenizer_eos(su->tok),
@@ -38,17 +40,22 @@ static int plan_kl(struct stage *st)
     return kl_plan(&st->kl, &st->plan, &st->model, &ref, st->eval, &o);
 }
 
+static int load_kl_reference(struct stage *st)
+{
+    if (st->kl.loaded) return 0;
+    if (st->su->kl_reference)
+        TRY(model_load(&st->kl.ref, st->su->kl_reference));
+    else
+        TRY(stage_load_start(&st->kl.ref, st->cfg, STAGE_PREFERENCE));
+    st->kl.loaded = true;
+    return 0;
+}
+
 int stage_measure_kl(struct stage *st, struct metrics *m, struct buf *answers)
 {
     struct kl_result r;
     if (!st->has_kl) return 0;
-    if (!st->kl.loaded) {
-        if (st->su->kl_reference)
-            TRY(model_load(&st->kl.ref, st->su->kl_reference));
-        else
-            TRY(stage_load_start(&st->kl.ref, st->cfg, STAGE_PREFERENCE));
-        st->kl.loaded = true;
-    }
+    TRY(dist_agree(st->su->dist, load_kl_reference(st)));
     TRY(kl_measure(&st->kl, &r, NULL));
     m->has_kl = true;
     m->kl = r.mean;
@@ -185,7 +192,11 @@ int stage_plan(struct stage *st, struct setup *su, enum stage_kind kind, const s
 {
     const struct config *c = su->cfg;
     const struct arch *a = &su->arch;
-    struct model_size size = { .T = b->T, .N = b->N, .train = train, .recompute = su->recompute };
+    struct model_size size = { .T = b->T,
+                               .N = b->N,
+                               .train = train,
+                               .recompute = su->recompute,
+                               .keep_logits = train && su->keep_logits };
     memset(st, 0, sizeof *st);
     st->su = su;
     st->cfg = c;

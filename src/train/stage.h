@@ -57,7 +57,7 @@ int stage_open(struct stage *st, struct setup *su, enum stage_kind kind, const s
 void stage_release(struct stage *st);
 /* The weights that a stage of this kind starts with: OUTPUT/sft after an SFT stage, else model.path or, with model.init "random", drawn. */
 int stage_load_start(struct model *m, const struct config *c, enum stage_kind kind);
-/* eval/kl of the present weights into *m, where the stage measures it; the reference is loaded first time. answers (may be NULL) gets the lines
+/* All ranks: eval/kl of the present weights into *m, where the stage measures it; the reference is loaded first time. answers (may be NULL) gets the lines
  * of kl_answers. */
 int stage_measure_kl(struct stage *st, struct metrics *m, struct buf *answers);
 /* reference.c: all ranks, each computing its share: the reference's log-probabilities of every row that the run will visit, once, in the order and micro-batches of training, and

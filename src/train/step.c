@@ -115,7 +115,7 @@ static int micro_batch(struct stage *st, const int64_t *idx, const struct slot *
     batch_fill(&st->batch, st->data, idx + s->at, s->n);
     if (st->zero.rounds) TRY(op_fill(&st->su->be, &st->model.grads, 0));
     TRY(model_forward(&st->model, &st->batch));
-    TRY(model_logp(&st->model, &st->batch, st->logp));
+    TRY(model_logp(&st->model, &st->batch, st->logp, true));
     if (st->at_reference && st->step == 0) TRY(check_self(st, &tolerance));
     loss_batch(st, total, tolerance, st->seen + 3 * s->at);
     return model_backward(&st->model, &st->batch, st->coef, last ? grads_ready : NULL, st);

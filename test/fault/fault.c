@@ -379,12 +379,12 @@ void *__wrap_aligned_alloc(size_t align, size_t n)
 
 /* numbers --------------------------------------------------------------------------------------------------------- */
 
-int __real_model_logp(struct model *m, const struct batch *b, double *logp);
-int __wrap_model_logp(struct model *m, const struct batch *b, double *logp);
-int __wrap_model_logp(struct model *m, const struct batch *b, double *logp)
+int __real_model_logp(struct model *m, const struct batch *b, double *logp, bool backward);
+int __wrap_model_logp(struct model *m, const struct batch *b, double *logp, bool backward);
+int __wrap_model_logp(struct model *m, const struct batch *b, double *logp, bool backward)
 {
     float number = 0;
-    const int rc = __real_model_logp(m, b, logp);
+    const int rc = __real_model_logp(m, b, logp, backward);
     hit(LOGP, &number);
     if (number != 0) logp[0] = (double)number;
     return rc;
