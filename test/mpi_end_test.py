@@ -82,8 +82,7 @@ def test_second_signal(r, root):
         p = job.launch("fsync:30+:sleep", rank=0, env={"BDPO_FAULT_SLEEP": "1000"})
         m.wait_steps(job.out, 4)
         for _ in range(2):
-            for pid in m.processes(job.config, FAULTY).values():
-                os.kill(pid, number)
+            m.end(m.processes(job.config, FAULTY).values(), number)
             time.sleep(0.4)
         res, took = m.finish(p, job.config, 30, FAULTY)
         s = job.status()
@@ -107,8 +106,7 @@ def test_kills(r, root, rng, kills):
         time.sleep(rng.uniform(0.3, 0.9) * whole)
         starts += 1
         alive = p.poll() is None
-        for pid in m.processes(job.config).values():
-            os.kill(pid, signal.SIGKILL)
+        m.end(m.processes(job.config).values())
         p.kill()
         p.communicate()
         killed += alive
@@ -133,8 +131,7 @@ def test_launcher_killed(r, root):
         time.sleep(0.05)
     took = time.monotonic() - begin
     r.check(ok and took < 10, "kill -9 of mpirun: no rank is left", f"{took:.1f} s")
-    for pid in m.processes(job.config).values():
-        os.kill(pid, signal.SIGKILL)
+    m.end(m.processes(job.config).values())
     again = job.go_on("--set", "max_hours=1e-9")
     r.check(again.code == 75 and "resumed from" in again.err, "kill -9 of mpirun: gone on with", f"{again}")
 
