@@ -118,6 +118,10 @@ class Slurm:
         return subprocess.run([self.hosts.agent, f"{NET}.{host}", *words], env=self.env, capture_output=True, text=True, check=False, timeout=60)
 
     def stop(self):
+        """Jobs first: without their daemons they would stay for ever."""
+        self.on(1, "scancel", "-s", "KILL", "--user", "root")
+        self.on(1, "scancel", "--user", "root")
+        self.until(lambda: not self.on(1, "squeue", "-h").stdout.strip(), 30)
         for path in reversed(self.daemons):
             try:
                 with open(path, encoding="utf-8") as f:
