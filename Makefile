@@ -1,15 +1,11 @@
 # bdpo-train: `make demo` and `make test` are all a newcomer needs; `make help` lists the rest.
-# BUILD=release|debug|asan|tsan   CC=gcc|clang   CUDA=0   MPI=0|1   MPICC=mpicc   WERROR=1 (what the CI sets)   V=1 (show the commands)
+# BUILD=release|debug|asan|tsan   CC=gcc|clang   CUDA=0|1   MPI=0|1   MPICC=mpicc   WERROR=1 (what the CI sets)   V=1 (show the commands)
 BUILD ?= release
 CUDA ?= 0
 WERROR ?= 0
 PREFIX ?= /usr/local
 CC := $(if $(filter default,$(origin CC)),gcc,$(CC))
 VERSION := 0.1.0
-
-ifneq ($(CUDA),0)
-$(error CUDA=$(CUDA): the CUDA backend is not in this version; build with CUDA=0)
-endif
 
 # Several ranks need an MPI library, whose compiler driver knows its flags; without one comm_none.c takes the place of comm_mpi.c. MPI=1 insists.
 MPICC ?= mpicc
@@ -20,7 +16,7 @@ $(error MPI=1: $(MPICC) does not build an MPI program; install one (Debian: libo
 endif
 LINK = $(if $(MPI_FOUND),$(MPI_CC),$(CC))
 
-O := build/$(BUILD)$(if $(filter gcc,$(CC)),,-$(notdir $(CC)))
+O := build/$(BUILD)$(if $(filter 0,$(CUDA)),,-cuda)$(if $(filter gcc,$(CC)),,-$(notdir $(CC)))
 PKGS := jansson zlib libpcre2-8 libutf8proc
 PKG_CFLAGS := $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
 PKG_LIBS := $(shell pkg-config --libs $(PKGS) 2>/dev/null)
@@ -44,7 +40,39 @@ LDFLAGS_ALL := $(OPT_$(BUILD)) $(LINK_HARDEN) -fopenmp $(LDFLAGS)
 LIBS := $(PKG_LIBS) -ldnnl -lm
 
 , := ,
-SRC := $(filter-out src/dist/comm_%.c,$(wildcard src/*/*.c)) cuda/none.c
+# The CUDA backend: nvcc for the GPU (CUDA=1), and always for the CPU, where its tests run on an emulated device (test/cuda_emu).
+CUDA_CU := $(wildcard cuda/*.cu)
+CUDA_C := $(filter-out cuda/none.c cuda/sdpa_none.c,$(wildcard cuda/*.c))
+NVCC ?= $(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc build/nvcc/bin/nvcc))
+CUDA_HOME ?= $(patsubst %/bin/nvcc,%,$(NVCC))
+CUDA_ARCHS ?= 80 86 90
+CXX := $(if $(filter default,$(origin CXX)),$(if $(findstring clang,$(CC)),clang++,g++),$(CXX))
+ifneq ($(CUDA),0)
+ifeq ($(NVCC),)
+$(error CUDA=1: no nvcc was found; `sh scripts/install-deps.sh cuda` installs one, or name it with NVCC=...)
+endif
+CFLAGS_CUDA := -I$(CUDA_HOME)/include
+LIBS += -L$(CUDA_HOME)/lib64 -L$(CUDA_HOME)/lib -lcudart_static -ldl -lrt -lpthread
+endif
+# cuDNN's attention (CUDA=1): its headers and those of its C++ frontend, which `sh scripts/install-deps.sh cudnn` gets; sdpa_none.c takes
+# the place where one of them is not there or CUDNN is empty
+CUDNN_FRONTEND ?= $(firstword $(patsubst %/cudnn_frontend.h,%,$(wildcard build/cudnn/include/cudnn_frontend.h /usr/local/include/cudnn_frontend.h /usr/include/cudnn_frontend.h)))
+CUDNN_HEADERS ?= $(firstword $(patsubst %/cudnn.h,%,$(wildcard $(CUDA_HOME)/include/cudnn.h build/cudnn/nvidia/cudnn/include/cudnn.h /usr/include/cudnn.h /usr/include/x86_64-linux-gnu/cudnn.h)))
+CUDNN ?= $(if $(CUDNN_FRONTEND),$(if $(CUDNN_HEADERS),1))
+CUDNN_OBJ := $(if $(CUDNN),cuda/attention_cudnn.o,cuda/sdpa_none.o)
+ifneq ($(CUDA),0)
+LIBS += $(if $(CUDNN),-Wl$(,)-Bstatic -lstdc++ -Wl$(,)-Bdynamic)
+endif
+NVCC_FLAGS := -std=c++17 -O3 -lineinfo -ccbin $(CXX) $(if $(filter 1,$(WERROR)),-Werror all-warnings) \
+              $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$a$(,)code=sm_$a) \
+              -gencode arch=compute_$(lastword $(CUDA_ARCHS))$(,)code=compute_$(lastword $(CUDA_ARCHS)) \
+              -Xcompiler -fPIE,-fstack-protector-strong,-fno-exceptions,-fno-rtti,-fno-threadsafe-statics,-D_GNU_SOURCE
+EMU := $(if $(filter tsan fuzz,$(BUILD)),,1)
+EMU_FLAGS := -D_GNU_SOURCE -Itest/cuda_emu/include $(OPT_$(BUILD)) $(HARDEN) -ffp-contract=off -Wall -Wextra -Wshadow $(if $(filter 1,$(WERROR)),-Werror) \
+             $(if $(findstring clang,$(CC)),-Wno-pass-failed)
+EMU_CXX := -std=c++17 -fno-exceptions -fno-rtti -fno-threadsafe-statics -Wno-unknown-pragmas $(EMU_FLAGS)
+EMU_OBJ := $(patsubst %,$(O)/emu/%.o,$(CUDA_CU) $(filter-out cuda/lt.c cuda/library.c,$(CUDA_C)) $(wildcard test/cuda_emu/*.cpp))
+SRC := $(filter-out src/dist/comm_%.c,$(wildcard src/*/*.c)) $(if $(filter 0,$(CUDA)),cuda/none.c,$(CUDA_C))
 COMM := src/dist/comm_$(if $(MPI_FOUND),mpi,none)
 # rows.c holds the inner loops; it is built once per instruction set and chosen at run time
 ROWS := src/cpu/rows.c
@@ -54,12 +82,15 @@ ROWS_base := -march=x86-64
 ROWS_avx2 := -march=haswell
 ROWS_avx512 := -march=skylake-avx512 -mprefer-vector-width=512
 ROWS_avx512_bf16 := $(ROWS_avx512) -mavx512bf16
-OBJ := $(patsubst %.c,$(O)/%.o,$(filter-out $(ROWS),$(SRC))) $(patsubst %,$(O)/src/cpu/rows_%.o,$(ROWS_ISAS)) $(O)/$(COMM).o
+OBJ := $(patsubst %.c,$(O)/%.o,$(filter-out $(ROWS),$(SRC))) $(patsubst %,$(O)/src/cpu/rows_%.o,$(ROWS_ISAS)) $(O)/$(COMM).o \
+       $(if $(filter 0,$(CUDA)),,$(patsubst %.cu,$(O)/%.o,$(CUDA_CU)) $(O)/$(CUDNN_OBJ))
 LIB := $(O)/libbdpo.a
 BIN := $(O)/bdpo-train
-TESTS := $(patsubst test/%.c,$(O)/test/%,$(wildcard test/t_*.c))
+TESTS := $(patsubst test/%.c,$(O)/test/%,$(filter-out $(if $(EMU),,test/t_cuda_%),$(wildcard test/t_*.c)))
 TESTLIB := $(patsubst %.c,$(O)/%.o,$(filter-out $(wildcard test/t_*.c) test/bench.c,$(wildcard test/*.c)))
 BENCH := $(O)/test/bench
+# the program with the CUDA backend on the emulated device, for tests of whole jobs
+BIN_EMU := $(if $(EMU),$(O)/bdpo-train-emu)
 # the program once more, with faults in the place of the system's calls (test/fault/fault.c); bdpo-train has none of it
 FAULTY := $(O)/bdpo-train-fault
 FAULT_WRAP := $(patsubst %,-Wl$(,)--wrap=%,open openat write pwrite fsync mkdir rename renameat2 unlink unlinkat ftruncate lseek fallocate \
@@ -83,17 +114,18 @@ Q := $(if $(filter 0,$(V)),@)
 .DEFAULT_GOAL := all
 
 # build ---------------------------------------------------------------------------------------------------------------
-all: $(BIN) $(if $(filter build/release,$(O)),build/bdpo-train)
+all: $(BIN) $(if $(filter build/release build/release-cuda,$(O)),link)
 
-# a link, so that build/bdpo-train is always the release build
-build/bdpo-train: $(BIN)
-	@ln -sfn release/bdpo-train $@
+# build/bdpo-train is the release build, with CUDA or without: the one made last
+.PHONY: link
+link: $(BIN)
+	@[ "$$(readlink build/bdpo-train)" = $(O:build/%=%)/bdpo-train ] || ln -sfn $(O:build/%=%)/bdpo-train build/bdpo-train
 
 # Stamps that change only when their text does: the compiler and its flags (everything is rebuilt), and which objects go
 # into the library (a deleted source leaves it).
 stamp = $(shell mkdir -p $(O) && printf '%s\n' '$(subst ','\'',$(2))' | cmp -s - $(O)/$(1) || printf '%s\n' '$(subst ','\'',$(2))' >$(O)/$(1))
-ifneq ($(filter-out deps demo test-mpi lint format asan tsan fuzz ci ci-full clean help torch bench-rival,$(or $(MAKECMDGOALS),all)),)
-$(call stamp,flags,$(shell $(CC) --version 2>&1 | head -n 1) $(CFLAGS_ALL) $(LDFLAGS_ALL) $(LIBS) $(if $(MPI_FOUND),$(MPICC)) $(ROWS_FLAGS) $(foreach i,$(ROWS_ISAS),$(ROWS_$i)))
+ifneq ($(filter-out deps demo test-mpi lint format asan tsan fuzz ci ci-full clean help torch bench-rival mutant,$(or $(MAKECMDGOALS),all)),)
+$(call stamp,flags,$(shell $(CC) --version 2>&1 | head -n 1) $(CFLAGS_ALL) $(LDFLAGS_ALL) $(LIBS) $(if $(MPI_FOUND),$(MPICC)) $(EMU_CXX) $(CXX) $(if $(filter 0,$(CUDA)),,$(NVCC) $(NVCC_FLAGS)) $(ROWS_FLAGS) $(foreach i,$(ROWS_ISAS),$(ROWS_$i)))
 $(call stamp,objects,$(OBJ))
 $(call stamp,test-objects,$(TESTLIB))
 endif
@@ -121,13 +153,51 @@ $(O)/src/dist/comm_mpi.o: src/dist/comm_mpi.c $(O)/flags
 	@mkdir -p $(@D)
 	$(SAY) CC $(@:$(O)/%=%)
 	$(Q)$(MPI_CC) $(CFLAGS_ALL) -MMD -MP -c -o $@ $<
+# the emulated backend's objects stand before the library's, whose own backend is then not taken
+$(filter $(O)/test/t_cuda_%,$(TESTS)): EMULATED = $(EMU_OBJ)
+$(filter $(O)/test/t_cuda_%,$(TESTS)): $(EMU_OBJ)
 $(TESTS) $(BENCH): %: %.o $(TESTLIB) $(LIB) $(O)/flags $(O)/test-objects
 	$(SAY) LINK $@
-	$(Q)$(LINK) $(LDFLAGS_ALL) -o $@ $< $(TESTLIB) $(LIB) $(LIBS) $(CMOCKA_LIBS)
+	$(Q)$(LINK) $(LDFLAGS_ALL) -o $@ $< $(TESTLIB) $(EMULATED) $(LIB) $(LIBS) $(CMOCKA_LIBS)
+$(O)/bdpo-train-emu: $(O)/bdpo-train.o $(EMU_OBJ) $(LIB) $(O)/flags
+	$(SAY) LINK $@
+	$(Q)$(LINK) $(LDFLAGS_ALL) -o $@ $< $(EMU_OBJ) $(LIB) $(LIBS)
+$(O)/cuda/%.o: cuda/%.cu $(O)/flags
+	@mkdir -p $(@D)
+	$(SAY) NVCC $(@:$(O)/%=%)
+	$(Q)$(NVCC) $(NVCC_FLAGS) -MMD -MP -MF $(@:.o=.d) -c -o $@ $<
+$(O)/cuda/attention_cudnn.o: cuda/attention_cudnn.cpp $(O)/flags
+	@mkdir -p $(@D)
+	$(SAY) CXX $(@:$(O)/%=%)
+	$(Q)$(CXX) -std=c++17 -O2 -D_GNU_SOURCE -fPIE -Wall -Wextra $(if $(filter 1,$(WERROR)),-Werror) -isystem $(CUDNN_FRONTEND) -isystem $(CUDNN_HEADERS) \
+	    -isystem $(CUDA_HOME)/include -MMD -MP -c -o $@ $<
+$(patsubst %.c,$(O)/%.o,$(CUDA_C) cuda/sdpa_none.c): $(O)/%.o: %.c $(O)/flags
+	@mkdir -p $(@D)
+	$(SAY) CC $(@:$(O)/%=%)
+	$(Q)$(CC) $(CFLAGS_ALL) $(CFLAGS_CUDA) -MMD -MP -c -o $@ $<
+$(O)/emu/%.cu.o: %.cu $(O)/flags
+	@mkdir -p $(@D)
+	$(SAY) CXX $(@:$(O)/%=%)
+	$(Q)$(CXX) $(EMU_CXX) -MMD -MP -x c++ -c -o $@ $<
+# a test with a changed copy of one kernel file, for test/cuda_mutants_test.py
+MUTANT_TEST ?= t_cuda_ops
+.PHONY: mutant
+mutant:
+	$(Q)$(CXX) $(EMU_CXX) -iquote cuda -x c++ -c -o $(MUTANT_OUT).o $(MUTANT)
+	$(Q)$(LINK) $(LDFLAGS_ALL) -o $(MUTANT_OUT) $(O)/test/$(MUTANT_TEST).o $(TESTLIB) $(MUTANT_OUT).o \
+	    $(filter-out %/cuda/$(notdir $(MUTANT)).o,$(EMU_OBJ)) $(LIB) $(LIBS) $(CMOCKA_LIBS)
+$(O)/emu/%.cpp.o: %.cpp $(O)/flags
+	@mkdir -p $(@D)
+	$(SAY) CXX $(@:$(O)/%=%)
+	$(Q)$(CXX) $(EMU_CXX) -MMD -MP -c -o $@ $<
+$(O)/emu/%.c.o: %.c $(O)/flags
+	@mkdir -p $(@D)
+	$(SAY) CC $(@:$(O)/%=%)
+	$(Q)$(CC) -std=c11 $(EMU_FLAGS) -MMD -MP -c -o $@ $<
 $(FUZZ): %: %.o $(TESTLIB) $(LIB) $(O)/flags $(O)/test-objects
 	$(SAY) LINK $@
 	$(Q)$(LINK) $(LDFLAGS_ALL) -fsanitize=fuzzer -o $@ $< $(TESTLIB) $(LIB) $(LIBS) $(CMOCKA_LIBS)
--include $(patsubst %.o,%.d,$(OBJ) $(TESTLIB) $(O)/bdpo-train.o $(O)/test/fault/fault.o $(TESTS:=.o) $(BENCH).o)
+-include $(patsubst %.o,%.d,$(OBJ) $(EMU_OBJ) $(TESTLIB) $(O)/bdpo-train.o $(O)/test/fault/fault.o $(TESTS:=.o) $(BENCH).o)
 
 # what people run -----------------------------------------------------------------------------------------------------
 deps:
@@ -142,7 +212,7 @@ test: deps
 	@$(MAKE) --no-print-directory test-built
 
 .PHONY: build-tests test-built test-c test-crash test-slurm fuzz fuzz-built
-build-tests: $(BIN) $(FAULTY) $(TESTS)
+build-tests: $(BIN) $(FAULTY) $(BIN_EMU) $(TESTS)
 test-built: build-tests
 	@$(RUN_TESTS) $(TESTS) $(SCRIPT_TESTS)
 # the C tests and the shell tests: what the sanitizer builds run

@@ -31,6 +31,7 @@ static const char USAGE[] =
     "[--batch 16] [--threads 0]\n"
     "             [--string-prompts raw|user] [--system TEXT] [--chat-template auto] [--dtype "
     "float32|bfloat16]\n"
+    "             [--backend auto|cpu|cuda]\n"
     "  bdpo-train evaluate --config run.json [--set ...] [--model DIR] [--compare DIR]   metrics "
     "on data.eval, no training\n"
     "             [--per-pair FILE]\n"
@@ -61,7 +62,7 @@ static const char USAGE[] =
 enum { SETS_MAX = 256 };
 struct args { /* what a command line may hold; each command names the flags it takes */
     const char *config, *model, *prompt, *prompts, *out, *per_pair, *system, *chat_template,
-        *string_prompts, *dtype, *device, *file;
+        *string_prompts, *dtype, *device, *backend, *file;
     const char *max_tokens, *temperature, *top_k, *top_p, *seed, *batch, *threads;
     const char *loss, *beta, *lambda, *alpha, *smoothing, *ref_w, *ref_l, *max_w, *max_l, *points;
     const char *rates, *steps, *seeds, *compare;
@@ -97,6 +98,7 @@ static const struct flag FLAGS[] = {
     FLAG("--string-prompts", string_prompts),
     FLAG("--dtype", dtype),
     FLAG("--device", device),
+    FLAG("--backend", backend),
     FLAG("--max-tokens", max_tokens),
     FLAG("--temperature", temperature),
     FLAG("--top-k", top_k),
@@ -276,15 +278,30 @@ static int command_lint(int argc, char **argv)
     return rc;
 }
 
+/* BACKEND_* of --backend; not given: auto */
+static int backend_named(int *out, const char *name)
+{
+    static const char *const names[] = {
+        [BACKEND_AUTO] = "auto", [BACKEND_CPU] = "cpu", [BACKEND_CUDA] = "cuda"
+    };
+    for (int i = 0; i < (int)COUNT_OF(names); i++)
+        if (strcmp(name ? name : "auto", names[i]) == 0) {
+            *out = i;
+            return 0;
+        }
+    return err_set(ERR_INPUT, "--backend: \"%.40s\" is not auto, cpu or cuda", name);
+}
+
 static int command_generate(int argc, char **argv)
 {
     struct args a;
     double max_tokens = 256, temperature = 0, top_k = 0, top_p = 1, seed = 42, batch = 16,
            threads = 0;
+    int backend = BACKEND_AUTO;
     TRY(parse_args(&a,
                    "--model --prompt --prompts --out --max-tokens --temperature --top-k --top-p "
                    "--seed --batch --threads --system "
-                   "--chat-template --string-prompts --dtype",
+                   "--chat-template --string-prompts --dtype --backend",
                    argv, argc, 2));
     if (!a.model) return err_set(ERR_INPUT, "generate: --model DIR is needed");
     if (!a.prompt == !a.prompts)
@@ -302,6 +319,7 @@ static int command_generate(int argc, char **argv)
                        a.string_prompts);
     if (a.dtype && strcmp(a.dtype, "float32") != 0 && strcmp(a.dtype, "bfloat16") != 0)
         return err_set(ERR_INPUT, "--dtype: \"%.40s\" is not float32 or bfloat16", a.dtype);
+    TRY(backend_named(&backend, a.backend));
     const struct generate_opts o = {
         .model = a.model,
         .prompt = a.prompt,
@@ -318,6 +336,7 @@ static int command_generate(int argc, char **argv)
         .top_p = top_p,
         .seed = (uint64_t)seed,
         .threads = (int32_t)threads,
+        .backend = backend,
     };
     return generate_run(&o);
 }

@@ -2,14 +2,22 @@
 #include "../src/ops/ops.h"
 #include <string.h>
 
+const bool cuda_built = false;
+
 int cuda_open(struct backend *be, int32_t threads)
 {
     (void)threads;
     memset(be, 0, sizeof *be);
-    return err_set(ERR_INPUT, "this build has no CUDA; use \"backend\": \"cpu\"");
+    return err_set(ERR_INPUT, "this build has no CUDA (make CUDA=1 makes one that has)");
 }
 
 void cuda_close(struct ctx *cx)
 {
     (void)cx;
+}
+
+int cuda_use_cudnn(struct backend *be)
+{
+    (void)be;
+    return err_set(ERR_INPUT, "this build has no CUDA");
 }

@@ -1,7 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
 # Install what is missing to build and test bdpo-train, and say so. Does nothing where all is there.
-# usage: install-deps.sh [build] [clang] [fuzz] [lint] [venv]      (default: build)
+# usage: install-deps.sh [build] [clang] [fuzz] [lint] [venv] [cuda] [cudnn]      (default: build)
+# cuda: nvcc and the runtime to link, from the package index into build/nvcc where no nvcc is found (about 300 MB)
 set -eu
 
 cc=${CC:-gcc}
@@ -32,12 +33,39 @@ fuzzer() { # does clang link libFuzzer?
     return $rc
 }
 
+nvcc_there() {
+    command -v nvcc >/dev/null 2>&1 || [ -x /usr/local/cuda/bin/nvcc ] || [ -x build/nvcc/bin/nvcc ]
+}
+
+# Debian's nvcc is too old for the newest cards; the wheels hold the compiler as the toolkit has it
+install_nvcc() {
+    echo "installing nvcc from the package index into build/nvcc"
+    mkdir -p build
+    python3 -m venv build/nvcc-venv
+    build/nvcc-venv/bin/pip install --quiet 'nvidia-cuda-nvcc==13.0.*' 'nvidia-cuda-crt==13.0.*' 'nvidia-nvvm==13.0.*' \
+        'nvidia-cuda-runtime==13.0.*' 'nvidia-cuda-cccl==13.0.*'
+    for root in build/nvcc-venv/lib/python3*/site-packages/nvidia/cu13; do
+        ln -sfn "${root#build/}" build/nvcc
+    done
+    build/nvcc/bin/nvcc --version >/dev/null
+}
+
+# header-only; cudnn.h itself comes with cuDNN, or with pip's nvidia-cudnn-cu13
+install_cudnn() {
+    [ ! -e build/cudnn/include/cudnn_frontend.h ] || return 0
+    echo "installing cuDNN's frontend from the package index into build/cudnn"
+    PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet --no-deps --target build/cudnn nvidia-cudnn-frontend
+}
+
+get_nvcc=
+get_cudnn=
 [ $# -gt 0 ] || set -- build
 for part in "$@"; do
     case $part in
     build)
         need make command -v make
         need gcc command -v gcc
+        need g++ command -v g++
         need libc6-dev sh -c "printf '#include <stdio.h>\n' | gcc -E -x c -o /dev/null -"
         need pkg-config command -v pkg-config
         need python3 command -v python3
@@ -64,14 +92,29 @@ for part in "$@"; do
         need git command -v git
         ;;
     venv) need python3-venv python3 -c 'import ensurepip, venv' ;;
+    cuda)
+        need g++ command -v g++
+        if ! nvcc_there; then
+            need python3-venv python3 -c 'import ensurepip, venv'
+            get_nvcc=1
+        fi
+        ;;
+    cudnn)
+        need python3-pip python3 -m pip --version
+        get_cudnn=1
+        ;;
     *)
-        echo "install-deps.sh: unknown part '$part'; one of build, clang, fuzz, lint, venv" >&2
+        echo "install-deps.sh: unknown part '$part'; one of build, clang, fuzz, lint, venv, cuda, cudnn" >&2
         exit 2
         ;;
     esac
 done
 missing=${missing# }
-[ -n "$missing" ] || exit 0
+if [ -z "$missing" ]; then
+    [ -z "$get_nvcc" ] || install_nvcc
+    [ -z "$get_cudnn" ] || install_cudnn
+    exit 0
+fi
 
 if ! command -v apt-get >/dev/null 2>&1; then
     echo "error: missing: $missing (Debian's names). There is no apt-get here; install their like with this system's package manager." >&2
@@ -95,3 +138,5 @@ if ! { { $as_root apt-get update -q || echo "apt-get update failed; trying with 
     echo "error: apt-get could not install: $missing" >&2
     exit 1
 fi
+[ -z "$get_nvcc" ] || install_nvcc
+[ -z "$get_cudnn" ] || install_cudnn

@@ -89,10 +89,11 @@ def check_start(r, what, rows):
             all(rows[0][f"logps/{s}"] == rows[0][f"ref_logps/{s}"] for s in ("chosen", "rejected")), what)
 
 
-def run_golden(r, binary, case, out, g, dtype):
+def run_golden(r, binary, case, out, g, dtype, backend):
     what, limits = f"{os.path.basename(case)}/{g['name']}/{dtype}", BFLOAT16 if dtype == "bfloat16" else FLOAT32
     cfg = json.loads(json.dumps(g["config"]).replace("@CASE@", case).replace("@OUT@", out))
     cfg["model"]["dtype"] = dtype
+    cfg["backend"] = backend
     cfg["output"] += "-" + dtype
     run_json = os.path.join(out, f"{g['name']}-{dtype}.json")
     with open(run_json, "w", encoding="utf-8") as f:
@@ -122,6 +123,7 @@ def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--binary", default=os.environ.get("BDPO_TRAIN", "build/bdpo-train"))
     ap.add_argument("--verbose", action="store_true", help="every key of every comparison")
+    ap.add_argument("--backend", default="cpu", help="cpu (the default) or cuda")
     a = ap.parse_args()
     r = Report(a.verbose)
     binary = os.path.abspath(a.binary)
@@ -137,7 +139,7 @@ def main():
         try:
             for g in golden["runs"]:
                 for dtype in ("float32", "bfloat16"):
-                    run_golden(r, binary, case, out, g, dtype)
+                    run_golden(r, binary, case, out, g, dtype, a.backend)
         finally:
             shutil.rmtree(out, ignore_errors=True)
     return r.last()

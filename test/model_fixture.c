@@ -53,8 +53,8 @@ static float draw_weight(const struct param *p, int32_t i, int64_t j)
     return (float)(p->decay ? 0.25 * z : bias ? 0.2 * z : 1 + 0.2 * z);
 }
 
-static void open_size(struct fix *f, const char *dir, int shape, enum dtype dtype,
-                      const struct model_size *size)
+void fix_open_on(struct fix *f, fix_backend *open, const char *dir, int shape, enum dtype dtype,
+                 const struct model_size *size)
 {
     struct arch a;
     memset(f, 0, sizeof *f);
@@ -70,7 +70,7 @@ static void open_size(struct fix *f, const char *dir, int shape, enum dtype dtyp
                                   .group = 2 * FIX_LEN,
                                   .A = dtype,
                                   .train = size->train };
-    BUG_IF(cpu_open(&f->be, 2) < 0);
+    BUG_IF(open(&f->be, 2) < 0);
     BUG_IF(model_init(&f->m, &f->be, &a, dtype) < 0);
     BUG_IF(model_plan_weights(&f->m, &f->plan, size->train) < 0);
     BUG_IF(model_plan_buffers(&f->m, &f->plan, size) < 0);
@@ -78,17 +78,21 @@ static void open_size(struct fix *f, const char *dir, int shape, enum dtype dtyp
     BUG_IF(model_ready(&f->m) < 0);
     for (int32_t i = 0; i < f->m.n_params; i++) {
         const struct param *p = &f->m.params[i];
-        for (int64_t j = 0; j < tensor_count(&p->w); j++) {
-            const float w = draw_weight(p, i, j);
-            BUG_IF(model_put(&f->m, p->offset + j, 1, &w) < 0);
-        }
+        const int64_t n = tensor_count(&p->w);
+        float *w;
+        BUG_IF(MEM_NEW(&w, n) < 0);
+        for (int64_t j = 0; j < n; j++)
+            w[j] = draw_weight(p, i, j);
+        BUG_IF(model_put(&f->m, p->offset, n, w) < 0);
+        free(w);
     }
 }
 
 void fix_open_as(struct fix *f, const char *dir, int shape, enum dtype dtype, bool train,
                  int recompute)
 {
-    open_size(f, dir, shape, dtype, &(struct model_size){ 64, 64, 64, train, recompute, false });
+    fix_open_on(f, cpu_open, dir, shape, dtype,
+                &(struct model_size){ 64, 64, 64, train, recompute, false });
 }
 
 void fix_open(struct fix *f, const char *dir, int shape, bool train, int recompute)
@@ -98,7 +102,7 @@ void fix_open(struct fix *f, const char *dir, int shape, bool train, int recompu
 
 void fix_open_keeping(struct fix *f, const char *dir, int shape, enum dtype dtype)
 {
-    open_size(f, dir, shape, dtype, &(struct model_size){ 64, 64, 64, true, 0, true });
+    fix_open_on(f, cpu_open, dir, shape, dtype, &(struct model_size){ 64, 64, 64, true, 0, true });
 }
 
 void fix_close(struct fix *f)

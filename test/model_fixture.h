@@ -19,6 +19,9 @@ struct fix { /* a model with memory for batches of up to T = N = 64 tokens */
 void fix_open(struct fix *f, const char *dir, int shape, bool train, int recompute); /* DT_F32 */
 void fix_open_as(struct fix *f, const char *dir, int shape, enum dtype dtype, bool train, int recompute); /* recompute: layers */
 void fix_open_keeping(struct fix *f, const char *dir, int shape, enum dtype dtype); /* to train, with logits kept */
+typedef int fix_backend(struct backend *be, int32_t threads);
+/* On the backend that `open` opens, with buffers of size. */
+void fix_open_on(struct fix *f, fix_backend *open, const char *dir, int shape, enum dtype dtype, const struct model_size *size);
 void fix_close(struct fix *f);
 
 enum { FIX_PAIRS = 4, FIX_LEN = 16 };

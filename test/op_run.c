@@ -14,6 +14,33 @@
 enum { GUARD = 64 };
 #define BF16_EPSILON 0x1p-8 /* rounding moves a value by at most this share of it */
 
+static struct op_box *box_of(struct op_run *r, const struct tensor *t)
+{
+    for (int i = 0; i < r->n_box; i++)
+        if (&r->box[i].t == t) return &r->box[i];
+    fail_msg("not a tensor of this run");
+    return NULL;
+}
+
+/* what the host filled goes to the backend */
+static struct tensor *send(const struct op_run *r, struct op_box *b)
+{
+    memcpy(b->before, b->mem, (size_t)b->bytes);
+    assert_int_equal(r->be->mem->to_device(r->be->cx, b->device, b->mem, b->bytes), 0);
+    return &b->t;
+}
+
+static void fetch(const struct op_run *r, struct op_box *b)
+{
+    assert_int_equal(r->be->mem->to_host(r->be->cx, b->mem, b->device, b->bytes), 0);
+}
+
+/* the host's copy of the elements */
+static void *elements(const struct op_box *b)
+{
+    return b->mem + GUARD;
+}
+
 static struct op_box *new_box(struct op_run *r, enum box_kind kind, enum dtype dtype, int64_t d0,
                               int64_t d1, int64_t ld)
 {
@@ -24,8 +51,9 @@ static struct op_box *new_box(struct op_run *r, enum box_kind kind, enum dtype d
     b->mem = aligned_alloc(64, (size_t)round_up(b->bytes, 64));
     b->before = malloc((size_t)b->bytes);
     assert_true(b->mem && b->before);
+    assert_int_equal(r->be->mem->alloc(r->be->cx, &b->device, b->bytes), 0);
     memset(b->mem, 0xa5, (size_t)b->bytes);
-    b->t = tensor_view(b->mem + GUARD, dtype, d0, d1, 1, 1);
+    b->t = tensor_view((char *)b->device + GUARD, dtype, d0, d1, 1, 1);
     b->t.ld = ld;
     b->kind = kind;
     return b;
@@ -35,7 +63,7 @@ struct tensor *op_run_f32(struct op_run *r, enum box_kind kind, int64_t d0, int6
                           double spread)
 {
     struct op_box *b = new_box(r, kind, DT_F32, d0, d1, d1 + pad);
-    float *p = b->t.data;
+    float *p = elements(b);
     for (int64_t i = 0; i < d0; i++)
         for (int64_t j = 0; j < d1; j++)
             p[i * b->t.ld + j] =
@@ -43,8 +71,7 @@ struct tensor *op_run_f32(struct op_run *r, enum box_kind kind, int64_t d0, int6
                     ? NAN
                     : (float)(spread *
                               rng_normal(r->seed, rng_stream_of(RNG_TEST, 1), r->n_random++));
-    memcpy(b->before, b->mem, (size_t)b->bytes);
-    return &b->t;
+    return send(r, b);
 }
 
 static uint16_t half_of(float x)
@@ -74,7 +101,7 @@ struct tensor *op_run_act(struct op_run *r, enum box_kind kind, int64_t d0, int6
 {
     if (r->act == DT_F32) return op_run_f32(r, kind, d0, d1, pad, spread);
     struct op_box *b = new_box(r, kind, DT_BF16, d0, d1, d1 + pad);
-    uint16_t *p = b->t.data;
+    uint16_t *p = elements(b);
     for (int64_t i = 0; i < d0; i++)
         for (int64_t j = 0; j < d1; j++) {
             const double x =
@@ -83,19 +110,27 @@ struct tensor *op_run_act(struct op_run *r, enum box_kind kind, int64_t d0, int6
                     : spread * rng_normal(r->seed, rng_stream_of(RNG_TEST, 1), r->n_random++);
             p[i * b->t.ld + j] = half_of((float)x);
         }
-    memcpy(b->before, b->mem, (size_t)b->bytes);
-    return &b->t;
+    return send(r, b);
 }
 
 struct tensor *op_run_index(struct op_run *r, int64_t n, int64_t limit)
 {
     struct op_box *b = new_box(r, BOX_INPUT, DT_I32, n, 1, 1);
-    int32_t *p = b->t.data;
+    int32_t *p = elements(b);
     for (int64_t i = 0; i < n; i++)
         p[i] = (int32_t)(rng_uniform(r->seed, rng_stream_of(RNG_TEST, 2), r->n_random++) *
                          (double)limit);
-    memcpy(b->before, b->mem, (size_t)b->bytes);
-    return &b->t;
+    return send(r, b);
+}
+
+const int32_t *op_run_indices(struct op_run *r, const struct tensor *t)
+{
+    return elements(box_of(r, t));
+}
+
+void op_run_put(struct op_run *r, const struct tensor *t, const void *bytes, int64_t n)
+{
+    assert_int_equal(r->be->mem->to_device(r->be->cx, box_of(r, t)->t.data, bytes, n), 0);
 }
 
 double *op_run_zeros(struct op_run *r, int64_t n)
@@ -107,19 +142,22 @@ double *op_run_zeros(struct op_run *r, int64_t n)
     return p;
 }
 
-static double element(const struct tensor *t, int64_t i)
+static double element(const struct op_box *b, int64_t i)
 {
-    return (double)(t->dtype == DT_BF16 ? float_of(((const uint16_t *)t->data)[i])
-                                        : ((const float *)t->data)[i]);
+    const void *p = elements(b);
+    return (double)(b->t.dtype == DT_BF16 ? float_of(((const uint16_t *)p)[i])
+                                          : ((const float *)p)[i]);
 }
 
 double *op_run_double(struct op_run *r, const struct tensor *t)
 {
     const int64_t n = tensor_row(t);
     double *p = op_run_zeros(r, tensor_count(t));
+    struct op_box *b = box_of(r, t);
+    fetch(r, b);
     for (int64_t i = 0; i < t->dim[0]; i++)
         for (int64_t j = 0; j < n; j++)
-            p[i * n + j] = element(t, i * t->ld + j);
+            p[i * n + j] = element(b, i * t->ld + j);
     return p;
 }
 
@@ -129,14 +167,10 @@ static void expect(struct op_run *r, const struct tensor *t, const double *want,
     double top = size;
     for (int64_t i = 0; i < tensor_count(t); i++)
         top = fmax(top, fabs(want[i]));
-    for (int i = 0; i < r->n_box; i++) {
-        if (&r->box[i].t != t) continue;
-        r->box[i].want = want;
-        r->box[i].tolerance = eps * sqrt((double)MAX(length, (int64_t)1)) * top;
-        r->box[i].relative = t->dtype == DT_BF16 ? BF16_EPSILON : 0;
-        return;
-    }
-    fail_msg("op_run_expect: not a tensor of this run");
+    struct op_box *b = box_of(r, t);
+    b->want = want;
+    b->tolerance = eps * sqrt((double)MAX(length, (int64_t)1)) * top;
+    b->relative = t->dtype == DT_BF16 ? BF16_EPSILON : 0;
 }
 
 void op_run_expect(struct op_run *r, const struct tensor *t, const double *want, double factor,
@@ -153,15 +187,14 @@ void op_run_expect_rounded(struct op_run *r, const struct tensor *t, const doubl
 
 void op_run_exact(struct op_run *r, const struct tensor *t)
 {
-    for (int i = 0; i < r->n_box; i++)
-        if (&r->box[i].t == t) r->box[i].relative = 0;
+    box_of(r, t)->relative = 0;
 }
 
 static void check_values(const struct op_box *b, int at)
 {
     for (int64_t i = 0; i < b->t.dim[0]; i++)
         for (int64_t j = 0; j < b->t.dim[1]; j++) {
-            const double got = element(&b->t, i * b->t.ld + j), want = b->want[i * b->t.dim[1] + j],
+            const double got = element(b, i * b->t.ld + j), want = b->want[i * b->t.dim[1] + j],
                          allowed = b->tolerance + b->relative * fabs(want);
             if (fabs(got - want) <= allowed) continue; /* false for NaN */
             fail_msg("tensor %d, element (%lld, %lld): %.9g, not %.9g (tolerance %.3g)", at,
@@ -181,7 +214,8 @@ void op_run_check(struct op_run *r, uint8_t digest[32])
     struct sha256 sha;
     sha256_init(&sha);
     for (int i = 0; i < r->n_box; i++) {
-        const struct op_box *b = &r->box[i];
+        struct op_box *b = &r->box[i];
+        fetch(r, b);
         for (int64_t k = 0; k < b->bytes; k++)
             if (b->mem[k] != b->before[k] && (b->kind == BOX_INPUT || is_gap(b, k)))
                 fail_msg("tensor %d: byte %lld of %lld (%s) was overwritten", i,
@@ -196,6 +230,7 @@ void op_run_check(struct op_run *r, uint8_t digest[32])
 void op_run_release(struct op_run *r)
 {
     for (int i = 0; i < r->n_box; i++) {
+        r->be->mem->release(r->be->cx, r->box[i].device);
         free(r->box[i].mem);
         free(r->box[i].before);
     }

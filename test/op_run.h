@@ -10,8 +10,9 @@
 enum { OP_RUN_BOXES = 24, OP_RUN_DOUBLES = 48 };
 enum box_kind { BOX_INPUT, BOX_INOUT, BOX_OUTPUT };
 struct op_box {
-    struct tensor t;             /* a view into mem, after a guard of 64 bytes */
-    unsigned char *mem, *before; /* before: a copy of mem from before the run */
+    struct tensor t;             /* a view into the backend's memory at `device`, after a guard of 64 bytes */
+    void *device;
+    unsigned char *mem, *before; /* host copies: as fetched last, from before the run */
     int64_t bytes;
     enum box_kind kind;
     const double *want; /* NULL: guards only */
@@ -40,7 +41,11 @@ struct tensor *op_run_act(struct op_run *r, enum box_kind kind, int64_t d0, int6
 void op_run_round(const struct op_run *r, double *p, int64_t n);
 /* i32 [n], uniform in [0, limit). */
 struct tensor *op_run_index(struct op_run *r, int64_t n, int64_t limit);
-/* The tensor's elements, contiguous; freed with the run. */
+/* The host's copy of an index tensor. */
+const int32_t *op_run_indices(struct op_run *r, const struct tensor *t);
+/* Overwrite the first bytes of a tensor, from the host. */
+void op_run_put(struct op_run *r, const struct tensor *t, const void *bytes, int64_t n);
+/* The tensor's elements as they are now, contiguous; freed with the run. */
 double *op_run_double(struct op_run *r, const struct tensor *t);
 /* n zeros. */
 double *op_run_zeros(struct op_run *r, int64_t n);

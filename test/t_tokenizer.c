@@ -203,6 +203,71 @@ static void test_tokenizer__words_again(void **state)
     fixture_remove(dir);
 }
 
+/* What each normalizer and each class of characters does, on texts whose results the tokenizers library gave. */
+static void test_tokenizer__components(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *normalizer, *split, *text, *want;
+    } row[] = {
+        { "{\"type\": \"NFD\"}", NULL, "\xc3\xa9\xea\xb0\x80",
+          "e\xcc\x81\xe1\x84\x80\xe1\x85\xa1" },
+        { "{\"type\": \"NFKC\"}", NULL, "\xef\xac\x81\xc2\xb2\xe2\x84\xab\xe3\x8b\xbf",
+          "fi2\xc3\x85\xe3\x8b\xbf" }, /* U+32FF is younger than the library's tables */
+        { "{\"type\": \"NFKD\"}", NULL, "\xc2\xa0\xc2\xbd\xc3\x85",
+          " 1\xe2\x81\x84"
+          "2A\xcc\x8a" },
+        { "{\"type\": \"Lowercase\"}", NULL, "\xc3\x89\xce\x91\xce\xa3 I\xc4\xb0\xe1\xba\x9e",
+          "\xc3\xa9\xce\xb1\xcf\x83 ii\xcc\x87\xc3\x9f" }, /* no final sigma */
+        { "{\"type\": \"StripAccents\"}", NULL, "e\xcc\x81\xc3\xa9\xdf\xbd", "e\xc3\xa9\xdf\xbd" },
+        { "{\"type\": \"Sequence\", \"normalizers\": [{\"type\": \"NFD\"}, {\"type\": "
+          "\"StripAccents\"}]}",
+          NULL, "\xc3\xa9\xe1\xbb\x87", "ee" },
+        { "{\"type\": \"Strip\", \"strip_right\": false}", NULL, "\xe3\x80\x80\xc2\xa0 a b ",
+          "a b " },
+        { "{\"type\": \"Strip\", \"strip_left\": false}", NULL, " a\x1c \xc2\x85", " a\x1c" },
+        { "{\"type\": \"Strip\"}", NULL, " \t ", "" },
+        { "{\"type\": \"Replace\", \"pattern\": {\"Regex\": \" {2,}|\\\\d+\"}, \"content\": "
+          "\"$1\"}",
+          NULL, "a  b c12 3", "a$1b c$1 $1" },
+        { "{\"type\": \"Replace\", \"pattern\": {\"Regex\": \"(?<=a)b\"}, \"content\": \"\"}", NULL,
+          "abbab", "aba" },
+        { NULL, "{\"type\": \"WhitespaceSplit\"}", " ab\xc2\xa0 c-d\n", "ab|c-d" },
+        { NULL, "{\"type\": \"Whitespace\"}",
+          "don't  a_b\xe2\x82\xac\xe2\x82\xac 1\xf0\x9f\x84\xb0",
+          "don|'|t|a_b|\xe2\x82\xac\xe2\x82\xac|1\xf0\x9f\x84\xb0" },
+        { NULL, "{\"type\": \"BertPreTokenizer\"}", "a+b \xe3\x80\x82\xd8\x9d",
+          "a|+|b|\xe3\x80\x82|\xd8\x9d" },
+        { NULL, "{\"type\": \"Punctuation\"}", "a!? b", "a|!|?| b" },
+        { NULL, "{\"type\": \"Punctuation\", \"behavior\": \"Contiguous\"}", "a!? b", "a|!?| b" },
+        { NULL, "{\"type\": \"CharDelimiterSplit\", \"delimiter\": \"\xe2\x96\x81\"}",
+          "a\xe2\x96\x81\xe2\x96\x81"
+          "b",
+          "a|b" },
+    };
+    char *dir = fixture_dir();
+    for (size_t i = 0; i < COUNT_OF(row); i++) {
+        struct fixture f = { .normalizer = row[i].normalizer ? row[i].normalizer : "null",
+                             .pre_tokenizer = row[i].split ? row[i].split : "null" };
+        struct tokenizer *t = fixture_open(dir, fixture_pieces(&f));
+        expect_pieces(t, row[i].text, row[i].want);
+        tokenizer_close(t);
+    }
+    /* without decoders the tokens stand apart */
+    struct fixture f = { .normalizer = "null",
+                         .pre_tokenizer = "{\"type\": \"Whitespace\"}",
+                         .decoder = "null",
+                         .vocab = "\"a\": 259, \"b\": 260" };
+    struct tokenizer *t = fixture_open(dir, fixture_pieces(&f));
+    struct buf b = { 0 };
+    assert_string_equal(fixture_ids(t, "a b", SPECIALS_AS_TEXT), "259 260");
+    assert_int_equal(tokenizer_decode(t, (const int32_t[]){ 259, 1, 260 }, 3, false, &b), 0);
+    assert_string_equal(b.data, "a <s> b");
+    buf_release(&b);
+    tokenizer_close(t);
+    fixture_remove(dir);
+}
+
 static void test_tokenizer__pieces(void **state)
 {
     (void)state;
@@ -495,6 +560,7 @@ int main(void)
         cmocka_unit_test(test_tokenizer__bytes_and_merges),
         cmocka_unit_test(test_tokenizer__merge_order_is_rank_then_place),
         cmocka_unit_test(test_tokenizer__ignore_merges),
+        cmocka_unit_test(test_tokenizer__components),
         cmocka_unit_test(test_tokenizer__pieces),
         cmocka_unit_test(test_tokenizer__split_behaviors),
         cmocka_unit_test(test_tokenizer__words_again),

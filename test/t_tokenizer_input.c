@@ -234,12 +234,16 @@ static const struct fault faults[] = {
     { MODEL("\"byte_fallback\": true"), false, "byte_fallback beside ByteLevel" },
     { MODEL("\"fuse_unk\": \"yes\""), false, "fuse_unk is neither true nor false" },
     { MODEL("\"magic\": true"), false, "model key \"magic\" is not supported" },
-    { NORM("{\"type\": \"NFKC\"}"), false, "normalizer \"NFKC\" is not supported" },
+    { NORM("{\"type\": \"Nmt\"}"), false, "normalizer \"Nmt\" is not supported" },
+    { NORM("{\"type\": \"NFKC\", \"form\": 2}"), false, "key \"form\" is not supported" },
+    { NORM("{\"type\": \"Strip\", \"strip_left\": 1}"), false, "strip_left is neither" },
     { NORM("{\"type\": \"Sequence\"}"), false, "a Sequence without its list" },
-    { NORM("{\"type\": \"Sequence\", \"normalizers\": [{\"type\": \"Lowercase\"}]}"), false,
-      "normalizer \"Lowercase\" is not supported" },
-    { NORM("{\"type\": \"Replace\", \"pattern\": {\"Regex\": \" +\"}, \"content\": \"x\"}"), false,
-      "Regex" },
+    { NORM("{\"type\": \"Sequence\", \"normalizers\": [{\"type\": \"BertNormalizer\"}]}"), false,
+      "normalizer \"BertNormalizer\" is not supported" },
+    { NORM("{\"type\": \"Replace\", \"pattern\": {\"Regex\": \" *\"}, \"content\": \"x\"}"), false,
+      "that matches nothing" },
+    { NORM("{\"type\": \"Replace\", \"pattern\": {\"Regex\": \"(a\"}, \"content\": \"x\"}"), false,
+      "missing closing parenthesis" },
     { NORM("{\"type\": \"Replace\", \"pattern\": {\"String\": \"\"}, \"content\": \"x\"}"), false,
       "an empty pattern" },
     { NORM("{\"type\": \"Replace\", \"pattern\": {\"String\": \"a\"}}"), false,
@@ -247,7 +251,13 @@ static const struct fault faults[] = {
     { NORM("{\"type\": \"Prepend\"}"), false, "prepend is not a string" },
     { NORM("{}"), false, "type is not a string" },
     { NORM("\"NFC\""), false, "is not an object with a type" },
-    { PRE("{\"type\": \"Whitespace\"}"), false, "pre_tokenizer \"Whitespace\" is not supported" },
+    { PRE("{\"type\": \"UnicodeScripts\"}"), false,
+      "pre_tokenizer \"UnicodeScripts\" is not supported" },
+    { PRE("{\"type\": \"WhitespaceSplit\", \"x\": 1}"), false, "key \"x\" is not supported" },
+    { PRE("{\"type\": \"Punctuation\", \"behavior\": \"Bent\"}"), false,
+      "behavior \"Bent\" is not supported" },
+    { PRE("{\"type\": \"CharDelimiterSplit\", \"delimiter\": \"ab\"}"), false,
+      "not one character" },
     { PRE("{\"type\": \"ByteLevel\", \"speed\": 1}"), false,
       "ByteLevel's key \"speed\" is not supported" },
     { PRE("{\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": \"ByteLevel\"}, {\"type\": "
@@ -481,7 +491,7 @@ static void test_tokenizer_input__marks(void **state)
     s[0] = 'q';
     memcpy(s + 1, above, 2 * HALF);
     memcpy(s + 1 + 2 * HALF, below, 2 * HALF + 1);
-    assert_int_equal(text_nfc(&b, s, 4 * HALF + 1), 0);
+    assert_int_equal(text_normalize(&b, TEXT_NFC, s, 4 * HALF + 1), 0);
     assert_int_equal(b.len, 4 * HALF + 1);
     assert_memory_equal(b.data + 1, below, 2 * HALF);
     assert_memory_equal(b.data + 1 + 2 * HALF, above, 2 * HALF);

@@ -211,6 +211,13 @@ static int64_t mem_allocations(const struct ctx *cx)
     return cx->allocations;
 }
 
+static int mem_memory(struct ctx *cx, int64_t *limit, int64_t *used)
+{
+    (void)cx;
+    *limit = *used = 0;
+    return 0;
+}
+
 const struct memops cpu_mem = {
     .alloc = mem_alloc,
     .release = mem_release,
@@ -220,4 +227,5 @@ const struct memops cpu_mem = {
     .scratch = mem_scratch,
     .reserve = mem_reserve,
     .allocations = mem_allocations,
+    .memory = mem_memory,
 };

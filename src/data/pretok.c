@@ -10,6 +10,14 @@ void pretok_release(struct pretok_step *p)
     memset(p, 0, sizeof *p);
 }
 
+void norm_release(struct norm_step *n)
+{
+    regex_close(n->regex);
+    free(n->from);
+    free(n->to);
+    memset(n, 0, sizeof *n);
+}
+
 uint32_t byte_level_char(uint8_t byte)
 {
     /* the printable bytes stand for themselves, the others follow from U+0100 on */
@@ -39,6 +47,27 @@ static int replace_all(struct buf *b, const char *s, size_t len, const char *fro
     return buf_add(b, s, (size_t)(end - s));
 }
 
+static int replace_regex(const struct norm_step *n, struct scratch *k, struct buf *b, const char *s,
+                         size_t len)
+{
+    size_t from = 0, end = 0;
+    uint32_t cp;
+    if (!k->run) TRY(regex_begin(&k->run));
+    regex_budget(k->run, len);
+    for (size_t at = 0; at < len;) {
+        const int rc = regex_match(n->regex, k->run, s, len, at, &end);
+        TRY(rc);
+        if (rc == 0) {
+            at += (size_t)utf8_next(s + at, &cp);
+            continue;
+        }
+        TRY(buf_add(b, s + from, at - from));
+        TRY(buf_add(b, n->to, n->to_len));
+        from = at = end;
+    }
+    return buf_add(b, s + from, len - from);
+}
+
 int norm_run(const struct tokenizer *t, struct scratch *k, const char *s, size_t len,
              const char **out, size_t *out_len)
 {
@@ -47,15 +76,26 @@ int norm_run(const struct tokenizer *t, struct scratch *k, const char *s, size_t
         struct buf *b = &k->norm[i & 1];
         buf_clear(b);
         switch (n->kind) {
-        case NORM_NFC:
-            TRY(text_nfc(b, s, len));
+        case NORM_FORM:
+            TRY(text_normalize(b, n->form, s, len));
+            break;
+        case NORM_LOWER:
+            TRY(text_lower(b, s, len));
+            break;
+        case NORM_ACCENTS:
+            TRY(text_strip_accents(b, s, len));
+            break;
+        case NORM_STRIP:
+            text_trim(&s, &len, n->left, n->right);
+            TRY(buf_add(b, s, len));
             break;
         case NORM_PREPEND:
             if (len) TRY(buf_add(b, n->to, n->to_len));
             TRY(buf_add(b, s, len));
             break;
         case NORM_REPLACE:
-            TRY(replace_all(b, s, len, n->from, n->from_len, n->to, n->to_len));
+            TRY(n->regex ? replace_regex(n, k, b, s, len)
+                         : replace_all(b, s, len, n->from, n->from_len, n->to, n->to_len));
             break;
         }
         s = b->data;
@@ -87,6 +127,11 @@ static int match_at(const struct pretok_step *p, struct regex_run *run, const ch
                     const struct piece *w, size_t at, size_t *end)
 {
     const size_t n = p->literal ? strlen(p->literal) : 0;
+    uint32_t cp;
+    if (p->test) {
+        *end = at + (size_t)utf8_next(s + at, &cp);
+        return p->test(cp);
+    }
     if (!p->literal) {
         const int rc = regex_match(p->regex, run, s + w->at, w->len, at - w->at, end);
         *end += w->at;
@@ -215,7 +260,7 @@ int pretok_run(const struct tokenizer *t, struct scratch *k, const char *s, size
             other = b == &k->text[0] ? &k->text[1] : &k->text[0];
             swap = in, in = out, out = swap;
         }
-        if (p->regex || p->literal) {
+        if (p->regex || p->literal || p->test) {
             out->n = 0;
             for (int64_t j = 0; j < in->n; j++)
                 TRY(split(p, k->run, s, &in->v[j], out));

@@ -54,8 +54,7 @@ void tokenizer_close(struct tokenizer *t)
 {
     if (!t) return;
     for (int i = 0; i < STEPS_MAX; i++) {
-        free(t->norms[i].from);
-        free(t->norms[i].to);
+        norm_release(&t->norms[i]);
         pretok_release(&t->pretoks[i]);
         free(t->decodes[i].from);
         free(t->decodes[i].to);

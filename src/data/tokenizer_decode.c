@@ -202,6 +202,8 @@ int tokenizer_decode(const struct tokenizer *t, const int32_t *id, int64_t n, bo
         if (id[i] < 0 || id[i] >= t->size || t->tok[id[i]].len == 0) continue;
         const struct token *k = &t->tok[id[i]];
         if (skip_special && k->added && t->added[k->added - 1].special) continue;
+        /* without decoders words stand apart, as nothing says how they go together */
+        if (t->n_decodes == 0 && v[0].n > 0) TRY_OUT(buf_add(&v[0].text, " ", 1));
         TRY_OUT(buf_add(&v[0].text, t->text + k->at, k->len));
         TRY_OUT(item_end(&v[0]));
     }

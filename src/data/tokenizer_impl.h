@@ -33,9 +33,12 @@ int trie_add(struct trie *t, const char *s, size_t len, int32_t added);
 int32_t trie_match(const struct trie *t, const char *s, size_t len, size_t *bytes);
 
 /* Normalizers, in order. */
-enum norm_kind { NORM_NFC, NORM_PREPEND, NORM_REPLACE };
+enum norm_kind { NORM_FORM, NORM_LOWER, NORM_ACCENTS, NORM_STRIP, NORM_PREPEND, NORM_REPLACE };
 struct norm_step {
     enum norm_kind kind;
+    enum text_form form;  /* FORM */
+    bool left, right;     /* STRIP */
+    struct regex *regex;  /* REPLACE: of this, else of `from`; owned, may be NULL */
     char *from, *to; /* owned; PREPEND: `to` */
     size_t from_len, to_len;
 };
@@ -48,6 +51,7 @@ struct pretok_step {
     enum pretok_kind kind;
     struct regex *regex;         /* SPLIT; BYTE_LEVEL with use_regex; owned, may be NULL */
     char *literal;               /* SPLIT by a string; owned */
+    bool (*test)(uint32_t cp);   /* SPLIT by characters for which it holds, one a match */
     enum split_behavior behavior; /* SPLIT */
     bool invert;                 /* SPLIT: what does not match counts as the match */
     bool add_prefix_space;       /* BYTE_LEVEL */
@@ -117,6 +121,7 @@ int tokenizer_load_special(struct tokenizer *t, const struct json_doc *d, const 
 /* Tries over the added tokens; after the normalizers are there. */
 int tokenizer_index_added(struct tokenizer *t);
 void pretok_release(struct pretok_step *p);
+void norm_release(struct norm_step *n);
 
 /* Readers of members: absent gives dflt; the wrong type is an error at its place. `at` is the JSON Pointer of `o`. */
 int member_bool(bool *out, const struct json_doc *d, const json_t *o, const char *at, const char *key, bool dflt);
@@ -135,6 +140,7 @@ const char *regex_version(char out[REGEX_VERSION]);
 int regex_translate(char **out, const char *pattern);
 int regex_begin(struct regex_run **out);
 void regex_end(struct regex_run *m);
+bool regex_matches_empty(const struct regex *r);
 /* A new text of `len` bytes: sets the budget of steps. */
 void regex_budget(struct regex_run *m, size_t len);
 /* End of the match that starts at s[at], in *end; 1, or 0 where none does. ERR_INPUT where the pattern needs too many steps. */

@@ -76,60 +76,90 @@ static int room(const struct loader *l, const char *at, int32_t n)
     return json_err(ERR_INPUT, l->d, at, "more than %d steps", STEPS_MAX);
 }
 
-/* pattern: {"String": text} */
-static int literal_pattern(struct loader *l, const json_t *o, const char *at, const char **text)
+static int open_regex(struct loader *l, const char *at, struct regex **regex, const char *pattern)
 {
-    char where[AT_MAX + 16];
-    const json_t *p = json_object_get(o, "pattern");
-    snprintf(where, sizeof where, "%s/pattern", at);
-    if (json_object_get(p, "Regex"))
-        return unsupported(l, where, "Replace with the pattern", "Regex");
-    TRY(member_text(text, l->d, p, where, "String"));
-    if (**text == 0) return json_err(ERR_INPUT, l->d, where, "an empty pattern");
-    return 0;
-}
-
-static int load_norm(struct loader *l, const json_t *o, const char *at)
-{
-    struct tokenizer *t = l->t;
-    const char *type, *from, *to;
-    TRY(type_of(l, o, at, &type));
-    TRY(room(l, at, t->n_norms));
-    struct norm_step *n = &t->norms[t->n_norms];
-    if (strcmp(type, "NFC") == 0) {
-        n->kind = NORM_NFC;
-    } else if (strcmp(type, "Prepend") == 0) {
-        n->kind = NORM_PREPEND;
-        TRY(member_text(&to, l->d, o, at, "prepend"));
-        TRY(mem_strdup(&n->to, to));
-        n->to_len = strlen(to);
-    } else if (strcmp(type, "Replace") == 0) {
-        n->kind = NORM_REPLACE;
-        TRY(literal_pattern(l, o, at, &from));
-        TRY(member_text(&to, l->d, o, at, "content"));
-        TRY(mem_strdup(&n->from, from));
-        n->from_len = strlen(from);
-        t->n_norms++; /* counted, so that a failure below frees it */
-        TRY(mem_strdup(&n->to, to));
-        n->to_len = strlen(to);
-        return 0;
-    } else {
-        return unsupported(l, at, "normalizer", type);
-    }
-    t->n_norms++;
-    return 0;
-}
-
-static int open_regex(struct loader *l, const char *at, struct pretok_step *p, const char *pattern)
-{
-    const int rc = regex_open(&p->regex, pattern);
+    const int rc = regex_open(regex, pattern);
     char why[512];
     if (rc != ERR_INPUT) return rc;
     snprintf(why, sizeof why, "%s", err_msg());
     return json_err(rc, l->d, at, "%s", why);
 }
 
-static int load_split(struct loader *l, const json_t *o, const char *at, struct pretok_step *p)
+/* pattern: {"String": text}, or {"Regex": text}, for which *regex is opened and *text is NULL. regex NULL: there may be none. */
+static int load_pattern(struct loader *l, const json_t *o, const char *at, const char **text,
+                        struct regex **regex)
+{
+    char where[AT_MAX + 16];
+    const json_t *p = json_object_get(o, "pattern");
+    const bool is_regex = json_object_get(p, "Regex") != NULL;
+    *text = NULL;
+    snprintf(where, sizeof where, "%s/pattern", at);
+    if (is_regex && !regex) return unsupported(l, where, "Replace with the pattern", "Regex");
+    TRY(member_text(text, l->d, p, where, is_regex ? "Regex" : "String"));
+    if (**text == 0) return json_err(ERR_INPUT, l->d, where, "an empty pattern");
+    if (!is_regex) return 0;
+    TRY(open_regex(l, where, regex, *text));
+    *text = NULL;
+    return 0;
+}
+
+static int load_replace(struct loader *l, const json_t *o, const char *at, struct norm_step *n)
+{
+    const char *from, *to;
+    CHECK_KEYS(l, o, at, "Replace's key", "type", "pattern", "content");
+    TRY(load_pattern(l, o, at, &from, &n->regex));
+    if (n->regex && regex_matches_empty(n->regex))
+        return json_err(ERR_INPUT, l->d, at,
+                        "Replace with a regular expression that matches nothing is not supported");
+    if (from) TRY(mem_strdup(&n->from, from));
+    n->from_len = from ? strlen(from) : 0;
+    TRY(member_text(&to, l->d, o, at, "content"));
+    n->to_len = strlen(to);
+    return mem_strdup(&n->to, to);
+}
+
+static int load_norm(struct loader *l, const json_t *o, const char *at)
+{
+    static const struct {
+        const char *type;
+        enum norm_kind kind;
+        enum text_form form;
+    } plain[] = {
+        { "NFC", NORM_FORM, TEXT_NFC },        { "NFD", NORM_FORM, TEXT_NFD },
+        { "NFKC", NORM_FORM, TEXT_NFKC },      { "NFKD", NORM_FORM, TEXT_NFKD },
+        { "Lowercase", NORM_LOWER, TEXT_NFC }, { "StripAccents", NORM_ACCENTS, TEXT_NFC }
+    };
+    struct tokenizer *t = l->t;
+    const char *type, *to;
+    TRY(type_of(l, o, at, &type));
+    TRY(room(l, at, t->n_norms));
+    struct norm_step *n = &t->norms[t->n_norms++];
+    for (size_t i = 0; i < COUNT_OF(plain); i++) {
+        if (strcmp(type, plain[i].type) != 0) continue;
+        CHECK_KEYS(l, o, at, "this normalizer's key", "type");
+        n->kind = plain[i].kind;
+        n->form = plain[i].form;
+        return 0;
+    }
+    if (strcmp(type, "Strip") == 0) {
+        n->kind = NORM_STRIP;
+        CHECK_KEYS(l, o, at, "Strip's key", "type", "strip_left", "strip_right");
+        TRY(member_bool(&n->left, l->d, o, at, "strip_left", true));
+        return member_bool(&n->right, l->d, o, at, "strip_right", true);
+    }
+    if (strcmp(type, "Prepend") == 0) {
+        n->kind = NORM_PREPEND;
+        CHECK_KEYS(l, o, at, "Prepend's key", "type", "prepend");
+        TRY(member_text(&to, l->d, o, at, "prepend"));
+        n->to_len = strlen(to);
+        return mem_strdup(&n->to, to);
+    }
+    if (strcmp(type, "Replace") != 0) return unsupported(l, at, "normalizer", type);
+    n->kind = NORM_REPLACE;
+    return load_replace(l, o, at, n);
+}
+
+static int load_behavior(struct loader *l, const json_t *o, const char *at, struct pretok_step *p)
 {
     static const char *const names[] = {
         [SPLIT_ISOLATED] = "Isolated",
@@ -138,25 +168,24 @@ static int load_split(struct loader *l, const json_t *o, const char *at, struct 
         [SPLIT_WITH_NEXT] = "MergedWithNext",
         [SPLIT_CONTIGUOUS] = "Contiguous",
     };
-    const char *behavior, *pattern;
-    const json_t *how = json_object_get(o, "pattern");
-    char where[AT_MAX + 16];
+    const char *behavior;
     size_t i = 0;
-    CHECK_KEYS(l, o, at, "Split's key", "type", "pattern", "behavior", "invert");
     TRY(member_text(&behavior, l->d, o, at, "behavior"));
-    TRY(member_bool(&p->invert, l->d, o, at, "invert", false));
     while (i < COUNT_OF(names) && strcmp(behavior, names[i]) != 0)
         i++;
     if (i == COUNT_OF(names)) return unsupported(l, at, "Split's behavior", behavior);
     p->behavior = (enum split_behavior)i;
-    snprintf(where, sizeof where, "%s/pattern", at);
-    if (json_object_get(how, "String")) {
-        TRY(member_text(&pattern, l->d, how, where, "String"));
-        if (*pattern == 0) return json_err(ERR_INPUT, l->d, where, "an empty pattern");
-        return mem_strdup(&p->literal, pattern);
-    }
-    TRY(member_text(&pattern, l->d, how, where, "Regex"));
-    return open_regex(l, where, p, pattern);
+    return 0;
+}
+
+static int load_split(struct loader *l, const json_t *o, const char *at, struct pretok_step *p)
+{
+    const char *literal;
+    CHECK_KEYS(l, o, at, "Split's key", "type", "pattern", "behavior", "invert");
+    TRY(load_behavior(l, o, at, p));
+    TRY(member_bool(&p->invert, l->d, o, at, "invert", false));
+    TRY(load_pattern(l, o, at, &literal, &p->regex));
+    return literal ? mem_strdup(&p->literal, literal) : 0;
 }
 
 static int load_metaspace(struct loader *l, const json_t *o, const char *at,
@@ -200,37 +229,102 @@ static int load_byte_level(struct loader *l, const json_t *o, const char *at, st
     TRY(member_bool(&p->add_prefix_space, l->d, o, at, "add_prefix_space", true));
     TRY(member_bool(&use_regex, l->d, o, at, "use_regex", true));
     l->t->byte_level = true;
-    return use_regex ? open_regex(l, at, p, GPT2_PATTERN) : 0;
+    return use_regex ? open_regex(l, at, &p->regex, GPT2_PATTERN) : 0;
+}
+
+/* Whole pre-tokenizers that cut by a class of characters, in one or two steps. */
+static int load_classes(struct loader *l, const json_t *o, const char *at, const char *type,
+                        bool *known)
+{
+    static const struct {
+        const char *type;
+        struct {
+            bool (*test)(uint32_t);
+            enum split_behavior behavior;
+        } step[2];
+    } table[] = {
+        { "WhitespaceSplit", { { cp_is_space, SPLIT_REMOVED } } },
+        { "Whitespace", { { cp_is_space, SPLIT_REMOVED }, { cp_is_word, SPLIT_CONTIGUOUS } } },
+        { "BertPreTokenizer",
+          { { cp_is_space, SPLIT_REMOVED }, { cp_is_punctuation, SPLIT_ISOLATED } } },
+    };
+    struct tokenizer *t = l->t;
+    for (size_t i = 0; i < COUNT_OF(table); i++) {
+        if (strcmp(type, table[i].type) != 0) continue;
+        *known = true;
+        CHECK_KEYS(l, o, at, "this pre-tokenizer's key", "type");
+        for (int k = 0; k < 2 && table[i].step[k].test; k++) {
+            TRY(room(l, at, t->n_pretoks));
+            t->pretoks[t->n_pretoks++] =
+                (struct pretok_step){ .kind = PRETOK_SPLIT,
+                                      .test = table[i].step[k].test,
+                                      .behavior = table[i].step[k].behavior };
+        }
+    }
+    return 0;
+}
+
+static int load_digits(struct loader *l, const json_t *o, const char *at, struct pretok_step *p)
+{
+    bool each;
+    CHECK_KEYS(l, o, at, "Digits' key", "type", "individual_digits");
+    TRY(member_bool(&each, l->d, o, at, "individual_digits", false));
+    return open_regex(l, at, &p->regex, each ? "\\p{N}" : "\\p{N}+");
+}
+
+static int load_delimiter(struct loader *l, const json_t *o, const char *at, struct pretok_step *p)
+{
+    const char *text;
+    uint32_t cp;
+    CHECK_KEYS(l, o, at, "CharDelimiterSplit's key", "type", "delimiter");
+    TRY(member_text(&text, l->d, o, at, "delimiter"));
+    if (*text == 0 || (size_t)utf8_step(text, strlen(text), &cp) != strlen(text))
+        return json_err(ERR_INPUT, l->d, at, "CharDelimiterSplit's delimiter is not one character");
+    p->behavior = SPLIT_REMOVED;
+    return mem_strdup(&p->literal, text);
+}
+
+static int load_punctuation(struct loader *l, const json_t *o, const char *at,
+                            struct pretok_step *p)
+{
+    CHECK_KEYS(l, o, at, "Punctuation's key", "type", "behavior");
+    p->test = cp_is_punctuation;
+    return json_object_get(o, "behavior") ? load_behavior(l, o, at, p) : 0;
+}
+
+static int load_mark(struct loader *l, const json_t *o, const char *at, struct pretok_step *p)
+{
+    const char *mark;
+    TRY(load_metaspace(l, o, at, &p->scheme, &p->split, &mark));
+    memcpy(p->mark, mark, strlen(mark));
+    return 0;
 }
 
 static int load_pretok(struct loader *l, const json_t *o, const char *at)
 {
+    static const struct {
+        const char *type;
+        enum pretok_kind kind;
+        int (*load)(struct loader *, const json_t *, const char *, struct pretok_step *);
+    } table[] = { { "Split", PRETOK_SPLIT, load_split },
+                  { "Digits", PRETOK_SPLIT, load_digits },
+                  { "Punctuation", PRETOK_SPLIT, load_punctuation },
+                  { "CharDelimiterSplit", PRETOK_SPLIT, load_delimiter },
+                  { "ByteLevel", PRETOK_BYTE_LEVEL, load_byte_level },
+                  { "Metaspace", PRETOK_METASPACE, load_mark } };
     struct tokenizer *t = l->t;
-    const char *type, *mark;
+    const char *type;
+    bool known = false;
     TRY(type_of(l, o, at, &type));
     TRY(room(l, at, t->n_pretoks));
     if (t->byte_level)
         return json_err(ERR_INPUT, l->d, at, "a pre-tokenizer after ByteLevel is not supported");
-    struct pretok_step *p = &t->pretoks[t->n_pretoks++];
-    if (strcmp(type, "Split") == 0) {
-        p->kind = PRETOK_SPLIT;
-        return load_split(l, o, at, p);
-    }
-    if (strcmp(type, "Digits") == 0) {
-        bool each;
-        p->kind = PRETOK_SPLIT;
-        TRY(member_bool(&each, l->d, o, at, "individual_digits", false));
-        return open_regex(l, at, p, each ? "\\p{N}" : "\\p{N}+");
-    }
-    if (strcmp(type, "ByteLevel") == 0) {
-        p->kind = PRETOK_BYTE_LEVEL;
-        return load_byte_level(l, o, at, p);
-    }
-    if (strcmp(type, "Metaspace") == 0) {
-        p->kind = PRETOK_METASPACE;
-        TRY(load_metaspace(l, o, at, &p->scheme, &p->split, &mark));
-        memcpy(p->mark, mark, strlen(mark));
-        return 0;
+    TRY(load_classes(l, o, at, type, &known));
+    if (known) return 0;
+    for (size_t i = 0; i < COUNT_OF(table); i++) {
+        if (strcmp(type, table[i].type) != 0) continue;
+        t->pretoks[t->n_pretoks].kind = table[i].kind;
+        return table[i].load(l, o, at, &t->pretoks[t->n_pretoks++]);
     }
     return unsupported(l, at, "pre_tokenizer", type);
 }
@@ -272,7 +366,7 @@ static int load_decode(struct loader *l, const json_t *o, const char *at)
     }
     if (strcmp(type, "Replace") == 0) {
         p->kind = DECODE_REPLACE;
-        TRY(literal_pattern(l, o, at, &from));
+        TRY(load_pattern(l, o, at, &from, NULL));
         TRY(member_text(&to, l->d, o, at, "content"));
         TRY(mem_strdup(&p->from, from));
         return mem_strdup(&p->to, to);
@@ -356,9 +450,9 @@ static int check_decoder(const struct loader *l)
     bool bytes = false;
     for (int32_t i = 0; i < t->n_decodes; i++)
         bytes = bytes || t->decodes[i].kind == DECODE_BYTE_LEVEL;
-    if (t->n_decodes == 0)
+    if (t->n_decodes == 0 && t->byte_level)
         return json_err(ERR_INPUT, l->d, "/decoder",
-                        "a tokenizer without a decoder is not supported");
+                        "a ByteLevel pre_tokenizer without a decoder is not supported");
     if (bytes != t->byte_level)
         return json_err(ERR_INPUT, l->d, "/decoder",
                         "the decoder does not go with the pre_tokenizer: ByteLevel in "

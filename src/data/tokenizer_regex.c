@@ -248,6 +248,12 @@ void regex_close(struct regex *r)
     free(r);
 }
 
+bool regex_matches_empty(const struct regex *r)
+{
+    uint32_t empty = 1;
+    return pcre2_pattern_info(r->code, PCRE2_INFO_MATCHEMPTY, &empty) != 0 || empty;
+}
+
 /* A match may take STEP_FREE steps in WINDOW bytes for nothing; what takes more steps or has to see more
  * bytes is paid from the budget of the text, so that a text costs a number of steps in proportion to its
  * length, whatever the pattern. */

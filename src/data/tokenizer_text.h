@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * tokenizer_text.h - UTF-8, white space and word characters as the tokenizers' rules need them, and NFC. */
+ * tokenizer_text.h - UTF-8, white space and word characters as the tokenizers' rules need them, case and normalization forms. */
 #ifndef BDPO_TOKENIZER_TEXT_H
 #define BDPO_TOKENIZER_TEXT_H
 #include "../base/mem.h"
@@ -20,10 +20,17 @@ int utf8_add_lossy(struct buf *b, const char *s, size_t len);
 
 const char *text_unicode_version(void); /* of utf8proc */
 bool cp_is_space(uint32_t cp); /* property White_Space */
+bool cp_is_punctuation(uint32_t cp); /* of ASCII also the symbols */
 bool cp_is_word(uint32_t cp);  /* letters, marks, numbers, connectors and joiners: \w of Unicode's regular expressions */
 /* Drop white space at both ends as Python's str.strip() does (it counts U+001C to U+001F too). */
 void text_strip(const char **s, size_t *len);
 
-/* Add the Normalization Form C of valid text. Time is linear whatever the order of the combining marks. */
-int text_nfc(struct buf *b, const char *s, size_t len);
+/* Drop White_Space at the start, the end. */
+void text_trim(const char **s, size_t *len, bool left, bool right);
+
+enum text_form { TEXT_NFC, TEXT_NFD, TEXT_NFKC, TEXT_NFKD };
+/* Add the normalization form of valid text. Time is linear whatever the order of the combining marks. */
+int text_normalize(struct buf *b, enum text_form form, const char *s, size_t len);
+int text_lower(struct buf *b, const char *s, size_t len);         /* each character by itself, as no language has it */
+int text_strip_accents(struct buf *b, const char *s, size_t len); /* without combining marks */
 #endif

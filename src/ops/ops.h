@@ -70,6 +70,8 @@ struct memops { /* memory of a backend, apart from math */
     int64_t (*scratch)(const struct ctx *cx, const struct op_sizes *s);     /* bytes that the kernels take for themselves */
     int (*reserve)(struct ctx *cx, const struct op_sizes *s); /* take them now: kernels up to these sizes allocate nothing; ERR_OOM */
     int64_t (*allocations)(const struct ctx *cx);             /* made so far by alloc, reserve and kernels */
+    /* Bytes of the device's own memory that a run may take, and that this process has taken. *limit 0: it has none, memory is the host's. */
+    int (*memory)(struct ctx *cx, int64_t *limit, int64_t *used);
 };
 
 /* Elements [begin, end) of a flat array that a smaller array holds from its element `at` on. */
@@ -78,7 +80,8 @@ struct flat_part {
 };
 
 struct backend {
-    const char *name; /* "cpu", "cuda" */
+    const char *name;  /* "cpu", "cuda" */
+    const char *about; /* of a device: its name, memory, versions; NULL for the CPU */
     struct ctx *cx;
     const struct ops *op;
     const struct memops *mem;
@@ -88,6 +91,9 @@ struct backend {
 int cpu_open(struct backend *be, int32_t threads);
 /* 0, or ERR_INPUT with the reason that no device can be used (link-time twin cuda/none.c in a build without CUDA). */
 int cuda_open(struct backend *be, int32_t threads);
+/* Attention of a backend that cuda_open made by cuDNN from now on, where that takes the shapes. ERR_INPUT: it cannot be used, and why. */
+int cuda_use_cudnn(struct backend *be);
+extern const bool cuda_built; /* whether this build has more than the twin */
 void backend_close(struct backend *be);
 void cpu_close(struct ctx *cx);
 void cuda_close(struct ctx *cx);

@@ -123,11 +123,11 @@ static int choose_sizes(struct setup *su, enum stage_kind kind, const struct dat
 {
     const struct run_stage stage = { kind, &su->arch, d, d, false };
     const struct sizing_want want = { su->cfg->memory.micro_batch_tokens, 0, 0 };
-    const struct sizing_run run = { .stage = &stage,
-                                    .n = 1,
-                                    .base = forecast_base(&d, 1, su->tok_bytes),
-                                    .small_batch = SIZING_CPU_SMALL_BATCH };
+    struct sizing_run run = { .stage = &stage,
+                              .n = 1,
+                              .base = forecast_base(&d, 1, su->tok_bytes) };
     struct sizing s;
+    TRY(sizing_on(&run, &su->be));
     return sizing_choose(&s, su, &run, &want);
 }
 

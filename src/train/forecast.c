@@ -24,7 +24,7 @@ int64_t forecast_total(const struct forecast *f)
 
 int64_t forecast_device(const struct forecast *f)
 {
-    int64_t total = 0;
+    int64_t total = f->device;
     for (int i = 0; i < PLAN_CATS; i++)
         total += f->part[i];
     return total;
@@ -61,8 +61,9 @@ int forecast_stage(struct forecast *f, const struct setup *base_su, const struct
     for (int i = 0; i < PLAN_CATS; i++)
         f->part[i] = st.plan.bytes[i];
     f->part[PLAN_BATCH] += batch_bytes(b);
-    f->part[FORECAST_LIBRARY] =
-        su.be.mem->scratch(su.be.cx, &st.sizes) + THREAD * (int64_t)su.be.threads;
+    const int64_t scratch = su.be.mem->scratch(su.be.cx, &st.sizes);
+    f->part[FORECAST_LIBRARY] = scratch + THREAD * (int64_t)su.be.threads;
+    f->device = su.be.about ? scratch : 0;
     f->part[FORECAST_DATA] = base->data;
     /* two doubles a row for reference and evaluation; a permutation, and an index while rows are scored */
     f->part[FORECAST_SCORES] = (16 + 8 + 8) * n + (16 + 16 + 8) * n_eval;

@@ -14,10 +14,11 @@ enum forecast_part { /* after the plan's own categories */
 };
 struct forecast {
     int64_t part[FORECAST_PARTS]; /* bytes */
+    int64_t device;               /* of FORECAST_LIBRARY, what the backend's device holds */
 };
 const char *forecast_name(int part);
 int64_t forecast_total(const struct forecast *f);
-/* The parts that would be on an accelerator. */
+/* What is, or would be, on an accelerator. */
 int64_t forecast_device(const struct forecast *f);
 
 enum { RUN_STAGES = 3 }; /* at most: a pass of reference.path's model, sft, preference */

@@ -2,6 +2,7 @@
 #include "generate.h"
 #include "config.h"
 #include "sample.h"
+#include "setup.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -75,7 +76,7 @@ static int open_model(struct generator *g)
     int64_t longest = 1;
     for (int64_t i = 0; i < g->n; i++)
         longest = MAX(longest, g->req[i].prompt.n);
-    TRY(cpu_open(&g->be, g->o->threads));
+    TRY(backend_choose(&g->be, g->o->backend, g->o->threads));
     g->be_open = true;
     TRY(model_init(&g->model, &g->be, &g->arch, g->o->bf16 ? DT_BF16 : DT_F32));
     TRY(model_plan_weights(&g->model, &g->plan, false));

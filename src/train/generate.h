@@ -16,6 +16,7 @@ struct generate_opts {
     double temperature, top_p;        /* temperature 0: greedy; top_p 1: all */
     uint64_t seed;
     int32_t threads;
+    int backend;             /* a BACKEND_* of config.h */
 };
 int generate_run(const struct generate_opts *o);
 #endif

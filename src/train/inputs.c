@@ -87,11 +87,11 @@ void inputs_release(struct inputs *in)
     memset(in, 0, sizeof *in);
 }
 
-struct sizing_run inputs_run(const struct inputs *in)
+int inputs_run(struct sizing_run *run, const struct inputs *in, const struct backend *be)
 {
     const struct dataset *const sets[] = { &in->data[0], &in->data[1], &in->eval[0], &in->eval[1] };
-    return (struct sizing_run){ .stage = in->stage,
+    *run = (struct sizing_run){ .stage = in->stage,
                                 .n = in->n_stages,
-                                .base = forecast_base(sets, COUNT_OF(sets), in->tokenizer_bytes),
-                                .small_batch = SIZING_CPU_SMALL_BATCH };
+                                .base = forecast_base(sets, COUNT_OF(sets), in->tokenizer_bytes) };
+    return sizing_on(run, be);
 }

@@ -20,5 +20,5 @@ bool inputs_foreign_reference(const struct config *c); /* and that is the model 
 int inputs_load(struct inputs *in, const struct setup *su, bool assume);
 void inputs_release(struct inputs *in);
 /* The list of stages. */
-struct sizing_run inputs_run(const struct inputs *in);
+int inputs_run(struct sizing_run *run, const struct inputs *in, const struct backend *be);
 #endif

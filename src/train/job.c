@@ -228,7 +228,7 @@ static int train_loop(struct job *j, struct stage *st)
         dist_count(j->su.dist);
         TRY(stage_step(st, &m, &norm, &lr, &applied));
         add_traffic(&traffic, j->su.dist, clock_seconds() - start);
-        if (st->step == first + 1) planning_compare(&j->status, &j->peak[st->kind]);
+        if (st->step == first + 1) TRY(planning_compare(&j->status, &j->su.be, &j->peak[st->kind]));
         if (st->at_reference && st->step == 1) say_first(j, st, metrics_loss(&m, st->loss));
         TRY(after_step(j, st, report_step(j, st, &m, norm, lr, applied, clock_seconds() - start)));
     }
@@ -253,7 +253,8 @@ static int sizes_here(struct job *j, struct sizing *s)
     const struct config *c = j->cfg;
     struct sizing_want want = { c->memory.micro_batch_tokens, c->memory.gradient_checkpointing,
                                 c->memory.keep_logits };
-    const struct sizing_run run = inputs_run(&j->in);
+    struct sizing_run run;
+    TRY(inputs_run(&run, &j->in, &j->su.be));
     TRY(output_sizes(&j->out, &want));
     const int rc = sizing_choose(s, &j->su, &run, &want);
     if (rc != ERR_INPUT || c->memory.gradient_checkpointing != CONFIG_AUTO) return rc;

@@ -12,16 +12,23 @@
 enum { HEAP_THRESHOLD = 1 << 20 };
 
 static const struct device devices[] = {
-    { "h200", "NVIDIA H200", 989e12, 4.8e12, 141000000000 },
-    { "h100", "NVIDIA H100 SXM", 989e12, 3.35e12, 80000000000 },
-    { "a100", "NVIDIA A100 80GB", 312e12, 2.04e12, 80000000000 },
-    { "3090", "NVIDIA GeForce RTX 3090", 71e12, 0.936e12, 24000000000 },
+    { "h200", "NVIDIA H200", "H200", 989e12, 4.8e12, 141000000000 },
+    { "h100", "NVIDIA H100 SXM", "H100", 989e12, 3.35e12, 80000000000 },
+    { "a100", "NVIDIA A100 80GB", "A100", 312e12, 2.04e12, 80000000000 },
+    { "3090", "NVIDIA GeForce RTX 3090", "RTX 3090", 71e12, 0.936e12, 24000000000 },
 };
 
 const struct device *device_find(const char *name)
 {
     for (size_t i = 0; i < COUNT_OF(devices); i++)
         if (strcmp(devices[i].name, name) == 0) return &devices[i];
+    return NULL;
+}
+
+const struct device *device_named(const char *about)
+{
+    for (size_t i = 0; i < COUNT_OF(devices); i++)
+        if (strstr(about, devices[i].model)) return &devices[i];
     return NULL;
 }
 

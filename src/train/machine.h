@@ -18,10 +18,11 @@ void machine_heap(void);
 int machine_flops(const struct backend *be, enum dtype A, double *flops);
 
 struct device { /* published figures: dense bfloat16 FLOP/s, memory and its bandwidth */
-    const char *name, *title;
+    const char *name, *title, *model; /* for --device; for people; in what its driver calls it */
     double flops, bytes_per_second;
     int64_t memory;
 };
 const struct device *device_find(const char *name); /* NULL: none of that name */
+const struct device *device_named(const char *about); /* the one whose model stands in a text; NULL: none */
 const char *device_names(void);                     /* "h200, h100, ..." */
 #endif

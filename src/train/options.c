@@ -22,7 +22,7 @@ static const struct choice save_choices[] = {
 static const struct choice attention_choices[] = {
     { "auto", ATTENTION_AUTO, NULL },
     { "builtin", ATTENTION_BUILTIN, NULL },
-    { "cudnn", ATTENTION_CUDNN, "it needs CUDA; set \"auto\" or \"builtin\"" },
+    { "cudnn", ATTENTION_CUDNN, NULL },
     { NULL, 0, NULL },
 };
 static const struct choice state_choices[] = {
@@ -70,7 +70,7 @@ static const struct choice export_choices[] = {
 static const struct choice backend_choices[] = {
     { "auto", BACKEND_AUTO, NULL },
     { "cpu", BACKEND_CPU, NULL },
-    { "cuda", BACKEND_CUDA, "it was built without CUDA; set \"auto\" or \"cpu\"" },
+    { "cuda", BACKEND_CUDA, NULL },
     { NULL, 0, NULL },
 };
 

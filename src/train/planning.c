@@ -47,14 +47,20 @@ int planning_brief(struct buf *b, const struct setup *su, const struct sizing *s
     return 0;
 }
 
-void planning_compare(struct status *st, const struct forecast *planned)
+int planning_compare(struct status *st, const struct backend *be, const struct forecast *planned)
 {
-    const int64_t used = machine_anonymous(), total = forecast_total(planned);
+    int64_t limit, used, total = forecast_device(planned);
     char a[32], b[32];
+    TRY(be->mem->memory(be->cx, &limit, &used));
+    if (!limit) {
+        used = machine_anonymous();
+        total = forecast_total(planned);
+    }
     if (used > 0)
-        status_say(st, "memory: %s in use after the first step, planned %s (%+.1f %%)",
-                   bytes_human(a, used), bytes_human(b, total),
+        status_say(st, "memory: %s in use %safter the first step, planned %s (%+.1f %%)",
+                   bytes_human(a, used), limit ? "on the device " : "", bytes_human(b, total),
                    100 * ((double)used / (double)total - 1));
+    return 0;
 }
 
 static int disk(struct planning *p)
@@ -101,10 +107,12 @@ static int size_planning(struct planning *p)
     const struct config *c = p->cfg;
     const struct sizing_want want = { c->memory.micro_batch_tokens,
                                       c->memory.gradient_checkpointing, c->memory.keep_logits };
-    struct sizing_run run = inputs_run(&p->in);
+    struct sizing_run run;
+    TRY(inputs_run(&run, &p->in, &p->su.be));
     if (p->device) {
         run.memory = p->device->memory;
-        run.small_batch = 16 * p->device->flops / (6 * p->device->bytes_per_second);
+        run.elsewhere = true;
+        run.small_batch = sizing_small_batch(p->device);
         p->flops = p->device->flops;
         p->share = DEVICE_SHARE;
     } else {

@@ -15,5 +15,5 @@ int planning_run(const struct config *c, const struct planning_opts *o);
  * now. Adds to b. */
 int planning_brief(struct buf *b, const struct setup *su, const struct sizing *s);
 /* After a stage's first step, when all memory of a step is in use: is it what the plan said for that stage? */
-void planning_compare(struct status *st, const struct forecast *planned);
+int planning_compare(struct status *st, const struct backend *be, const struct forecast *planned);
 #endif

@@ -68,18 +68,32 @@ int32_t setup_threads(const struct setup *s)
     return s->dist ? s->dist->cores : 0;
 }
 
+int backend_choose(struct backend *be, int wanted, int32_t threads)
+{
+    if (wanted == BACKEND_CPU) return cpu_open(be, threads);
+    const int rc = cuda_open(be, threads);
+    if (rc == 0) {
+        fprintf(stderr, "backend: cuda: %s\n", be->about);
+        return 0;
+    }
+    if (wanted == BACKEND_CUDA)
+        return err_note(rc, "backend \"cuda\" (\"auto\" or \"cpu\" runs on the CPU)");
+    if (cuda_built) fprintf(stderr, "backend: cpu; %s\n", err_msg());
+    return cpu_open(be, threads);
+}
+
 int setup_backend(struct setup *s)
 {
     const struct config *c = s->cfg;
     const int32_t threads = setup_threads(s);
-    if (c->backend != BACKEND_CPU && cuda_open(&s->be, threads) == 0) {
-        s->be_open = true;
-        return 0;
-    }
-    if (c->backend == BACKEND_CUDA) return ERR_INPUT; /* cuda_open said why */
-    TRY(cpu_open(&s->be, threads));
+    TRY(backend_choose(&s->be, c->backend, threads));
     s->be_open = true;
-    return 0;
+    if (c->model.attention != ATTENTION_CUDNN) return 0;
+    if (!s->be.about)
+        return err_set(ERR_INPUT, "model.attention: \"cudnn\" needs a CUDA device, and the backend "
+                                  "is the CPU; set \"auto\" or \"builtin\"");
+    const int rc = cuda_use_cudnn(&s->be);
+    return rc < 0 ? err_note(rc, "model.attention \"cudnn\"") : 0;
 }
 
 void setup_close(struct setup *s)

@@ -34,7 +34,10 @@ int setup_cache_dir(char **dir, const struct config *c, const char *what);
 int setup_cache(struct setup *s, bool write);
 /* CPU threads: the config's, else this rank's share of the cores that it may use; 0: all of these. */
 int32_t setup_threads(const struct setup *s);
-/* The backend that the config asks for ("auto": CUDA where there is a device, else the CPU). */
+/* Open what `wanted`, a BACKEND_*, says ("auto": CUDA where there is a device, else the CPU), and print what was found. ERR_INPUT: the reason
+ * that there is no CUDA. */
+int backend_choose(struct backend *be, int wanted, int32_t threads);
+/* The one that the config asks for. */
 int setup_backend(struct setup *s);
 void setup_close(struct setup *s);
 /* Read and tokenise files under the config's data options; prints one line about them on stderr. */

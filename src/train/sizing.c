@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: MIT */
 #include "sizing.h"
-#include "machine.h"
 #include "work.h"
 #include <math.h>
 #include <stdio.h>
@@ -13,7 +12,23 @@ enum way { WAY_LAYERS = 1, WAY_TOKENS = 2, WAY_FLOAT32 = 4, WAY_LOGITS = 8 };
 static const double SLACK = 1.03;
 /* Of the memory, the share that the system itself is left. */
 static const double SYSTEM_SHARE = 0.03;
-const double SIZING_CPU_SMALL_BATCH = 32;
+static const double CPU_SMALL_BATCH = 32;
+
+double sizing_small_batch(const struct device *d)
+{
+    return 16 * d->flops / (6 * d->bytes_per_second);
+}
+
+int sizing_on(struct sizing_run *run, const struct backend *be)
+{
+    int64_t used;
+    TRY(be->mem->memory(be->cx, &run->memory, &used));
+    run->small_batch = CPU_SMALL_BATCH;
+    if (!run->memory) return 0;
+    const struct device *d = device_named(be->about);
+    run->small_batch = sizing_small_batch(d ? d : device_find("h200"));
+    return 0;
+}
 
 static double cost_of(const struct sizing_option *o, double share, int64_t r, int64_t L)
 {
@@ -175,7 +190,7 @@ static int64_t limit_of(const struct sizing_run *run, const struct setup *su, bo
     const struct config *c = su->cfg;
     const int32_t ranks = su->dist ? MAX(su->dist->node_ranks, 1) : 1;
     const double GiB = 1 << 30;
-    *given = c->memory.limit != CONFIG_AUTO && !run->memory;
+    *given = c->memory.limit != CONFIG_AUTO && !run->elsewhere;
     if (*given) return (int64_t)(c->memory.limit * GiB);
     const int64_t all = run->memory ? run->memory : machine_memory() / ranks;
     return all > 0 ? (int64_t)((1 - SYSTEM_SHARE) * (double)all) : INT64_MAX;

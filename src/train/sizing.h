@@ -3,6 +3,7 @@
 #ifndef BDPO_SIZING_H
 #define BDPO_SIZING_H
 #include "forecast.h"
+#include "machine.h"
 
 /* One choice of micro-batch, with logits kept or not: what it takes and what it costs. */
 struct sizing_option {
@@ -39,10 +40,13 @@ struct sizing_run {
     struct forecast_base base;
     double small_batch; /* tokens that a micro-batch costs beside its own: reading weights, adding to their gradient */
     int64_t memory;     /* of an accelerator on which the arenas lie, bytes; 0: the host */
+    bool elsewhere;     /* it is not this machine's, and memory.limit says nothing about it */
 };
 /* Choose and set su->micro_tokens, recompute and keep_logits. ERR_INPUT where nothing fits: what does, in the settings' own words; *s is then what
  * the smallest run takes. */
 int sizing_choose(struct sizing *s, struct setup *su, const struct sizing_run *run, const struct sizing_want *want);
-/* Tokens for small_batch of the CPU backend. */
-extern const double SIZING_CPU_SMALL_BATCH;
+/* Set memory and small_batch by the backend that runs. */
+int sizing_on(struct sizing_run *run, const struct backend *be);
+/* small_batch of a device with published figures. */
+double sizing_small_batch(const struct device *d);
 #endif

@@ -87,7 +87,7 @@ static void check_nfc(const char *s, size_t len)
 {
     struct buf b = { 0 };
     char *z = strndup(s, len);
-    BUG_IF(!z || text_nfc(&b, s, len) < 0);
+    BUG_IF(!z || text_normalize(&b, TEXT_NFC, s, len) < 0);
     utf8proc_uint8_t *want = utf8proc_NFC((const utf8proc_uint8_t *)z);
     BUG_IF(!want || strlen((const char *)want) != b.len || (b.len && memcmp(want, b.data, b.len)));
     free(want);
