@@ -156,16 +156,16 @@ def test_slurm(r, hosts, runs):
         want = t.read_bytes(f"{runs.train(1, **sections)}/metrics.jsonl")
         path, out = runs.config(**sections)
         job = slurm.submit(path, out)
-        ok = slurm.until(lambda: m.wait_steps(out, 100, 1), 60)
+        ok = slurm.until(lambda: m.wait_steps(out, 100, 1), 200)
         slurm.on(1, "scancel", "-s", "USR1", job)
-        done = slurm.until(lambda: m.status_of(out)["state"] == "stopped", 20)
+        done = slurm.until(lambda: m.status_of(out)["state"] == "stopped", 60)
         r.check(ok and done and m.status_of(out)["exit_code"] == 75, "Slurm: scancel -s USR1 to the processes of all nodes: saved, 75", f"{m.status_of(out)}")
         dead_path, dead = runs.config(**sections, checkpoint={"every": 50})
         job = slurm.submit(dead_path, dead)
-        ok = slurm.until(lambda: m.wait_steps(dead, 100, 1), 60)
+        ok = slurm.until(lambda: m.wait_steps(dead, 100, 1), 200)
         zero = m.status_of(dead)["pid"]
         m.end([pid for pid in m.processes(dead_path).values() if pid != zero][:1])
-        gone = slurm.until(lambda: not m.processes(dead_path), 20)
+        gone = slurm.until(lambda: not m.processes(dead_path), 40)
         r.check(ok and gone and m.status_of(dead)["exit_code"] == 76, "Slurm: a process of another node is killed: all are gone, 76", f"{m.status_of(dead)}")
         done = slurm.until(lambda: m.status_of(out)["state"] == "done", 420)  # Slurm waits for two minutes
         with open(f"{out}.log", encoding="utf-8") as f:
