@@ -76,7 +76,8 @@ static int check_known(const json_t *o)
     return 0;
 }
 
-static int read_members(struct template_style *s, const json_t *o, const struct tokenizer *t)
+/* All that can be said without a tokenizer. */
+static int read_members(struct template_style *s, const json_t *o)
 {
     bool trim = false;
     TRY(check_known(o));
@@ -92,7 +93,18 @@ static int read_members(struct template_style *s, const json_t *o, const struct 
     if (!s->generation) TRY(mem_strdup(&s->generation, s->before[ROLE_ASSISTANT]));
     if (s->default_system && !s->before[ROLE_SYSTEM])
         return piece_err("default_system", "needs \"system\"");
-    return template_pieces_end(s, t);
+    return 0;
+}
+
+int template_pieces_check(const char *json)
+{
+    struct template_style s = { 0 };
+    struct json_doc d = { 0 };
+    int rc = json_doc_parse(&d, "data.chat_template", 1, json, strlen(json));
+    if (rc == 0) rc = read_members(&s, d.root);
+    template_style_release(&s);
+    json_doc_release(&d);
+    return rc;
 }
 
 int template_pieces_read(struct template_style *s, const char *json, const struct tokenizer *t)
@@ -101,7 +113,8 @@ int template_pieces_read(struct template_style *s, const char *json, const struc
     TRY(json_doc_parse(&d, "data.chat_template", 1, json, strlen(json)));
     s->kind = TEMPLATE_PIECES;
     s->bos = tokenizer_adds_bos(t);
-    const int rc = read_members(s, d.root, t);
+    int rc = read_members(s, d.root);
+    if (rc == 0) rc = template_pieces_end(s, t);
     json_doc_release(&d);
     return rc;
 }
