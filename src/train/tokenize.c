@@ -7,6 +7,17 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* The message of an error that knows no place, at the row. */
+static int placed(int rc, const struct json_doc *d)
+{
+    struct buf why = { 0 };
+    if (rc >= 0) return rc;
+    buf_adds(&why, err_msg());
+    rc = json_err(rc, d, "", "%s", why.data ? why.data : "");
+    buf_release(&why);
+    return rc;
+}
+
 static int encode_messages(const struct json_doc *d, const struct chat_template *tmpl,
                            struct ids *out)
 {
@@ -26,17 +37,11 @@ static int encode_messages(const struct json_doc *d, const struct chat_template 
             rc = json_err(ERR_INPUT, d, "/messages",
                           "message %zu needs the strings \"role\" and \"content\"", i + 1);
     }
-    if (rc == 0) {
-        rc = template_encode(tmpl, msg, (int64_t)n,
-                             json_is_true(json_object_get(d->root, "add_generation_prompt")),
-                             SPECIALS_AS_TEXT, out);
-        if (rc < 0) {
-            struct buf why = { 0 };
-            buf_adds(&why, err_msg());
-            rc = json_err(rc, d, "", "%s", why.data ? why.data : "");
-            buf_release(&why);
-        }
-    }
+    if (rc == 0)
+        rc = placed(template_encode(tmpl, msg, (int64_t)n,
+                                    json_is_true(json_object_get(d->root, "add_generation_prompt")),
+                                    SPECIALS_AS_TEXT, out),
+                    d);
     free(msg);
     return rc;
 }
@@ -67,8 +72,9 @@ int tokenize_run(const char *dir, const char *file, const char *chat_template)
         ids.n = 0;
         rc = json_doc_parse_any(&d, file, lines_number(lines), line, len);
         if (rc == 0 && json_is_string(d.root)) {
-            rc = tokenizer_encode(tok, json_string_value(d.root), json_string_length(d.root),
-                                  SPECIALS_AS_TEXT, &ids);
+            rc = placed(tokenizer_encode(tok, json_string_value(d.root), json_string_length(d.root),
+                                         SPECIALS_AS_TEXT, &ids),
+                        &d);
         } else if (rc == 0) {
             if (!tmpl)
                 rc = template_open(&tmpl, tok, dir, chat_template ? chat_template : "auto", NULL,
