@@ -86,7 +86,15 @@ int setup_backend(struct setup *s)
 {
     const struct config *c = s->cfg;
     const int32_t threads = setup_threads(s);
-    TRY(backend_choose(&s->be, c->backend, threads));
+    int wanted = c->backend;
+    if (dist_size(s->dist) > 1) { /* their messages go from and to host memory */
+        if (wanted == BACKEND_CUDA)
+            return err_set(ERR_INPUT,
+                           "backend: \"cuda\" takes one rank in this version; start one, "
+                           "or set \"cpu\"");
+        wanted = BACKEND_CPU;
+    }
+    TRY(backend_choose(&s->be, wanted, threads));
     s->be_open = true;
     if (c->model.attention != ATTENTION_CUDNN) return 0;
     if (!s->be.about)
