@@ -9,13 +9,18 @@ step() { printf '\n--- %s (%d s so far)\n' "$1" "$SECONDS"; }
 build() { make --no-print-directory -s -j"$jobs" WERROR=1 "$@"; }
 
 step 'what is needed'
-CC=gcc sh scripts/install-deps.sh build clang lint
+CC=gcc sh scripts/install-deps.sh build clang lint cuda
 step 'lint'
 sh scripts/lint.sh
 step 'build with gcc'
 build CC=gcc all build-tests
 step 'build with clang'
 build CC=clang all build-tests
+step 'CUDA: nvcc compiles all of it, and the program starts without a driver'
+build CC=gcc CUDA=1 all build/release-cuda/test/device/device_ops
+build/release-cuda/bdpo-train --version
+sh scripts/test-cuda.sh build/release-cuda/test/device/device_ops build/release-cuda/bdpo-train test/golden_test.py || [ $? -eq 77 ]
+build CC=gcc link
 step 'a rebuild has nothing to do'
 make --no-print-directory -q WERROR=1 CC=gcc build-tests
 step 'the CUDA backend by nvcc, on a machine that may have no device'
