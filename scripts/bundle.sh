@@ -23,7 +23,7 @@ done | sort -u | grep -Ev '/(libc|libm|libdl|librt|libpthread|libresolv|ld-linux
     strip --strip-unneeded "$out/lib/$(basename "$library")" 2>/dev/null || true
 done
 find "$out" -maxdepth 2 -type f -perm -u+x ! -name '*.sh' ! -name '*.py' ! -path '*/lib/*' -exec strip {} +
-if ! LD_LIBRARY_PATH= "$out/bdpo-train" --version >/dev/null; then
+if ! env -u LD_LIBRARY_PATH "$out/bdpo-train" --version >/dev/null; then
     echo "error: the bundle's program does not start" >&2
     exit 1
 fi

@@ -9,7 +9,7 @@ step() { printf '\n--- %s (%d s so far)\n' "$1" "$SECONDS"; }
 build() { make --no-print-directory -s -j"$jobs" WERROR=1 "$@"; }
 
 step 'what is needed'
-CC=gcc sh scripts/install-deps.sh build clang lint cuda
+CC=gcc sh scripts/install-deps.sh build clang lint
 step 'lint'
 sh scripts/lint.sh
 step 'build with gcc'
