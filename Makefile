@@ -213,13 +213,15 @@ demo: deps
 test: deps
 	@$(MAKE) --no-print-directory test-built
 
-.PHONY: build-tests test-built test-c test-crash test-slurm fuzz fuzz-built
+.PHONY: build-tests test-built test-c test-emulated test-crash test-slurm fuzz fuzz-built
 build-tests: $(BIN) $(FAULTY) $(BIN_EMU) $(TESTS)
 test-built: build-tests
 	@$(RUN_TESTS) $(TESTS) $(SCRIPT_TESTS)
-# the C tests and the shell tests: what the sanitizer builds run
+# the C tests and the shell tests: what the sanitizer builds run; those on the emulated device apart, since they use one core
 test-c: build-tests
-	@$(RUN_TESTS) $(TESTS) $(wildcard test/*_test.sh)
+	@$(RUN_TESTS) $(filter-out $(O)/test/t_cuda_%,$(TESTS)) $(wildcard test/*_test.sh)
+test-emulated: build-tests
+	@$(subst /test.log,/emulated.log,$(RUN_TESTS)) $(filter $(O)/test/t_cuda_%,$(TESTS))
 
 # the long ones: every call of the system fails or is the last one before a kill or a power cut, three hundred kills, a hundred of two ranks
 test-crash: deps
@@ -287,7 +289,7 @@ format:
 	@. scripts/clang-format.sh && find src cuda test bdpo-train.c -name '*.c' | xargs "$$CLANG_FORMAT" -i
 
 asan: deps
-	@$(MAKE) --no-print-directory BUILD=asan test-c
+	@$(MAKE) --no-print-directory BUILD=asan test-c test-emulated
 
 # clang, because only libomp tells the thread sanitizer of its barriers; oneDNN is not instrumented and left out
 tsan:

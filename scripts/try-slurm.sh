@@ -20,7 +20,15 @@ check() { # check WHAT COMMAND...
         failed=$((failed + 1)) && echo "FAIL $1"
     fi
 }
-stop() {
+stop() { # jobs first: without their daemons they would stay for ever
+    if [ -n "${SLURM_CONF:-}" ]; then
+        scancel -s KILL --user "$(id -un)" 2>/dev/null
+        scancel --user "$(id -un)" 2>/dev/null
+        for _ in $(seq 30); do
+            [ -n "$(squeue -h 2>/dev/null)" ] || break
+            sleep 1
+        done
+    fi
     for name in slurmd slurmctld munged; do
         [ ! -s "$dir/$name.pid" ] || kill "$(cat "$dir/$name.pid")" 2>/dev/null
     done

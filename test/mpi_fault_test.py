@@ -13,6 +13,7 @@ import tempfile
 import time
 
 import mpi_test as m
+import tiny_job as t
 from fault_job import FAULTY
 from fault_test import Checks
 from mpi_job import RANKS, MpiJob
@@ -90,6 +91,29 @@ def test_slow_disk(r, root):
         r.check(res.code == 0 and got == want and None not in want.values(), f"an fsync of rank {rank} takes longer than hang_timeout: waited for", f"{res}")
 
 
+def test_numbers(r, root):
+    """A bit of one rank's weights flips, its loss is no number: all ranks end or skip together."""
+    job = MpiJob(f"{root}/numbers", sft=None, preference={"epochs": 4, "learning_rate": 1e-3}, faults={"replica_check_every": 1, "max_skipped_steps": 2}, eval={"every": 0})
+    job.alone()
+    res, s = job.run("step:3:flip"), job.status()
+    said = m.ours(res)
+    r.check(res.code == 81 and s["exit_code"] == 81 and len(said) == 1 and "tensor model.norm.weight of rank 1 is not rank 0's" in said[0] and job.checkpoints()[-1] == "preference-000002",
+            "a bit of rank 1 flips in step 3: 81 names tensor and rank, nothing is saved after it", f"{job.checkpoints()} {s} {res}")
+    skipped = []
+    for n in range(job.rank_counts(1)["logp"]):  # some of these are the reference, evaluations, checks of what was saved
+        res = job.run(f"logp:{n + 1}:nan")
+        rows = [x for x in t.read_lines(f"{job.out}/metrics.jsonl") if x.get("loss") == "NaN"] if res.code == 0 else []
+        if len(rows) == 1:
+            skipped.append((rows[0], res))
+            break
+    ok = skipped and skipped[0][0]["skipped"] == 1 and f"step {skipped[0][0]['step']} skipped" in skipped[0][1].err and "train.jsonl:" in skipped[0][1].err
+    r.check(ok, "a loss of NaN on rank 1: the step is skipped on all, its raw value logged, its rows named", f"{skipped}")
+    res, s = job.run(f"logp:{n + 2}+:nan"), job.status()
+    r.check(res.code == 80 and s["exit_code"] == 80 and len(m.ours(res)) == 1 and job.checkpoints(), "more of them in a row than max_skipped_steps: all end with 80", f"{s} {res}")
+    res = job.run("", "--set", "preference.learning_rate=1e-4", "--allow-change", keep=True)
+    r.check(res.code == 0 and "resumed from" in res.err, "and the run can be gone on with", f"{res}")
+
+
 def inside(root):
     """Under unshare -rm: an output on a small tmpfs. Prints "ok WHAT" or "FAIL WHAT" for the caller to count."""
     def say(ok, what, detail=""):
@@ -144,7 +168,7 @@ def main():
         print(counts)
         r.check(None not in want.values(), "a run on two ranks that nothing disturbs")
         for test, args in [(test_calls, (job, want, counts, rng, a.all, a.number)), (test_memory, (job, want, counts, rng, a.all, a.number)),
-                           (test_words, (job, want, counts)), (test_slow_disk, (root,)), (test_full_disk, (root,))]:
+                           (test_words, (job, want, counts)), (test_slow_disk, (root,)), (test_full_disk, (root,)), (test_numbers, (root,))]:
             if a.only not in test.__name__:
                 continue
             begin = time.monotonic()

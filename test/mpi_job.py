@@ -21,7 +21,7 @@ class MpiJob(Job):
                                 stderr=subprocess.PIPE, start_new_session=True,
                                 env={**os.environ, "OMP_NUM_THREADS": "1", "BDPO_FAULT": fault, "BDPO_FAULT_RANK": str(rank), "ASAN_OPTIONS": ASAN, **(env or {})})
 
-    def run(self, fault="", *args, rank=1, keep=False, env=None, seconds=60):
+    def run(self, fault="", *args, rank=1, keep=False, env=None, seconds=150):
         """Its result, and in `took` the seconds after which no process of it was left (None: there was one)."""
         if not keep:
             self.fresh()

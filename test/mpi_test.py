@@ -282,6 +282,15 @@ def processes(config, program=t.BINARY):
     return found
 
 
+def end(pids, number=signal.SIGKILL):
+    """That signal to these processes, as far as they are still there."""
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            pass
+
+
 def wait_steps(out, steps, seconds=30):
     """Wait until metrics.jsonl has rows."""
     end = time.monotonic() + seconds
@@ -301,8 +310,7 @@ def finish(p, config, seconds, program=t.BINARY):
     try:
         out, err = p.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
-        for pid in processes(config, program).values():
-            os.kill(pid, signal.SIGKILL)
+        end(processes(config, program).values())
         p.kill()
         return t.Result(-1, *p.communicate()), None
     while processes(config, program) and time.monotonic() - begin < seconds:

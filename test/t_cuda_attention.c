@@ -188,7 +188,7 @@ static void test_cuda_attention__mma_shapes(void **state)
                                            { 6, 2, 64, 0, DT_BF16 },   { 4, 4, 64, 16, DT_BF16 },
                                            { 10, 2, 64, 0, DT_BF16 },  { 2, 2, 128, 8, DT_BF16 },
                                            { 7, 1, 128, 0, DT_BF16 },  { 4, 2, 128, 0, DT_BF16 },
-                                           { 28, 4, 128, 24, DT_BF16 } };
+                                           { 14, 2, 128, 24, DT_BF16 } };
     (void)state;
     for (size_t i = 0; i < COUNT_OF(shapes); i++) {
         struct layout pair = { 0 }, one = { 0 };
@@ -211,11 +211,15 @@ static void test_cuda_attention__mma_layouts(void **state)
         run_in_orders(&l, &shapes[i % COUNT_OF(shapes)], i);
     }
     for (size_t i = 0; i < COUNT_OF(shapes); i++) {
-        struct layout cache, prefix = { 0 };
+        struct layout cache, prefix = { 0 }, part = { 0 };
         layout_cache(&cache);
         run_in_orders(&cache, &shapes[i], i);
         layout_pair(&prefix, 260, 1, 30);
         run_in_orders(&prefix, &shapes[i], i);
+        /* prefixes that end one key before, at and after a tile's end */
+        add_group(&part, 140, 0, 63, (const int32_t[]){ 20, -1 });
+        add_group(&part, 70, 5, 60, (const int32_t[]){ 9, -1 });
+        run_in_orders(&part, &shapes[i], i);
     }
 }
 

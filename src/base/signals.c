@@ -2,6 +2,7 @@
 #include "signals.h"
 #include <fcntl.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
@@ -9,7 +10,7 @@
 
 enum { REPEAT_MS = 200, WORDS = 4096 };
 static const int stops[] = { SIGUSR1, SIGTERM, SIGINT };
-static volatile sig_atomic_t pending;
+static atomic_int pending; /* lock-free: the handler writes it, the watching thread reads it too */
 static int64_t first_ms[COUNT_OF(stops)]; /* when it came first; 0: never. The handler's own */
 
 /* Two, so that the handler never reads one that is being written. */
@@ -58,7 +59,7 @@ static void on_signal(int number)
         else if (number != SIGUSR1 && now - first_ms[i] >= REPEAT_MS)
             end_at_once(number);
     }
-    pending = number;
+    atomic_store(&pending, number);
 }
 
 void signals_install(void)
@@ -77,7 +78,7 @@ void signals_install(void)
 
 int signals_pending(void)
 {
-    return pending;
+    return atomic_load(&pending);
 }
 
 const char *signals_name(int number)

@@ -37,8 +37,11 @@ int setup_open(struct setup *s, const struct config *c, struct dist *d)
                 "%s: warning: the tokenizer has ids up to %d, the model %lld rows; a row that "
                 "needs one is refused\n",
                 c->model.path, tokenizer_size(s->tok) - 1, (long long)s->arch.V);
-    return template_open(&s->tmpl, s->tok, c->model.path, c->data.chat_template,
-                         c->data.system_prompt, c->data.template_date);
+    const int rc = template_open(&s->tmpl, s->tok, c->model.path, c->data.chat_template,
+                                 c->data.system_prompt, c->data.template_date);
+    if (rc == ERR_INPUT && c->data.template_at)
+        return err_note(rc, "%s: error", c->data.template_at);
+    return rc;
 }
 
 int setup_cache_dir(char **dir, const struct config *c, const char *what)

@@ -4,8 +4,8 @@
  *   BDPO_FAULT=POINT:N:WHAT[,...]   at the N-th call (N+: at that one and all after it) of POINT:
  *     open (for writing), mkdir, write, fsync, rename, unlink, truncate, reserve, alloc, logp, grad, step; io: any of the first eight
  *   WHAT: kill, stop (SIGKILL, SIGSTOP before the call), exit (with 3, at once), usr1, term, int (that signal to itself, then the call), eio, enospc, enomem
- *     (the call fails; a write leaves half of its bytes first), nan, inf (logp, grad: the first number of the result), sleep (BDPO_FAULT_SLEEP ms, 200 by
- *     default, then the call)
+ *     (the call fails; a write leaves half of its bytes first), nan, inf (logp, grad: the first number of the result), flip (step: a bit of the last tensor,
+ *     after the call), sleep (BDPO_FAULT_SLEEP ms, 200 by default, then the call)
  *   BDPO_FAULT_RANK=R               only in rank R of several
  *   BDPO_FAULT_COUNTS=FILE          at the end, how often each point was called: "POINT N" lines
  *   BDPO_FAULT_TRACE=FILE           every call that changes a file, in order, one line each: what a disk sees */
@@ -44,10 +44,25 @@ enum point {
 static const char *const POINT_NAMES[POINTS] = { "open",   "mkdir",    "write",   "fsync", "rename",
                                                  "unlink", "truncate", "reserve", "alloc", "logp",
                                                  "grad",   "step",     "io" };
-enum what { KILL, STOP, USR1, TERM, INT, EIO_, ENOSPC_, ENOMEM_, NAN_, INF_, EXIT, SLEEP, WHATS };
-static const char *const WHAT_NAMES[WHATS] = {
-    "kill", "stop", "usr1", "term", "int", "eio", "enospc", "enomem", "nan", "inf", "exit", "sleep"
+enum what {
+    KILL,
+    STOP,
+    USR1,
+    TERM,
+    INT,
+    EIO_,
+    ENOSPC_,
+    ENOMEM_,
+    NAN_,
+    INF_,
+    FLIP,
+    EXIT,
+    SLEEP,
+    WHATS
 };
+static const char *const WHAT_NAMES[WHATS] = { "kill", "stop",   "usr1",   "term", "int",
+                                               "eio",  "enospc", "enomem", "nan",  "inf",
+                                               "flip", "exit",   "sleep" };
 
 static struct fault {
     enum point point;
@@ -143,6 +158,9 @@ static void act(enum what what, int *fails, float *number)
     case NAN_:
     case INF_:
         if (number) *number = what == NAN_ ? NAN : INFINITY;
+        break;
+    case FLIP:
+        if (number) *number = 1;
         break;
     case EXIT:
         _exit(3);
@@ -390,6 +408,9 @@ int __real_stage_step(struct stage *st, struct metrics *m, double *norm, double 
 int __wrap_stage_step(struct stage *st, struct metrics *m, double *norm, double *lr, bool *applied);
 int __wrap_stage_step(struct stage *st, struct metrics *m, double *norm, double *lr, bool *applied)
 {
-    hit(STEP, NULL);
-    return __real_stage_step(st, m, norm, lr, applied);
+    float flip = 0;
+    hit(STEP, &flip);
+    const int rc = __real_stage_step(st, m, norm, lr, applied);
+    if (flip != 0) *(uint8_t *)st->model.params[st->model.n_params - 1].w.data ^= 1;
+    return rc;
 }
