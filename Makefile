@@ -16,7 +16,7 @@ $(error MPI=1: $(MPICC) does not build an MPI program; install one (Debian: libo
 endif
 LINK = $(if $(MPI_FOUND),$(MPI_CC),$(CC))
 
-O := build/$(BUILD)$(if $(filter 0,$(CUDA)),,-cuda)$(if $(filter gcc,$(CC)),,-$(notdir $(CC)))
+O := build/$(BUILD)$(if $(filter 0,$(CUDA)),,-cuda)$(if $(BUNDLE),-bundle)$(if $(filter gcc,$(CC)),,-$(notdir $(CC)))
 PKGS := jansson zlib libpcre2-8 libutf8proc
 PKG_CFLAGS := $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
 PKG_LIBS := $(shell pkg-config --libs $(PKGS) 2>/dev/null)
@@ -249,9 +249,12 @@ test-hosts: all
 
 # on a machine with a CUDA device, after or with CUDA=1; both also run from a bundle
 .PHONY: test-cuda bench-cuda bundle
-test-cuda bench-cuda bundle: deps
+test-cuda bench-cuda: deps
 	@sh scripts/install-deps.sh cuda
 	@$(MAKE) --no-print-directory CUDA=1 $@-built
+bundle: deps
+	@sh scripts/install-deps.sh cuda
+	@$(MAKE) --no-print-directory CUDA=1 MPI=0 BUNDLE=1 bundle-built
 .PHONY: test-cuda-built bench-cuda-built bundle-built
 test-cuda-built: $(BIN) $(O)/test/device/device_ops
 	@sh scripts/test-cuda.sh $(O)/test/device/device_ops $(BIN) test/golden_test.py

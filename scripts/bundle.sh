@@ -1,7 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
 # A directory that runs on another x86-64 Linux of the same or a newer C library with nothing installed: the program, its libraries
-# beside it, and what tests and measures it on a CUDA device. CUDA's own libraries are left out: they are looked for there.
+# beside it, and what tests and measures it on a CUDA device. CUDA's own libraries are left out: they are looked for there. MPI too: a copy of
+# its library without its plug-ins starts no ranks; clusters build with their own.
 # usage: bundle.sh BUILD_DIRECTORY OUT      (make CUDA=1 bundle)
 set -eu
 build=$1 out=$2
