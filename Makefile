@@ -61,7 +61,7 @@ CUDNN_HEADERS ?= $(firstword $(patsubst %/cudnn.h,%,$(wildcard $(CUDA_HOME)/incl
 CUDNN ?= $(if $(CUDNN_FRONTEND),$(if $(CUDNN_HEADERS),1))
 CUDNN_OBJ := $(if $(CUDNN),cuda/attention_cudnn.o,cuda/sdpa_none.o)
 ifneq ($(CUDA),0)
-LIBS += $(if $(CUDNN),-Wl$(,)-Bstatic -lstdc++ -Wl$(,)-Bdynamic)
+LIBS += $(if $(CUDNN),-lstdc++)
 endif
 NVCC_FLAGS := -std=c++17 -O3 -lineinfo -ccbin $(CXX) $(if $(filter 1,$(WERROR)),-Werror all-warnings) \
               $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$a$(,)code=sm_$a) \
@@ -211,13 +211,15 @@ demo: deps
 test: deps
 	@$(MAKE) --no-print-directory test-built
 
-.PHONY: build-tests test-built test-c test-crash test-slurm fuzz fuzz-built
+.PHONY: build-tests test-built test-c test-emulated test-crash test-slurm fuzz fuzz-built
 build-tests: $(BIN) $(FAULTY) $(BIN_EMU) $(TESTS)
 test-built: build-tests
 	@$(RUN_TESTS) $(TESTS) $(SCRIPT_TESTS)
-# the C tests and the shell tests: what the sanitizer builds run
+# the C tests and the shell tests: what the sanitizer builds run; those on the emulated device apart, since they use one core
 test-c: build-tests
-	@$(RUN_TESTS) $(TESTS) $(wildcard test/*_test.sh)
+	@$(RUN_TESTS) $(filter-out $(O)/test/t_cuda_%,$(TESTS)) $(wildcard test/*_test.sh)
+test-emulated: build-tests
+	@$(subst /test.log,/emulated.log,$(RUN_TESTS)) $(filter $(O)/test/t_cuda_%,$(TESTS))
 
 # the long ones: every call of the system fails or is the last one before a kill or a power cut, three hundred kills, a hundred of two ranks
 test-crash: deps
@@ -269,7 +271,7 @@ format:
 	@. scripts/clang-format.sh && find src cuda test bdpo-train.c -name '*.c' | xargs "$$CLANG_FORMAT" -i
 
 asan: deps
-	@$(MAKE) --no-print-directory BUILD=asan test-c
+	@$(MAKE) --no-print-directory BUILD=asan test-c test-emulated
 
 # clang, because only libomp tells the thread sanitizer of its barriers; oneDNN is not instrumented and left out
 tsan:

@@ -4,7 +4,13 @@
  * A block has 64 MT packed rows of one segment and kv head and walks over the tiles of 64 keys that they see. While it works
  * on one tile, cp.async brings the next into the other half of a double buffer; one barrier a tile. Scores and o stay in
  * registers; p is rounded to bfloat16 for its product with v, its row sum is not. Each output is written once, by one warp,
- * after a sum in a fixed order: deterministic. Bytes moved: q, o and lse once; k and v once for each 64 MT packed rows. */
+ * after a sum in a fixed order: deterministic. Bytes moved: q, o and lse once; k and v once for each 64 MT packed rows.
+ *
+ * As nvcc 13.0 compiles it for sm_90, without a spill (-Xptxas -v), and what follows for a multiprocessor of 65536 registers and
+ * 228 KiB of shared memory; computed, not measured:
+ *   heads of   registers   shared memory of a block   blocks a multiprocessor
+ *   64         222         48 KiB                     2 (registers)
+ *   128        255         96 KiB                     2 (both) */
 #include "attention_mma.cuh"
 #include "sdpa.h"
 #include <math.h>

@@ -18,9 +18,20 @@ step 'build with clang'
 build CC=clang all build-tests
 step 'a rebuild has nothing to do'
 make --no-print-directory -q WERROR=1 CC=gcc build-tests
+step 'the CUDA backend by nvcc, on a machine that may have no device'
+if sh scripts/install-deps.sh cuda; then
+    build CC=gcc CUDA=1 all
+    build/release-cuda/bdpo-train --version
+else
+    echo 'skipped: there is no nvcc and the package index gave none'
+fi
 step 'tests under the address and undefined-behaviour sanitizers'
 build BUILD=asan build-tests
+make --no-print-directory -s BUILD=asan WERROR=1 test-emulated >build/asan/emulated.out 2>&1 &
+emulated=$!
 make --no-print-directory -s BUILD=asan WERROR=1 test-c
+wait $emulated || { cat build/asan/emulated.out; exit 1; }
+tail -n 1 build/asan/emulated.out
 step 'calls of the system that fail, under the sanitizers'
 BDPO_TRAIN=$PWD/build/asan/bdpo-train BDPO_FAULTY=$PWD/build/asan/bdpo-train-fault python3 test/fault_test.py --share 0.05
 step 'the program built by clang'

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
- * bench [filter] [threads] [tokenizer's directory] [texts]: one row per op and dtype at the shapes of Qwen2.5-0.5B; time, rate, and the share
+ * [BENCH_BACKEND=cuda] bench [filter] [threads] [tokenizer's directory] [texts]: one row per op and dtype at the shapes of Qwen2.5-0.5B; time, rate, and the share
  * of what this machine reaches in the same process on multiply-adds of that dtype in registers (GFLOP/s) or
- * on a copy in memory (GB/s); whole steps with the arithmetic that they cannot save. Rows begin with "f32" or "bf16": the filter is any part of a row's name. */
+ * on a copy in memory (GB/s), on a device of what its maker says; whole steps with the arithmetic that they cannot save. Rows begin with "f32" or "bf16": the filter is any part of a row's name. */
 #include <immintrin.h>
 #include <math.h>
 #include <omp.h>
@@ -11,6 +11,7 @@
 #include <time.h>
 #include "../src/base/rng.h"
 #include "../src/cpu/cpu.h"
+#include "../src/train/machine.h"
 #include "bench_step.h"
 #include "bench_tokenizer.h"
 
@@ -30,7 +31,9 @@ struct bench {
     struct backend be;
     const char *filter;
     enum dtype dtype;                 /* of activations and weights */
-    double peak_flops[2], peak_bytes; /* float32, bfloat16 */
+    double peak_flops[2], peak_bytes; /* float32, bfloat16; 0: not known */
+    void *mark;                       /* a byte of the backend's memory */
+    int repeat;                       /* calls that are timed together */
     uint64_t random;
 };
 
@@ -41,18 +44,39 @@ static double now(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
+static void check(int rc)
+{
+    if (rc == 0) return;
+    fprintf(stderr, "%s\n", err_msg());
+    exit(1);
+}
+
+/* Where the host fills an array of the backend: the array itself, or a buffer that send() copies and frees. */
+static void *host_of(struct bench *b, void *p, int64_t bytes)
+{
+    void *host = b->be.about ? malloc((size_t)MAX(bytes, (int64_t)1)) : p;
+    if (!host) check(err_set(ERR_OOM, "out of memory"));
+    return host;
+}
+
+static void send(struct bench *b, void *p, void *host, int64_t bytes)
+{
+    if (host == p) return;
+    check(b->be.mem->to_device(b->be.cx, p, host, bytes));
+    free(host);
+}
+
 static struct tensor make(struct bench *b, int64_t d0, int64_t d1)
 {
+    const int64_t bytes = d0 * d1 * 4;
     void *p;
-    if (b->be.mem->alloc(b->be.cx, &p, d0 * d1 * 4) < 0) {
-        fprintf(stderr, "%s\n", err_msg());
-        exit(1);
-    }
-    float *x = p;
+    check(b->be.mem->alloc(b->be.cx, &p, bytes));
+    float *x = host_of(b, p, bytes);
 #pragma omp parallel for num_threads(b->be.threads)
     for (int64_t i = 0; i < d0 * d1; i++)
         x[i] = (float)rng_uniform(1, rng_stream_of(RNG_TEST, b->random), (uint64_t)i) * 2 - 1;
     b->random++;
+    send(b, p, x, bytes);
     return tensor_view(p, DT_F32, d0, d1, 1, 1);
 }
 
@@ -62,10 +86,7 @@ static struct tensor make_act(struct bench *b, int64_t d0, int64_t d1)
     struct tensor x = make(b, d0, d1);
     if (b->dtype == DT_F32) return x;
     void *p;
-    if (b->be.mem->alloc(b->be.cx, &p, d0 * d1 * 2) < 0) {
-        fprintf(stderr, "%s\n", err_msg());
-        exit(1);
-    }
+    check(b->be.mem->alloc(b->be.cx, &p, d0 * d1 * 2));
     struct tensor y = tensor_view(p, b->dtype, d0, d1, 1, 1);
     (void)op_cast(&b->be, &y, &x);
     b->be.mem->release(b->be.cx, x.data);
@@ -75,10 +96,11 @@ static struct tensor make_act(struct bench *b, int64_t d0, int64_t d1)
 static struct tensor make_index(struct bench *b, int64_t n, int64_t limit)
 {
     struct tensor t = make(b, n, 1);
-    int32_t *p = t.data;
+    int32_t *p = host_of(b, t.data, 4 * n);
     t.dtype = DT_I32;
     for (int64_t i = 0; i < n; i++)
         p[i] = (int32_t)(i * 7919 % limit);
+    send(b, t.data, p, 4 * n);
     return t;
 }
 
@@ -96,11 +118,11 @@ static const char *wanted(const struct bench *b, const char *name)
     return !b->filter || strstr(text, b->filter) ? text : NULL;
 }
 
-static void check(int rc)
+/* Wait until a device has done all. */
+static void settle(struct bench *b)
 {
-    if (rc == 0) return;
-    fprintf(stderr, "%s\n", err_msg());
-    exit(1);
+    char byte;
+    if (b->be.about) check(b->be.mem->to_host(b->be.cx, &byte, b->mark, 1));
 }
 
 /* The best of at least 3 runs and a third of a second. flops > 0: GFLOP/s, else bytes: GB/s. */
@@ -110,9 +132,12 @@ static void check(int rc)
         double best_ = 1e30, all_ = 0;                                       \
         check(call);                                                         \
         for (int k_ = 0; k_ < 3 || (all_ < 0.3 && k_ < 1000); k_++) {        \
+            settle(b);                                                       \
             const double t_ = now();                                         \
-            check(call);                                                     \
-            const double s_ = now() - t_;                                    \
+            for (int r_ = 0; r_ < (b)->repeat; r_++)                         \
+                check(call);                                                 \
+            settle(b);                                                       \
+            const double s_ = (now() - t_) / (b)->repeat;                    \
             all_ += s_;                                                      \
             best_ = s_ < best_ ? s_ : best_;                                 \
         }                                                                    \
@@ -124,8 +149,9 @@ static void report(const struct bench *b, const char *name, double s, double flo
     const bool math = flops > 0;
     const double rate = (math ? flops : bytes) / s,
                  peak = math ? b->peak_flops[b->dtype == DT_BF16] : b->peak_bytes;
-    printf("%-42s %10.3f ms %9.1f %s %5.1f %%\n", name, 1e3 * s, 1e-9 * rate,
-           math ? "GFLOP/s" : "GB/s   ", 100 * rate / peak);
+    printf("%-42s %10.3f ms %9.1f %s", name, 1e3 * s, 1e-9 * rate, math ? "GFLOP/s" : "GB/s   ");
+    if (peak > 0) printf(" %5.1f %%", 100 * rate / peak);
+    printf("\n");
     fflush(stdout);
 }
 
@@ -213,6 +239,18 @@ static void measure_peaks(struct bench *b)
            "updated in place\n",
            b->be.threads, r->name, 1e-9 * b->peak_flops[0], 1e-9 * b->peak_flops[1],
            1e-9 * b->peak_bytes);
+}
+
+/* a device's are published; float32's are not in that table */
+static void device_peaks(struct bench *b)
+{
+    const struct device *d = device_named(b->be.about);
+    printf("%s\n", b->be.about);
+    if (!d) return;
+    b->peak_flops[1] = d->flops;
+    b->peak_bytes = d->bytes_per_second;
+    printf("published: %.0f GFLOP/s in bfloat16, %.0f GB/s\n", 1e-9 * d->flops,
+           1e-9 * d->bytes_per_second);
 }
 
 /* --- rows
@@ -401,8 +439,15 @@ int main(int argc, char **argv)
         bench_tokenizer(argc > 3 ? argv[3] : NULL, argc > 4 ? argv[4] : NULL, threads);
     if (b.filter && !strcmp(b.filter, "tokenize"))
         return 0; /* the machine's peaks say nothing of it */
-    check(cpu_open(&b.be, threads));
-    measure_peaks(&b);
+    const char *backend = getenv("BENCH_BACKEND");
+    const bool cuda = backend && strcmp(backend, "cuda") == 0;
+    check(cuda ? cuda_open(&b.be, threads) : cpu_open(&b.be, threads));
+    check(b.be.mem->alloc(b.be.cx, &b.mark, 64));
+    b.repeat = cuda ? 20 : 1;
+    if (cuda)
+        device_peaks(&b);
+    else
+        measure_peaks(&b);
     for (int half = 0; half < 2; half++) {
         b.dtype = half ? DT_BF16 : DT_F32;
         gemm_rows(&b);
@@ -412,6 +457,7 @@ int main(int argc, char **argv)
         flat_rows(&b);
         step_rows(&b);
     }
+    b.be.mem->release(b.be.cx, b.mark);
     backend_close(&b.be);
     return 0;
 }

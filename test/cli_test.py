@@ -179,6 +179,34 @@ def spoil_json(path, edit):
     t.write_json(path, value)
 
 
+def test_template_errors(r, root):
+    """Pieces in the config: a fault has the place of its member, whether the config or the tokenizer shows it."""
+    p = Place(r, root, "template")
+    path = f"{p.dir}/run.json"
+    user, assistant = ["U", ""], ["A", "<|endoftext|>"]
+    for pieces, member, part in [
+        ({"user": user, "asistant": assistant}, "asistant", "unknown key"),
+        ({"user": user, "assistant": "A"}, "assistant", 'is not ["before", "after"]'),
+        ({"user": user, "assistant": assistant, "trim": 1}, "trim", "is neither true nor false"),
+        ({"user": user, "assistant": assistant, "default_system": "S"}, "default_system", 'needs "system"'),
+        ({"user": user, "assistant": ["A", "B"]}, "assistant", "the text after the response does not begin"),
+        ({"user": user, "assistant": assistant, "end": "nothing"}, "end", "is not an added token"),
+    ]:
+        c = t.make_config(p.dir, data={"chat_template": pieces})
+        with open(path, "w", encoding="utf-8") as f:
+            json.dump(c, f, indent=2)
+        line, column = next((i, x.index('"') + 1) for i, x in enumerate(t.read_bytes(path).decode().split("\n"), 1) if f'"{member}":' in x)
+        for args in (("--dry-run",), ()):
+            res = t.bdpo("--config", path, *args)
+            want = f"{path}:{line}:{column}: error: data.chat_template.{member}: {part}"
+            r.check(res.code == 2 and want in res.err and res.err.count("error:") == 1, f"pieces: {member} {part}", res)
+    t.write_json(path, t.make_config(p.dir, data={"chat_template": {"user": user, "assistant": assistant}}))
+    t.write_lines(f"{p.dir}/train.jsonl", [{"prompt": [{"role": r_, "content": "c"} for r_ in roles], "chosen": "a", "rejected": "b"}
+                                          for roles in (["user"], ["system", "user"])])
+    res = t.bdpo("--config", path, "--dry-run")
+    r.check(res.code == 2 and f"{p.dir}/train.jsonl:2:2: error: the chat template has no place for a message of role" in res.err, "a row that the pieces refuse", res)
+
+
 def test_model_errors(r, root):
     p = Place(r, root, "model")
     shutil.copytree(p.path("model"), p.path("whole"))
@@ -681,7 +709,7 @@ def test_divergence(r, root):
 
 def main():
     r, root = Report(), tempfile.mkdtemp(prefix="bdpo-cli-")
-    tests = [test_usage, test_dry_run, test_config_errors, test_model_errors, test_data_errors, test_output_errors, test_run_files, test_stages,
+    tests = [test_usage, test_dry_run, test_config_errors, test_template_errors, test_model_errors, test_data_errors, test_output_errors, test_run_files, test_stages,
              test_generate, test_tokenize, test_evaluate, test_full_disk, test_files_that_cannot_grow, test_starts_at_once, test_signals, test_stops, test_divergence]
     try:
         for test in tests:

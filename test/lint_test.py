@@ -44,6 +44,22 @@ def pair(prompt, chosen, rejected):
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
 
 
+def used(r, root):
+    """What an epoch uses is what a run would: its share of the rows, each file as often as its weight says. Findings are over all rows."""
+    rows = [pair(f"p{i:02d}", "a" * (1 + i % 7), "b" * (2 + i % 5)) for i in range(20)]
+    t.write_lines(os.path.join(root, "other.jsonl"), rows[:6])
+    train = os.path.join(root, "train.jsonl")
+    for data, n, words in [({"subsample": 0.5}, 10, "data.subsample"),
+                           ({"train": [{"path": train, "weight": 2}]}, 40, "weights"),
+                           ({"train": [train, {"path": os.path.join(root, "other.jsonl"), "weight": 0.5}], "subsample": 0.5}, None, "data.subsample, weights")]:
+        res, report = lint(root, rows, **data)
+        epoch = report["sets"][0]["epoch"] if report else {}
+        said = t.bdpo("--config", os.path.join(root, "run.json"), "--dry-run").err
+        r.check(res.code == 0 and n in (None, epoch.get("rows")) and f"rows are used in an epoch ({words})" in res.out and
+                f" over {epoch['rows']} pairs; loss" in said, f"{words}: as a run uses them", f"{res} {epoch} {said}")
+        r.check(report["sets"][0]["kept"] == (26 if "other" in str(data) else 20), f"{words}: all rows are looked at", report["sets"][0])
+
+
 def clean(r, root):
     res, report = lint(root, [pair("ab", "cde", "f"), pair("cd", "e", "fgh"), pair("ef", "g", "hij")])
     s = report["sets"][0]
@@ -143,7 +159,7 @@ def main():
     r = Report()
     with tempfile.TemporaryDirectory() as root:
         t.make_model(os.path.join(root, "model"), template=True)
-        for part in (clean, repeated, cut_and_special, joint, refused, weights):
+        for part in (clean, repeated, cut_and_special, joint, refused, weights, used):
             part(r, root)
     return r.last()
 

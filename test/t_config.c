@@ -331,7 +331,6 @@ static void test_config__cross_checks(void **state)
         { "output=m", "output: is model.path" },
         { "model.dtype=float16",
           "\"float16\" is not one of \"bfloat16\", \"float32\"; did you mean \"bfloat16\"?" },
-        { "backend=cuda", "\"cuda\" is not in this version" },
         { "optimizer.master=bfloat16", "\"bfloat16\" is not in this version" },
         { "optimizer.moments=int8", "\"int8\" is not one of \"float32\"" },
         { "note=3", "note: expected a string" },

@@ -9,71 +9,8 @@
 #include "../src/data/template_impl.h"
 #include "../src/io/file.h"
 #include "../src/io/json.h"
-#include "tokenizer_fixture.h"
+#include "template_fixture.h"
 
-/* Byte-level, a token a byte, then these; ids are written out as text with the markers' names. */
-static const char ADDED[] =
-    "[{\"id\": 256, \"content\": \"<|endoftext|>\", \"special\": true},"
-    " {\"id\": 257, \"content\": \"<|im_start|>\", \"special\": true},"
-    " {\"id\": 258, \"content\": \"<|im_end|>\", \"special\": true},"
-    " {\"id\": 259, \"content\": \"<|begin_of_text|>\", \"special\": true},"
-    " {\"id\": 260, \"content\": \"<|start_header_id|>\", \"special\": true},"
-    " {\"id\": 261, \"content\": \"<|end_header_id|>\", \"special\": true},"
-    " {\"id\": 262, \"content\": \"<|eot_id|>\", \"special\": true},"
-    " {\"id\": 263, \"content\": \"<think>\", \"special\": false},"
-    " {\"id\": 264, \"content\": \"</think>\", \"special\": false}]";
-static const char *const marker[] = { "{end}",   "{start}", "{stop}",  "{bos}",   "{head}",
-                                      "{/head}", "{eot}",   "{think}", "{/think}" };
-
-static struct tokenizer *open_tokenizer(const char *dir, const char *config)
-{
-    fixture_write(dir, "tokenizer_config.json", config);
-    return fixture_open(dir, fixture_bytes(&(struct fixture){ .added = ADDED }));
-}
-
-static const char *shown(const struct ids *v)
-{
-    static char out[4096];
-    size_t n = 0;
-    for (int64_t i = 0; i < v->n && n + 20 < sizeof out; i++) {
-        if (v->id[i] < 256)
-            out[n++] = (char)v->id[i];
-        else
-            n += (size_t)snprintf(out + n, sizeof out - n, "%s", marker[v->id[i] - 256]);
-    }
-    out[n] = 0;
-    return out;
-}
-
-#define MSG(r, c)           \
-    (struct message)        \
-    {                       \
-        r, c, sizeof(c) - 1 \
-    }
-#define CHAT(...)                            \
-    (const struct message[]){ __VA_ARGS__ }, \
-        (int64_t)COUNT_OF(((const struct message[]){ __VA_ARGS__ }))
-
-static void expect(const struct chat_template *c, const struct message *msg, int64_t n,
-                   bool generation, const char *want)
-{
-    struct ids v = { 0 };
-    if (template_encode(c, msg, n, generation, SPECIALS_AS_TEXT, &v) < 0) fail_msg("%s", err_msg());
-    assert_string_equal(shown(&v), want);
-    ids_release(&v);
-}
-
-static struct chat_template *open_with(const struct tokenizer *t, const char *dir,
-                                       const char *jinja, const char *name, const char *system)
-{
-    struct chat_template *c = NULL;
-    fixture_write(dir, "chat_template.jinja", jinja);
-    if (template_open(&c, t, dir, name, system, NULL) < 0) fail_msg("%s", err_msg());
-    return c;
-}
-
-static const char CONFIG[] =
-    "{\"bos_token\": \"<|begin_of_text|>\", \"eos_token\": \"<|endoftext|>\"}";
 static const char QWEN[] =
     "{%- if messages[0]['role'] == 'system' %}{{- '<|im_start|>system\\n' + messages[0]['content'] "
     "+ '<|im_end|>\\n' }}{%- else %}"
@@ -84,25 +21,26 @@ static void test_template__chatml(void **state)
 {
     (void)state;
     char *dir = fixture_dir();
-    struct tokenizer *t = open_tokenizer(dir, CONFIG);
-    struct chat_template *c = open_with(t, dir, QWEN, "auto", NULL);
+    struct tokenizer *t = template_fixture_tokenizer(dir, TEMPLATE_CONFIG);
+    struct chat_template *c = template_fixture_open(t, dir, QWEN, "auto", NULL);
     assert_string_equal(template_name(c), "chatml");
-    expect(c, CHAT(MSG("user", "Hi")), true,
-           "{start}system\nYou're Qwen.{stop}\n{start}user\nHi{stop}\n{start}assistant\n");
-    expect(c,
-           CHAT(MSG("system", "S"), MSG("user", " a "), MSG("assistant", ""), MSG("user", "b\n")),
-           false,
-           "{start}system\nS{stop}\n{start}user\n a "
-           "{stop}\n{start}assistant\n{stop}\n{start}user\nb\n{stop}\n");
+    template_fixture_expect(
+        c, CHAT(MSG("user", "Hi")), true,
+        "{start}system\nYou're Qwen.{stop}\n{start}user\nHi{stop}\n{start}assistant\n");
+    template_fixture_expect(
+        c, CHAT(MSG("system", "S"), MSG("user", " a "), MSG("assistant", ""), MSG("user", "b\n")),
+        false,
+        "{start}system\nS{stop}\n{start}user\n a "
+        "{stop}\n{start}assistant\n{stop}\n{start}user\nb\n{stop}\n");
     /* what the data holds is text, whatever it looks like */
-    expect(c, CHAT(MSG("system", ""), MSG("user", "<|im_end|>")), false,
-           "{start}system\n{stop}\n{start}user\n<|im_end|>{stop}\n");
+    template_fixture_expect(c, CHAT(MSG("system", ""), MSG("user", "<|im_end|>")), false,
+                            "{start}system\n{stop}\n{start}user\n<|im_end|>{stop}\n");
     assert_int_equal(template_end(c, true), 258);
     assert_int_equal(template_end(c, false), 256);
     struct ids v = { 0 };
     const struct message m = MSG("user", "<|im_end|>");
     assert_int_equal(template_encode(c, &m, 1, false, SPECIALS_MATCH, &v), 0);
-    assert_non_null(strstr(shown(&v), "user\n{stop}{stop}\n"));
+    assert_non_null(strstr(template_fixture_shown(&v), "user\n{stop}{stop}\n"));
     /* errors add nothing */
     const int64_t before = v.n;
     const struct message bad[] = { MSG("user", "a"), MSG("tool", "b") },
@@ -115,12 +53,13 @@ static void test_template__chatml(void **state)
     ids_release(&v);
     template_close(c);
     /* the user's prompt instead of the template's; a system message in the data before both */
-    c = open_with(t, dir, QWEN, "auto", "Mine");
-    expect(c, CHAT(MSG("user", "x")), false, "{start}system\nMine{stop}\n{start}user\nx{stop}\n");
-    expect(c, CHAT(MSG("system", "S")), false, "{start}system\nS{stop}\n");
+    c = template_fixture_open(t, dir, QWEN, "auto", "Mine");
+    template_fixture_expect(c, CHAT(MSG("user", "x")), false,
+                            "{start}system\nMine{stop}\n{start}user\nx{stop}\n");
+    template_fixture_expect(c, CHAT(MSG("system", "S")), false, "{start}system\nS{stop}\n");
     template_close(c);
-    c = open_with(t, dir, QWEN, "chatml", NULL);
-    expect(c, CHAT(MSG("user", "x")), false, "{start}user\nx{stop}\n");
+    c = template_fixture_open(t, dir, QWEN, "chatml", NULL);
+    template_fixture_expect(c, CHAT(MSG("user", "x")), false, "{start}user\nx{stop}\n");
     template_close(c);
     tokenizer_close(t);
     fixture_remove(dir);
@@ -153,9 +92,11 @@ static void test_template__default_system(void **state)
           NULL },
         { "'<|im_start|>system\\nS<|im_end|>' x '<|im_start|>system\\nS<|im_end|>'", "S" },
     };
+    char *dir = fixture_dir();
+    struct tokenizer *t = template_fixture_tokenizer(dir, TEMPLATE_CONFIG);
     for (size_t i = 0; i < COUNT_OF(row); i++) {
         struct template_style s = { 0 };
-        if (template_style_read(&s, row[i].jinja, "t.jinja") < 0) fail_msg("%s", err_msg());
+        if (template_style_read(&s, row[i].jinja, "t.jinja", t) < 0) fail_msg("%s", err_msg());
         assert_int_equal(s.kind, TEMPLATE_CHATML);
         if (!row[i].system && s.default_system) fail_msg("row %zu: %s", i, s.default_system);
         if (row[i].system) assert_non_null(s.default_system);
@@ -163,16 +104,19 @@ static void test_template__default_system(void **state)
         template_style_release(&s);
     }
     struct template_style s = { 0 };
-    assert_int_equal(
-        template_style_read(
-            &s, "'<|im_start|>system\\nA<|im_end|>''<|im_start|>system\\nB<|im_end|>'", "t.jinja"),
-        ERR_INPUT);
+    assert_int_equal(template_style_read(
+                         &s, "'<|im_start|>system\\nA<|im_end|>''<|im_start|>system\\nB<|im_end|>'",
+                         "t.jinja", t),
+                     ERR_INPUT);
     assert_non_null(
         strstr(err_msg(), "t.jinja: error: the chat template has two default system prompts"));
     template_style_release(&s);
-    assert_int_equal(template_style_read(&s, "[INST] {{ content }} [/INST]", "t.jinja"), ERR_INPUT);
+    assert_int_equal(template_style_read(&s, "[INST] {{ content }} [/INST]", "t.jinja", t),
+                     ERR_INPUT);
     assert_non_null(strstr(err_msg(), "set data.chat_template to"));
     template_style_release(&s);
+    tokenizer_close(t);
+    fixture_remove(dir);
 }
 
 static void test_template__thinking(void **state)
@@ -184,31 +128,35 @@ static void test_template__thinking(void **state)
         "{{- '<|im_start|>' }}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{{- "
         "'<think>\\n\\n</think>\\n\\n' }}{%- endif %}";
     char *dir = fixture_dir();
-    struct tokenizer *t = open_tokenizer(dir, CONFIG);
-    struct chat_template *c = open_with(t, dir, jinja, "auto", NULL);
-    expect(c,
-           CHAT(MSG("user", "q"), MSG("assistant", "<think>\nhm\n</think>\n\na"), MSG("user", "r")),
-           true,
-           "{start}user\nq{stop}\n{start}assistant\na{stop}\n{start}user\nr{stop}\n{start}"
-           "assistant\n");
-    expect(c, CHAT(MSG("user", "q"), MSG("assistant", "<think>\nhm\n</think>\n\na")), false,
-           "{start}user\nq{stop}\n{start}assistant\n{think}\nhm\n{/think}\n\na{stop}\n");
-    expect(c, CHAT(MSG("user", "q"), MSG("assistant", "a")), false,
-           "{start}user\nq{stop}\n{start}assistant\n{think}\n\n{/think}\n\na{stop}\n");
-    expect(c,
-           CHAT(MSG("user", "q"), MSG("assistant", "a"),
-                MSG("user", "<tool_response>x</tool_response>"), MSG("assistant", "b")),
-           false,
-           "{start}user\nq{stop}\n{start}assistant\na{stop}\n{start}user\n<tool_response>x</"
-           "tool_response>{stop}\n"
-           "{start}assistant\n{think}\n\n{/think}\n\nb{stop}\n");
+    struct tokenizer *t = template_fixture_tokenizer(dir, TEMPLATE_CONFIG);
+    struct chat_template *c = template_fixture_open(t, dir, jinja, "auto", NULL);
+    template_fixture_expect(
+        c, CHAT(MSG("user", "q"), MSG("assistant", "<think>\nhm\n</think>\n\na"), MSG("user", "r")),
+        true,
+        "{start}user\nq{stop}\n{start}assistant\na{stop}\n{start}user\nr{stop}\n{start}"
+        "assistant\n");
+    template_fixture_expect(
+        c, CHAT(MSG("user", "q"), MSG("assistant", "<think>\nhm\n</think>\n\na")), false,
+        "{start}user\nq{stop}\n{start}assistant\n{think}\nhm\n{/think}\n\na{stop}\n");
+    template_fixture_expect(
+        c, CHAT(MSG("user", "q"), MSG("assistant", "a")), false,
+        "{start}user\nq{stop}\n{start}assistant\n{think}\n\n{/think}\n\na{stop}\n");
+    template_fixture_expect(
+        c,
+        CHAT(MSG("user", "q"), MSG("assistant", "a"),
+             MSG("user", "<tool_response>x</tool_response>"), MSG("assistant", "b")),
+        false,
+        "{start}user\nq{stop}\n{start}assistant\na{stop}\n{start}user\n<tool_response>x</"
+        "tool_response>{stop}\n"
+        "{start}assistant\n{think}\n\n{/think}\n\nb{stop}\n");
     template_close(c);
     /* a generation prompt that opens the thinking itself */
-    c = open_with(t, dir,
-                  "{{ '<|im_start|>' }}{% if add_generation_prompt %}{{ "
-                  "'<|im_start|>assistant\\n<think>\\n' }}{% endif %}",
-                  "auto", NULL);
-    expect(c, CHAT(MSG("user", "q")), true, "{start}user\nq{stop}\n{start}assistant\n{think}\n");
+    c = template_fixture_open(t, dir,
+                              "{{ '<|im_start|>' }}{% if add_generation_prompt %}{{ "
+                              "'<|im_start|>assistant\\n<think>\\n' }}{% endif %}",
+                              "auto", NULL);
+    template_fixture_expect(c, CHAT(MSG("user", "q")), true,
+                            "{start}user\nq{stop}\n{start}assistant\n{think}\n");
     template_close(c);
     tokenizer_close(t);
     fixture_remove(dir);
@@ -227,28 +175,31 @@ static void test_template__llama3(void **state)
         "{{- \"Cutting Knowledge Date: December 2023\\n\" }}{{- \"Today Date: \" + date_string + "
         "\"\\n\\n\" }}{{ x|trim }}";
     char *dir = fixture_dir();
-    struct tokenizer *t = open_tokenizer(dir, CONFIG);
-    struct chat_template *c = open_with(t, dir, plain, "auto", NULL);
+    struct tokenizer *t = template_fixture_tokenizer(dir, TEMPLATE_CONFIG);
+    struct chat_template *c = template_fixture_open(t, dir, plain, "auto", NULL);
     assert_string_equal(template_name(c), "llama3");
-    expect(c, CHAT(MSG("user", " \xc2\xa0Hi\n"), MSG("assistant", "\x1c")), true,
-           "{bos}{head}user{/head}\n\nHi{eot}{head}assistant{/head}\n\n{eot}{head}assistant{/"
-           "head}\n\n");
+    template_fixture_expect(
+        c, CHAT(MSG("user", " \xc2\xa0Hi\n"), MSG("assistant", "\x1c")), true,
+        "{bos}{head}user{/head}\n\nHi{eot}{head}assistant{/head}\n\n{eot}{head}assistant{/"
+        "head}\n\n");
     assert_int_equal(template_end(c, true), 262);
     template_close(c);
-    c = open_with(t, dir, plain, "auto", "Mine ");
-    expect(c, CHAT(MSG("user", "x")), false,
-           "{bos}{head}system{/head}\n\nMine{eot}{head}user{/head}\n\nx{eot}");
+    c = template_fixture_open(t, dir, plain, "auto", "Mine ");
+    template_fixture_expect(c, CHAT(MSG("user", "x")), false,
+                            "{bos}{head}system{/head}\n\nMine{eot}{head}user{/head}\n\nx{eot}");
     template_close(c);
-    c = open_with(t, dir, dated, "auto", NULL);
-    expect(c, CHAT(MSG("user", "x")), false,
-           "{bos}{head}system{/head}\n\nCutting Knowledge Date: December 2023\nToday Date: 26 Jul "
-           "2024\n\n{eot}{head}user{/head}\n\nx{eot}");
-    expect(c, CHAT(MSG("system", " S "), MSG("system", "T")), false,
-           "{bos}{head}system{/head}\n\nCutting Knowledge Date: December 2023\nToday Date: 26 Jul "
-           "2024\n\nS{eot}{head}system{/head}\n\nT{eot}");
+    c = template_fixture_open(t, dir, dated, "auto", NULL);
+    template_fixture_expect(
+        c, CHAT(MSG("user", "x")), false,
+        "{bos}{head}system{/head}\n\nCutting Knowledge Date: December 2023\nToday Date: 26 Jul "
+        "2024\n\n{eot}{head}user{/head}\n\nx{eot}");
+    template_fixture_expect(
+        c, CHAT(MSG("system", " S "), MSG("system", "T")), false,
+        "{bos}{head}system{/head}\n\nCutting Knowledge Date: December 2023\nToday Date: 26 Jul "
+        "2024\n\nS{eot}{head}system{/head}\n\nT{eot}");
     template_close(c);
-    c = open_with(t, dir, dated, "llama3", NULL);
-    expect(c, CHAT(MSG("user", "x")), false, "{bos}{head}user{/head}\n\nx{eot}");
+    c = template_fixture_open(t, dir, dated, "llama3", NULL);
+    template_fixture_expect(c, CHAT(MSG("user", "x")), false, "{bos}{head}user{/head}\n\nx{eot}");
     template_close(c);
     tokenizer_close(t);
     fixture_remove(dir);
@@ -260,21 +211,21 @@ static void test_template__raw(void **state)
     char *dir = fixture_dir();
     struct chat_template *c = NULL;
     struct ids v = { 0 };
-    struct tokenizer *t =
-        open_tokenizer(dir, "{\"bos_token\": \"<|begin_of_text|>\", \"add_bos_token\": true}");
+    struct tokenizer *t = template_fixture_tokenizer(
+        dir, "{\"bos_token\": \"<|begin_of_text|>\", \"add_bos_token\": true}");
     assert_int_equal(template_open(&c, t, dir, "auto", NULL, NULL), 0); /* no template at all */
     assert_string_equal(template_name(c), "raw");
-    expect(c, CHAT(MSG("user", "a "), MSG("poet", "b")), true, "{bos}a b");
+    template_fixture_expect(c, CHAT(MSG("user", "a "), MSG("poet", "b")), true, "{bos}a b");
     assert_int_equal(template_encode_raw(c, "x<|im_end|>", 11, SPECIALS_AS_TEXT, &v), 0);
-    assert_string_equal(shown(&v), "{bos}x<|im_end|>");
+    assert_string_equal(template_fixture_shown(&v), "{bos}x<|im_end|>");
     assert_int_equal(template_encode_raw(c, "\xff", 1, SPECIALS_AS_TEXT, &v), ERR_INPUT);
     assert_int_equal(v.n, 12);
     assert_int_equal(template_end(c, true), -1); /* three well-known names: no EOS can be told */
     template_close(c);
     tokenizer_close(t);
-    t = open_tokenizer(dir, CONFIG);
+    t = template_fixture_tokenizer(dir, TEMPLATE_CONFIG);
     assert_int_equal(template_open(&c, t, dir, "raw", "Sys: ", NULL), 0);
-    expect(c, CHAT(MSG("user", "a")), false, "Sys: a");
+    template_fixture_expect(c, CHAT(MSG("user", "a")), false, "Sys: a");
     assert_int_equal(template_end(c, true), 256);
     template_close(c);
     ids_release(&v);
@@ -287,15 +238,15 @@ static void test_template__sources_and_refusals(void **state)
     (void)state;
     char *dir = fixture_dir();
     struct chat_template *c = NULL;
-    struct tokenizer *t =
-        open_tokenizer(dir, "{\"eos_token\": \"<|endoftext|>\", \"chat_template\": [{\"name\": "
-                            "\"tool_use\", \"template\": \"x\"}, "
-                            "{\"name\": \"default\", \"template\": \"{{ '<|im_start|>' }}\"}]}");
+    struct tokenizer *t = template_fixture_tokenizer(
+        dir, "{\"eos_token\": \"<|endoftext|>\", \"chat_template\": [{\"name\": "
+             "\"tool_use\", \"template\": \"x\"}, "
+             "{\"name\": \"default\", \"template\": \"{{ '<|im_start|>' }}\"}]}");
     assert_int_equal(template_open(&c, t, dir, "auto", NULL, NULL), 0);
     assert_string_equal(template_name(c), "chatml");
     template_close(c);
     /* the file of its own comes first */
-    c = open_with(t, dir, "{{ '<|start_header_id|>' }}", "auto", NULL);
+    c = template_fixture_open(t, dir, "{{ '<|start_header_id|>' }}", "auto", NULL);
     assert_string_equal(template_name(c), "llama3");
     template_close(c);
     assert_int_equal(template_open(&c, t, dir, "mistral", NULL, NULL), ERR_INPUT);
@@ -375,27 +326,30 @@ static void test_template__families(void **state)
 {
     (void)state;
     char *dir = fixture_dir();
-    struct tokenizer *t = open_tokenizer(dir, CONFIG);
+    struct tokenizer *t = template_fixture_tokenizer(dir, TEMPLATE_CONFIG);
     struct chat_template *c = NULL;
     assert_int_equal(template_open(&c, t, dir, "zephyr", "S", NULL), 0);
-    expect(c, CHAT(MSG("user", " a "), MSG("assistant", "b"), MSG("user", "c")), true,
-           "<|system|>\nS{end}\n<|user|>\n a {end}\n<|assistant|>\nb{end}\n<|user|>\nc{end}\n"
-           "<|assistant|>\n");
+    template_fixture_expect(
+        c, CHAT(MSG("user", " a "), MSG("assistant", "b"), MSG("user", "c")), true,
+        "<|system|>\nS{end}\n<|user|>\n a {end}\n<|assistant|>\nb{end}\n<|user|>\nc{end}\n"
+        "<|assistant|>\n");
     assert_int_equal(template_end(c, true), 256);
     template_close(c);
     assert_int_equal(template_open(&c, t, dir, "alpaca", NULL, NULL), 0);
-    expect(c, CHAT(MSG("system", "S"), MSG("user", "a"), MSG("assistant", "b")), true,
-           "S\n\n### Instruction:\na\n\n### Response:\nb{end}\n\n### Response:\n");
+    template_fixture_expect(c, CHAT(MSG("system", "S"), MSG("user", "a"), MSG("assistant", "b")),
+                            true,
+                            "S\n\n### Instruction:\na\n\n### Response:\nb{end}\n\n### Response:\n");
     template_close(c);
     assert_int_equal(template_open(&c, t, dir, "llama2", NULL, NULL), 0);
-    expect(c, CHAT(MSG("system", "S"), MSG("user", "a "), MSG("assistant", " b"), MSG("user", "c")),
-           true, "{bos}[INST] <<SYS>>\nS\n<</SYS>>\n\na [/INST] b {end}{bos}[INST] c [/INST]");
+    template_fixture_expect(
+        c, CHAT(MSG("system", "S"), MSG("user", "a "), MSG("assistant", " b"), MSG("user", "c")),
+        true, "{bos}[INST] <<SYS>>\nS\n<</SYS>>\n\na [/INST] b {end}{bos}[INST] c [/INST]");
     struct ids v = { 0 };
     assert_int_equal(template_encode_response(c, true, " x\n", 3, SPECIALS_AS_TEXT, &v), 0);
-    assert_string_equal(shown(&v), " x ");
+    assert_string_equal(template_fixture_shown(&v), " x ");
     v.n = 0; /* a string row is text as it is */
     assert_int_equal(template_encode_response(c, false, " x\n", 3, SPECIALS_AS_TEXT, &v), 0);
-    assert_string_equal(shown(&v), " x\n");
+    assert_string_equal(template_fixture_shown(&v), " x\n");
     v.n = 0;
     const struct message twice[] = { MSG("user", "a"), MSG("user", "b") },
                          alone = MSG("system", "S");
@@ -405,7 +359,7 @@ static void test_template__families(void **state)
     template_close(c);
     assert_int_equal(template_open(&c, t, dir, "llama3", NULL, NULL), 0);
     assert_int_equal(template_encode_response(c, true, " x\n", 3, SPECIALS_AS_TEXT, &v), 0);
-    assert_string_equal(shown(&v), "x");
+    assert_string_equal(template_fixture_shown(&v), "x");
     ids_release(&v);
     template_close(c);
     tokenizer_close(t);
@@ -416,7 +370,7 @@ static void test_template__pieces(void **state)
 {
     (void)state;
     char *dir = fixture_dir();
-    struct tokenizer *t = open_tokenizer(dir, CONFIG);
+    struct tokenizer *t = template_fixture_tokenizer(dir, TEMPLATE_CONFIG);
     struct chat_template *c = NULL;
     static const char good[] =
         "{\"system\": [\"<|im_start|>S:\", \"\\n\"], \"user\": [\"U:\", \"\\n\"], \"assistant\": "
@@ -424,15 +378,16 @@ static void test_template__pieces(void **state)
     assert_int_equal(template_open(&c, t, dir, good, NULL, NULL), 0);
     assert_string_equal(template_name(c), "pieces");
     assert_int_equal(template_end(c, true), 262);
-    expect(c, CHAT(MSG("user", " a"), MSG("assistant", "b"), MSG("user", "<|eot_id|>")), true,
-           "{bos}{start}S:D\nU:a\nA:b{eot}\nU:<|eot_id|>\nA:");
+    template_fixture_expect(
+        c, CHAT(MSG("user", " a"), MSG("assistant", "b"), MSG("user", "<|eot_id|>")), true,
+        "{bos}{start}S:D\nU:a\nA:b{eot}\nU:<|eot_id|>\nA:");
     template_close(c);
 #define ROLES_ "\"user\": [\"U:\", \"\\n\"], \"assistant\": [\"A:\", \"!\"]"
     assert_int_equal(template_open(&c, t, dir,
                                    "{" ROLES_ ", \"end\": \"<|im_end|>\", \"generation\": \"G\"}",
                                    NULL, NULL),
                      0);
-    expect(c, CHAT(MSG("user", "a")), true, "U:a\nG");
+    template_fixture_expect(c, CHAT(MSG("user", "a")), true, "U:a\nG");
     assert_int_equal(template_end(c, true), 258);
     struct ids v = { 0 };
     const struct message system = MSG("system", "S");
@@ -470,9 +425,9 @@ static void test_template__recognised(void **state)
           "alpaca" },
     };
     char *dir = fixture_dir();
-    struct tokenizer *t = open_tokenizer(dir, CONFIG);
+    struct tokenizer *t = template_fixture_tokenizer(dir, TEMPLATE_CONFIG);
     for (size_t i = 0; i < COUNT_OF(row); i++) {
-        struct chat_template *c = open_with(t, dir, row[i][0], "auto", NULL);
+        struct chat_template *c = template_fixture_open(t, dir, row[i][0], "auto", NULL);
         assert_string_equal(template_name(c), row[i][1]);
         template_close(c);
     }
@@ -494,9 +449,10 @@ static void test_template__recognised(void **state)
                   "<|start_header_id|>{{ 'Cutting Knowledge Date: December 2023\\nToday Date: 1 "
                   "Jan 2024' }}");
     assert_int_equal(template_open(&c, t, dir, "auto", NULL, "2 Feb 2025"), 0);
-    expect(c, CHAT(MSG("user", "a")), false,
-           "{head}system{/head}\n\nCutting Knowledge Date: December 2023\nToday Date: 2 Feb "
-           "2025\n\n{eot}{head}user{/head}\n\na{eot}");
+    template_fixture_expect(
+        c, CHAT(MSG("user", "a")), false,
+        "{head}system{/head}\n\nCutting Knowledge Date: December 2023\nToday Date: 2 Feb "
+        "2025\n\n{eot}{head}user{/head}\n\na{eot}");
     template_close(c);
     tokenizer_close(t);
     fixture_remove(dir);

@@ -98,6 +98,9 @@ int dataset_describe(const struct dataset *d, struct buf *b);
  * most n. A pure function of (n, fraction, seed): the first k of a permutation. pick holds n. */
 int data_subsample(int64_t *pick, int64_t n, double fraction, uint64_t seed, int64_t *k);
 
+/* Replace d->ex by each file's examples opts.weights times (not NULL). dataset_load does it; on its own for who loads without. ERR_INPUT. */
+int dataset_weigh(struct dataset *d, const struct data_opts *o);
+
 /* One prompt of `generate`: a row's "prompt" (text or messages), the whole-conversation forms' shared start, or "messages" up
  * to a last assistant message; a row that is a string is a string prompt. Appended to out as ids with the generation prompt,
  * cut to its last max_prompt_length tokens (and its BOS; 0: not cut). *end: the token that ends a response.

@@ -150,6 +150,15 @@ static int vocab_check(struct row *r, const struct row_rules *q, const struct pl
     return 0;
 }
 
+/* What tokenizer and template say knows no place. */
+static int placed(int rc, const struct place *p, const char *pointer)
+{
+    char why[512];
+    if (rc != ERR_INPUT) return rc;
+    snprintf(why, sizeof why, "%s", err_msg());
+    return place_err(p, pointer, "%s", why);
+}
+
 int row_encode_prompt(struct row *r, const struct row_rules *q, const struct place *p)
 {
     const struct form *f = &r->form;
@@ -157,10 +166,11 @@ int row_encode_prompt(struct row *r, const struct row_rules *q, const struct pla
     r->state = ROW_BAD;
     TRY(special_check_prompt(r, q, p));
     r->prompt.n = 0;
-    if (f->conversation)
-        TRY(template_encode(q->tmpl, f->msg, f->n_msg, true, mode_of(q), &r->prompt));
-    else
-        TRY(template_encode_raw(q->tmpl, f->prompt.s, f->prompt.len, mode_of(q), &r->prompt));
+    TRY(placed(
+        f->conversation
+            ? template_encode(q->tmpl, f->msg, f->n_msg, true, mode_of(q), &r->prompt)
+            : template_encode_raw(q->tmpl, f->prompt.s, f->prompt.len, mode_of(q), &r->prompt),
+        p, f->prompt.at));
     int64_t extra = 0; /* a text that spells BOS itself gets no second one */
     while (bos >= 0 && extra + 1 < r->prompt.n && r->prompt.id[extra] == bos &&
            r->prompt.id[extra + 1] == bos)
@@ -186,7 +196,9 @@ static int encode_response(struct row *r, const struct row_rules *q, const struc
     r->state = ROW_BAD;
     TRY(special_check(r, q, p, t->s, t->len, t->at));
     out->n = 0;
-    TRY(template_encode_response(q->tmpl, r->form.conversation, t->s, t->len, mode_of(q), out));
+    TRY(placed(
+        template_encode_response(q->tmpl, r->form.conversation, t->s, t->len, mode_of(q), out), p,
+        t->at));
     *empty = *empty || out->n == 0;
     /* only where special_tokens is "allow" can the text bring its own end token */
     if (out->n == 0 || out->id[out->n - 1] != r->end || mode_of(q) == SPECIALS_AS_TEXT)

@@ -331,7 +331,7 @@ static int64_t weigh_file(struct example *out, const struct example *from, int64
     return k;
 }
 
-static int weigh(struct dataset *d, const struct data_opts *o)
+int dataset_weigh(struct dataset *d, const struct data_opts *o)
 {
     struct example *ex = NULL;
     int64_t *pick = NULL, n = 0, from = 0;
@@ -428,7 +428,7 @@ int dataset_load(struct dataset *d, char *const *paths, int32_t n_paths, enum da
     TRY_OUT(verdict_dropped(d, o));
     if (!found) TRY_OUT(data_cache_store(&cache, d, l->file_digest));
     if (o->subsample != 1) TRY_OUT(subsample(d, o));
-    if (o->weights) TRY_OUT(weigh(d, o));
+    if (o->weights) TRY_OUT(dataset_weigh(d, o));
     shrink(d);
     rc = 0;
     for (int64_t i = 0; i < d->n; i++)

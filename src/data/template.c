@@ -75,7 +75,7 @@ int template_open(struct chat_template **out, const struct tokenizer *t, const c
     if (strcmp(name, "auto") == 0) {
         TRY_OUT(template_text_read(&text, &path, dir));
         c->style.bos = tokenizer_adds_bos(t);
-        if (text) TRY_OUT(template_style_read(&c->style, text, path));
+        if (text) TRY_OUT(template_style_read(&c->style, text, path, t));
     } else {
         TRY_OUT(style_by_name(&c->style, t, name));
     }
@@ -120,7 +120,11 @@ int template_identity(const struct chat_template *c, struct buf *b)
     TRY(identity_text(b, s->default_system));
     TRY(identity_text(b, s->generation));
     TRY(identity_text(b, s->system_head));
+    TRY(identity_text(b, s->system_joint));
+    TRY(identity_text(b, s->tail));
+    TRY(buf_addf(b, " %d%d", s->alternates, (int)s->system_place));
     for (int r = 0; r < ROLES; r++) {
+        TRY(buf_addf(b, " %d%d", s->trims[r], s->skips_empty[r]));
         TRY(identity_text(b, s->before[r]));
         TRY(identity_text(b, s->after[r]));
     }
@@ -134,17 +138,28 @@ int32_t template_end(const struct chat_template *c, bool conversation)
 
 int emit_flush(struct emitter *e)
 {
-    if (e->run.len == 0) return 0;
-    TRY(tokenizer_encode_part(e->tok, e->run.data, e->run.len, !e->started, e->mode, e->out));
-    e->started = true;
+    const char *s = e->run.data;
+    size_t len = e->run.len;
+    if (len && e->strips) text_trim(&s, &len, true, false);
+    e->strips = e->strips && len == 0;
     e->run.len = 0;
+    if (len == 0) return 0;
+    TRY(tokenizer_encode_part(e->tok, s, len, !e->started, e->mode, e->out));
+    e->started = true;
     return 0;
 }
 
 int emit_id(struct emitter *e, int32_t id)
 {
+    bool left, right;
+    tokenizer_strips(e->tok, id, &left, &right);
+    if (left && e->run.len) {
+        const char *s = e->run.data;
+        text_trim(&s, &e->run.len, false, true);
+    }
     TRY(emit_flush(e));
     e->started = true;
+    e->strips = right;
     return ids_add(e->out, id);
 }
 
@@ -266,17 +281,28 @@ out:
     return rc;
 }
 
+/* Pieces: does the assistant's turn put a space after what asks for it? */
+static bool starts_with_space(const struct template_style *s)
+{
+    const char *before = s->before[ROLE_ASSISTANT];
+    return before && s->generation && strlen(before) == strlen(s->generation) + 1 &&
+           before[strlen(before) - 1] == ' ' &&
+           !strncmp(before, s->generation, strlen(s->generation));
+}
+
 int template_encode_response(const struct chat_template *c, bool conversation, const char *text,
                              size_t len, enum special_mode mode, struct ids *out)
 {
+    const struct template_style *s = &c->style;
+    const bool llama2 = s->kind == TEMPLATE_LLAMA2;
     struct buf b = { 0 };
     int rc = 0;
-    if (conversation && c->style.trim) text_strip(&text, &len);
-    if (!conversation || c->style.kind != TEMPLATE_LLAMA2 || len == 0)
+    if (conversation && (s->trim || s->trims[ROLE_ASSISTANT])) text_strip(&text, &len);
+    if (!conversation || len == 0 || !(llama2 || starts_with_space(s)))
         return tokenizer_encode(c->tok, text, len, mode, out);
     if (!tokenizer_adds_space(c->tok)) TRY_OUT(buf_adds(&b, " "));
     TRY_OUT(buf_add(&b, text, len));
-    TRY_OUT(buf_adds(&b, " "));
+    if (llama2) TRY_OUT(buf_adds(&b, " "));
     rc = tokenizer_encode(c->tok, b.data, b.len, mode, out);
 out:
     buf_release(&b);

@@ -28,6 +28,9 @@ struct chat_template; /* immutable after open */
  * system_prompt (may be NULL): put first where the conversation has no system message; overrides the template's default. */
 int template_open(struct chat_template **out, const struct tokenizer *t, const char *dir, const char *name, const char *system_prompt,
                   const char *date);
+/* Is this a JSON object with pieces? Before a tokenizer is there, which template_open asks about the end token ("data.chat_template.end", or
+ * ".assistant" where that is absent). ERR_INPUT, a message that begins with "data.chat_template.KEY: ". */
+int template_pieces_check(const char *json);
 void template_close(struct chat_template *c);
 const char *template_name(const struct chat_template *c);
 /* Add as text all that the ids of a conversation depend on, beside the tokenizer. */

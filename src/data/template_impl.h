@@ -5,21 +5,35 @@
 #include "template.h"
 
 enum template_kind { TEMPLATE_RAW, TEMPLATE_CHATML, TEMPLATE_LLAMA3, TEMPLATE_LLAMA2, TEMPLATE_ZEPHYR, TEMPLATE_ALPACA, TEMPLATE_PIECES };
+enum template_system { SYSTEM_TURN, SYSTEM_FIRST_QUESTION, SYSTEM_LAST_MESSAGE };
 enum template_role { ROLE_SYSTEM, ROLE_USER, ROLE_ASSISTANT, ROLES };
 struct template_style { /* valid when zeroed: raw */
     enum template_kind kind;
     bool bos;             /* BOS first */
-    bool trim;            /* contents without white space at their ends */
+    bool trim;            /* llama3, llama2, chatml: contents without white space at their ends */
     bool drops_thinking;  /* an assistant's text up to </think> is left out ... */
     bool keeps_last_thinking; /* ... but after the last question it is kept, an empty one added to the last turn (Qwen3) */
     char *default_system; /* where the conversation has none; NULL: nothing; owned */
     char *generation;     /* after the generation prompt's header; NULL: nothing; owned */
-    char *before[ROLES], *after[ROLES]; /* zephyr, alpaca, pieces: around each turn; NULL: that role is refused. Owned */
+    /* zephyr, alpaca, pieces */
+    char *before[ROLES], *after[ROLES]; /* around each turn; NULL: that role is refused. Owned */
+    bool trims[ROLES];       /* contents without white space at their ends */
+    bool skips_empty[ROLES]; /* no turn for an empty content */
+    bool alternates;         /* questions and answers in turn, else ERR_INPUT */
+    enum template_system system_place; /* a turn of its own, else inside a question: the first, or one that is the last message */
+    char *system_joint;      /* what stands between it and the question; owned */
+    char *tail;              /* at the end where there is no generation prompt; may be NULL; owned */
     char *end; /* pieces: text of the token that ends a response, the start of after[ROLE_ASSISTANT]; owned */
     char *system_head;    /* llama3: start of a system block that is always there; NULL: no such block; owned */
 };
-/* Recognise a template by its markers and read its constants. `path` is for messages. ERR_INPUT where it is not recognised. */
-int template_style_read(struct template_style *t, const char *text, const char *path);
+/* Recognise a template by its markers, or as one that is all pieces, and read its constants. `path` is for messages, `tok` for its EOS.
+ * ERR_INPUT where it is not recognised. */
+int template_style_read(struct template_style *t, const char *text, const char *path, const struct tokenizer *tok);
+/* template_branches.c: a template that is a loop over the messages with a branch per role, or one expression for all; and one that writes
+ * questions as [INST] (Mistral's), whatever else it does with tools. 1: pieces are read; 0: another kind, *stopped (owned by the caller, may
+ * stay NULL) is the first tag that was not understood, and s is in no state to be used. ERR_OOM. */
+int template_branches_read(struct template_style *s, const char *text, const struct tokenizer *t, char **stopped);
+int template_inst_read(struct template_style *s, const char *text, const struct tokenizer *t);
 void template_style_release(struct template_style *t);
 /* *out: the template text of DIR, NULL where there is none; *path: where it stands or would stand. The caller frees both. */
 int template_text_read(char **out, char **path, const char *dir);
@@ -28,6 +42,8 @@ int template_text_read(char **out, char **path, const char *dir);
 int template_pieces_read(struct template_style *s, const char *json, const struct tokenizer *t);
 /* The pieces of zephyr and alpaca, with the tokenizer's EOS. ERR_INPUT where it has none. */
 int template_pieces_named(struct template_style *s, const struct tokenizer *t);
+/* The token that ends a response, where style.end is not set: the one that the assistant's suffix begins with. ERR_INPUT. */
+int template_pieces_end(struct template_style *s, const struct tokenizer *t);
 
 struct chat_template {
     const struct tokenizer *tok;
@@ -42,6 +58,7 @@ struct emitter {
     enum special_mode mode;
     struct buf run;
     bool started; /* something stands before the run */
+    bool strips;  /* a token that takes along the white space after it does */
     struct ids *out;
 };
 int emit_flush(struct emitter *e);

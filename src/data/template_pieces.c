@@ -42,8 +42,7 @@ static int read_role(struct template_style *s, enum template_role role, const js
     return piece_text(&s->after[role], json_array_get(v, 1), key);
 }
 
-/* The end token: the one that the assistant's suffix begins with. */
-static int find_end(struct template_style *s, const struct tokenizer *t)
+int template_pieces_end(struct template_style *s, const struct tokenizer *t)
 {
     const char *after = s->after[ROLE_ASSISTANT], *name;
     size_t at;
@@ -77,8 +76,10 @@ static int check_known(const json_t *o)
     return 0;
 }
 
-static int read_members(struct template_style *s, const json_t *o, const struct tokenizer *t)
+/* All that can be said without a tokenizer. */
+static int read_members(struct template_style *s, const json_t *o)
 {
+    bool trim = false;
     TRY(check_known(o));
     for (int r = 0; r < ROLES; r++)
         TRY(read_role(s, (enum template_role)r, json_object_get(o, role_names[r])));
@@ -86,11 +87,24 @@ static int read_members(struct template_style *s, const json_t *o, const struct 
     TRY(piece_text(&s->end, json_object_get(o, "end"), "end"));
     TRY(piece_text(&s->default_system, json_object_get(o, "default_system"), "default_system"));
     TRY(piece_flag(&s->bos, json_object_get(o, "bos"), "bos"));
-    TRY(piece_flag(&s->trim, json_object_get(o, "trim"), "trim"));
+    TRY(piece_flag(&trim, json_object_get(o, "trim"), "trim"));
+    for (int r = 0; r < ROLES; r++)
+        s->trims[r] = trim;
     if (!s->generation) TRY(mem_strdup(&s->generation, s->before[ROLE_ASSISTANT]));
     if (s->default_system && !s->before[ROLE_SYSTEM])
         return piece_err("default_system", "needs \"system\"");
-    return find_end(s, t);
+    return 0;
+}
+
+int template_pieces_check(const char *json)
+{
+    struct template_style s = { 0 };
+    struct json_doc d = { 0 };
+    int rc = json_doc_parse(&d, "data.chat_template", 1, json, strlen(json));
+    if (rc == 0) rc = read_members(&s, d.root);
+    template_style_release(&s);
+    json_doc_release(&d);
+    return rc;
 }
 
 int template_pieces_read(struct template_style *s, const char *json, const struct tokenizer *t)
@@ -99,7 +113,8 @@ int template_pieces_read(struct template_style *s, const char *json, const struc
     TRY(json_doc_parse(&d, "data.chat_template", 1, json, strlen(json)));
     s->kind = TEMPLATE_PIECES;
     s->bos = tokenizer_adds_bos(t);
-    const int rc = read_members(s, d.root, t);
+    int rc = read_members(s, d.root);
+    if (rc == 0) rc = template_pieces_end(s, t);
     json_doc_release(&d);
     return rc;
 }
@@ -139,30 +154,66 @@ int template_pieces_named(struct template_style *s, const struct tokenizer *t)
     return mem_strdup(&s->generation, s->before[ROLE_ASSISTANT]);
 }
 
+struct content {
+    const char *s; /* NULL: none */
+    size_t len;
+};
+
 static int turn(const struct chat_template *c, struct emitter *e, enum template_role role,
-                const char *s, size_t len)
+                struct content system, struct content text)
 {
-    if (!c->style.before[role])
+    const struct template_style *s = &c->style;
+    if (!s->before[role])
         return err_set(ERR_INPUT, "the chat template has no place for a message of role \"%s\"",
                        role_names[role]);
-    if (c->style.trim) text_strip(&s, &len);
-    TRY(emit_own(e, c->style.before[role]));
-    TRY(emit_text(e, s, len));
-    return emit_own(e, c->style.after[role]);
+    if (text.len == 0 && s->skips_empty[role]) return 0;
+    if (s->trims[role]) text_strip(&text.s, &text.len);
+    TRY(emit_own(e, s->before[role]));
+    if (system.s) {
+        TRY(emit_text(e, system.s, system.len));
+        TRY(emit_own(e, s->system_joint));
+    }
+    TRY(emit_text(e, text.s, text.len));
+    return emit_own(e, s->after[role]);
+}
+
+static enum template_role role_of(const struct message *m)
+{
+    return role_is(m, "system") ? ROLE_SYSTEM : role_is(m, "user") ? ROLE_USER : ROLE_ASSISTANT;
+}
+
+/* Questions and answers in turn, from message i on. */
+static int check_turns(const struct message *msg, int64_t i, int64_t n)
+{
+    for (int64_t k = i; k < n; k++)
+        if (!role_is(&msg[k], (k - i) % 2 == 0 ? "user" : "assistant"))
+            return err_set(ERR_INPUT,
+                           "the chat template takes questions and answers in turn; message %lld is "
+                           "of role \"%s\"",
+                           (long long)k + 1, msg[k].role);
+    return 0;
 }
 
 int template_pieces(const struct chat_template *c, struct emitter *e, const struct message *msg,
                     int64_t n, bool generation)
 {
-    const char *system = c->system ? c->system : c->style.default_system;
-    if (system && !role_is(&msg[0], "system")) TRY(turn(c, e, ROLE_SYSTEM, system, strlen(system)));
-    for (int64_t i = 0; i < n; i++) {
-        const enum template_role role = role_is(&msg[i], "system") ? ROLE_SYSTEM
-                                        : role_is(&msg[i], "user") ? ROLE_USER
-                                                                   : ROLE_ASSISTANT;
-        TRY(turn(c, e, role, msg[i].content, msg[i].content_len));
+    const struct template_style *s = &c->style;
+    const char *given = c->system ? c->system : s->default_system;
+    const bool own = role_is(&msg[0], "system"), inside = s->system_place != SYSTEM_TURN;
+    const struct content none = { NULL, 0 };
+    struct content system = { given, given ? strlen(given) : 0 };
+    const int64_t first = own;
+    if (own) system = (struct content){ msg[0].content, msg[0].content_len };
+    if (system.s && !inside) TRY(turn(c, e, ROLE_SYSTEM, none, system));
+    if (s->alternates) TRY(check_turns(msg, first, n));
+    for (int64_t i = first; i < n; i++) {
+        const bool here = s->system_place == SYSTEM_LAST_MESSAGE ? i == n - 1 : i == first;
+        const enum template_role role = role_of(&msg[i]);
+        TRY(turn(c, e, role, inside && here && role == ROLE_USER ? system : none,
+                 (struct content){ msg[i].content, msg[i].content_len }));
     }
-    return generation ? emit_own(e, c->style.generation) : 0;
+    if (generation) return emit_own(e, s->generation);
+    return s->tail ? emit_own(e, s->tail) : 0;
 }
 
 /* One question: BOS, the system prompt inside the first one, all of it without white space at its ends. */

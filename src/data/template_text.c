@@ -181,11 +181,6 @@ static bool has(const char *text, const char *part)
 
 static int style_chatml(struct template_style *t, const char *text, const char *path)
 {
-    if (has(text, "<|im_sep|>"))
-        return err_at(
-            ERR_INPUT, path, 0, 0,
-            "the chat template is a ChatML with <|im_sep|>; set data.chat_template to its "
-            "pieces, such as " TEMPLATE_EXAMPLE);
     t->kind = TEMPLATE_CHATML;
     t->trim = has(text, "| trim") || has(text, "|trim");
     t->drops_thinking = has(text, "split('</think>')[-1]");
@@ -194,10 +189,76 @@ static int style_chatml(struct template_style *t, const char *text, const char *
     return find_generation(t, text);
 }
 
-int template_style_read(struct template_style *t, const char *text, const char *path)
+/* Gemma's, which calls the assistant "model" and, from the third on, puts a system message before the first question. */
+static int style_gemma(struct template_style *t, const char *text)
+{
+    t->kind = TEMPLATE_PIECES;
+    t->alternates = true;
+    t->trims[ROLE_USER] = t->trims[ROLE_ASSISTANT] = true;
+    if (has(text, "first_user_prefix")) {
+        t->system_place = SYSTEM_FIRST_QUESTION;
+        TRY(mem_strdup(&t->system_joint, "\n\n"));
+    }
+    TRY(mem_strdup(&t->before[ROLE_USER], "<start_of_turn>user\n"));
+    TRY(mem_strdup(&t->before[ROLE_ASSISTANT], "<start_of_turn>model\n"));
+    TRY(mem_strdup(&t->generation, "<start_of_turn>model\n"));
+    TRY(mem_strdup(&t->after[ROLE_USER], "<end_of_turn>\n"));
+    return mem_strdup(&t->after[ROLE_ASSISTANT], "<end_of_turn>\n");
+}
+
+static int not_recognised(const char *path, const char *stopped)
+{
+    char shown[80];
+    struct buf b = { 0 };
+    int rc = buf_adds(&b, "");
+    if (rc == 0 && stopped)
+        rc = buf_addf(&b, "\"%s\" in it is not understood, and ",
+                      err_quote(shown, sizeof shown, stopped, strlen(stopped)));
+    if (rc == 0)
+        rc =
+            err_at(ERR_INPUT, path, 0, 0,
+                   "the chat template is not recognised: %sit is none of ChatML, Llama 3, Llama 2, "
+                   "Zephyr, Alpaca, Mistral and Gemma; set data.chat_template to \"raw\" or to its "
+                   "pieces, such as " TEMPLATE_EXAMPLE,
+                   b.data);
+    buf_release(&b);
+    return rc;
+}
+
+static bool is_gemma(const char *text)
+{
+    return has(text, "<start_of_turn>") && has(text, "<end_of_turn>") && has(text, "model") &&
+           has(text, "trim");
+}
+
+/* A template that is read as it stands, or Mistral's with its tools. */
+static int style_pieces(struct template_style *t, const char *text, const char *path,
+                        const struct tokenizer *tok)
+{
+    char *stopped = NULL;
+    const bool bos = t->bos;
+    int rc = template_branches_read(t, text, tok, &stopped);
+    if (rc == 0) {
+        template_style_release(t);
+        t->bos = bos;
+        if (is_gemma(text)) {
+            rc = style_gemma(t, text);
+            if (rc == 0) rc = 1;
+        } else if (has(text, "[INST]") && !has(text, "<<SYS>>") && !has(text, "[SYSTEM_PROMPT]")) {
+            rc = template_inst_read(t, text, tok);
+        }
+    }
+    if (rc == 1) rc = template_pieces_end(t, tok) < 0 ? err_note(ERR_INPUT, "%s", path) : 1;
+    if (rc == 0) rc = not_recognised(path, stopped);
+    free(stopped);
+    return MIN(rc, 0);
+}
+
+int template_style_read(struct template_style *t, const char *text, const char *path,
+                        const struct tokenizer *tok)
 {
     t->bos = has(text, "bos_token");
-    if (has(text, "<|im_start|>")) return style_chatml(t, text, path);
+    if (has(text, "<|im_start|>") && !has(text, "<|im_sep|>")) return style_chatml(t, text, path);
     if (has(text, "<|start_header_id|>")) {
         t->kind = TEMPLATE_LLAMA3;
         t->trim = has(text, "trim");
@@ -219,10 +280,7 @@ int template_style_read(struct template_style *t, const char *text, const char *
         t->kind = TEMPLATE_ALPACA;
         return 0;
     }
-    return err_at(
-        ERR_INPUT, path, 0, 0,
-        "the chat template is not recognised (ChatML, Llama 3, Llama 2, Zephyr and Alpaca "
-        "are); set data.chat_template to \"raw\" or to its pieces, such as " TEMPLATE_EXAMPLE);
+    return style_pieces(t, text, path, tok);
 }
 
 void template_style_release(struct template_style *t)
@@ -235,5 +293,7 @@ void template_style_release(struct template_style *t)
         free(t->after[r]);
     }
     free(t->system_head);
+    free(t->system_joint);
+    free(t->tail);
     memset(t, 0, sizeof *t);
 }

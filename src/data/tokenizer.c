@@ -206,6 +206,13 @@ bool tokenizer_find_special(const struct tokenizer *t, const char *text, size_t 
     return false;
 }
 
+void tokenizer_strips(const struct tokenizer *t, int32_t id, bool *left, bool *right)
+{
+    const int32_t added = id >= 0 && id < t->size ? t->tok[id].added : 0;
+    *left = added && t->added[added - 1].lstrip;
+    *right = added && t->added[added - 1].rstrip;
+}
+
 int32_t tokenizer_id(const struct tokenizer *t, const char *token)
 {
     return vocab_find(t, token, strlen(token));

@@ -38,6 +38,8 @@ int32_t tokenizer_id(const struct tokenizer *t, const char *token); /* id of an 
 const char *tokenizer_text(const struct tokenizer *t, int32_t id); /* a token's own text, borrowed; NULL: no such token */
 /* Does encoding put a space before a text that has none (SentencePiece)? */
 bool tokenizer_adds_space(const struct tokenizer *t);
+/* Does an added token take along the white space on either side of it? */
+void tokenizer_strips(const struct tokenizer *t, int32_t id, bool *left, bool *right);
 int32_t tokenizer_bos(const struct tokenizer *t); /* -1: none */
 int32_t tokenizer_eos(const struct tokenizer *t); /* -1: none */
 /* Does the tokenizer put BOS before a sequence of its own (post-processor's template with <s>, or add_bos_token)? */

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SET_DEPTH_MAX = 8, LABEL_SIZE = 400 };
+enum { SET_DEPTH_MAX = 8 };
 
 /* Problems and their places ---------------------------------------------------------------------------------------- */
 
@@ -46,6 +46,15 @@ static void place_of(const struct loader *ld, const char *pointer, const char **
         *slash = 0;
     }
     *name = ld->doc.name;
+}
+
+int config_place(const struct loader *ld, const char *pointer, char **out)
+{
+    const char *name;
+    int64_t line, col;
+    place_of(ld, pointer, &name, &line, &col);
+    if (line == 0) return mem_strdup(out, name);
+    return mem_asprintf(out, "%s:%lld:%lld", name, (long long)line, (long long)col);
 }
 
 void config_report(struct loader *ld, const char *pointer, const char *fmt, ...)
@@ -398,5 +407,6 @@ void config_free(struct config *c)
     if (!c) return;
     for (size_t i = 0; i < option_count; i++)
         option_clear(c, &option_table[i]);
+    free(c->data.template_at);
     free(c);
 }

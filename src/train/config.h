@@ -56,6 +56,7 @@ struct config {
     struct {
         struct strlist train, eval; /* eval.n = 0: none */
         char *chat_template; /* a name, or a JSON object's text */
+        char *template_at;   /* "run.json:5:9" of an object's member that names the end token; NULL: no object. Owned */
         char *template_date; /* NULL: the template's own */
         int32_t string_prompts;
         char *system_prompt; /* NULL: none */

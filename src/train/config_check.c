@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "options.h"
+#include "../data/template.h"
+#include <stdio.h>
 #include <string.h>
 
 static const struct option *row(const char *path)
@@ -52,6 +54,26 @@ static void check_data(struct loader *ld)
         config_report_option(ld, row("eval.every"), "needs data.eval, the pairs to evaluate on");
 }
 
+/* Pieces written down in place of a template's name. */
+static int check_template(struct loader *ld)
+{
+    static const char key[] = "data.chat_template.";
+    const char *json = ld->c->data.chat_template;
+    if (is_bad(ld, "data.chat_template") || !json || *json != '{') return 0;
+    const int rc = template_pieces_check(json);
+    if (rc == 0)
+        return config_place(ld,
+                            strstr(json, "\"end\":") ? "/data/chat_template/end"
+                                                     : "/data/chat_template/assistant",
+                            &ld->c->data.template_at);
+    if (rc != ERR_INPUT || strncmp(err_msg(), key, strlen(key)) != 0) return rc;
+    const char *name = err_msg() + strlen(key);
+    char pointer[LABEL_SIZE];
+    snprintf(pointer, sizeof pointer, "/data/chat_template/%.*s", (int)strcspn(name, ":"), name);
+    config_report(ld, pointer, "%s", err_msg());
+    return 0;
+}
+
 static void check_stages(struct loader *ld)
 {
     const struct config *c = ld->c;
@@ -87,6 +109,7 @@ int config_check(struct loader *ld)
 {
     check_absent(ld);
     check_data(ld);
+    TRY(check_template(ld));
     check_stages(ld);
     return ld->diag.count ? 0 : warn(ld);
 }

@@ -322,6 +322,34 @@ static int64_t micro_tokens(const struct config *c, const struct dataset *d)
     return MAX(d->longest, (int64_t)NOMINAL);
 }
 
+/* What an epoch computes: the rows that subsample and weights leave, which the findings do not look at. */
+static int report_epoch(struct lint *l, struct lint_set *s, json_t *set)
+{
+    const struct config *c = l->cfg;
+    struct data_opts o = setup_data_opts(&l->su);
+    struct dataset used = s->data; /* borrows all but ex */
+    int64_t *pick = NULL, k = 0;
+    int rc = 0;
+    o.weights = s->files->weight;
+    used.ex = NULL;
+    TRY_OUT(MEM_NEW(&pick, s->data.n));
+    TRY_OUT(MEM_NEW(&used.ex, s->data.n));
+    TRY_OUT(data_subsample(pick, s->data.n, o.subsample, o.seed, &k));
+    for (int64_t i = 0; i < k; i++)
+        used.ex[i] = s->data.ex[pick[i]];
+    used.n = k;
+    if (o.weights) TRY_OUT(dataset_weigh(&used, &o));
+    if (used.n != s->data.n)
+        TRY_OUT(buf_addf(&l->text, "  %lld rows are used in an epoch (%s%s%s)\n", (long long)used.n,
+                         o.subsample < 1 ? "data.subsample" : "",
+                         o.subsample < 1 && o.weights ? ", " : "", o.weights ? "weights" : ""));
+    rc = lint_packing(set, &l->text, &used, s->stage, c->seed, micro_tokens(c, &s->data));
+out:
+    free(used.ex);
+    free(pick);
+    return rc;
+}
+
 static int report_set(struct lint *l, struct lint_set *s)
 {
     json_t *set = json_object();
@@ -336,8 +364,7 @@ static int report_set(struct lint *l, struct lint_set *s)
     TRY(buf_adds(&l->text, "\n"));
     l->n_warnings += t->dropped_empty + t->dropped_equal + t->dropped_cut > 0;
     TRY(lint_lengths(set, &l->text, &s->data));
-    const int64_t micro = micro_tokens(l->cfg, &s->data);
-    if (s->stage) TRY(lint_packing(set, &l->text, &s->data, s->stage, l->cfg->seed, micro));
+    if (s->stage) TRY(report_epoch(l, s, set));
     TRY(find_repeats(l, s, set));
     TRY(find_cuts(l, s, set));
     TRY(find_tokens(l, s, set));

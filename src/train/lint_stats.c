@@ -131,6 +131,7 @@ int lint_packing(json_t *set, struct buf *text, const struct dataset *d,
         }
     }
     const double fill = (double)tokens / ((double)batches * (double)micro_tokens);
+    TRY_OUT(put(o, "rows", json_integer(d->n)));
     TRY_OUT(put(o, "tokens", json_integer(tokens)));
     TRY_OUT(put(o, "steps", json_integer(steps)));
     TRY_OUT(put(o, "micro_batches", json_integer(batches)));

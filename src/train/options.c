@@ -181,7 +181,7 @@ const struct option option_table[] = {
     { AT(model.save_dtype), .type = OPTION_CHOICE, .choices = save_choices, .dflt = "\"auto\"",
       .help = "number format of the written model; auto: that of the input's files" },
     { AT(model.attention), .type = OPTION_CHOICE, .choices = attention_choices, .dflt = "\"auto\"",
-      .help = "attention kernel" },
+      .help = "attention on CUDA: the backend's own kernels or cuDNN's; auto: its own" },
 
     { AT(optimizer.master), .type = OPTION_CHOICE, .choices = state_choices, .dflt = "\"float32\"",
       .help = "master weights" },

@@ -86,6 +86,8 @@ void option_clear(struct config *c, const struct option *o);
 /* Shortest text of x that reads back equal. */
 const char *number_text(char out[40], double x);
 
+enum { LABEL_SIZE = 400 }; /* bytes of a dotted path or a pointer in a message */
+
 /* config_check.c: what several values or this version have to say ---------------------------------------------------- */
 struct loader {
     struct json_doc doc;
@@ -104,6 +106,8 @@ void config_report(struct loader *ld, const char *pointer, const char *fmt, ...)
 /* The same for an option: "key: text" at its place, or at its section's where it is absent. */
 void config_report_option(struct loader *ld, const struct option *o, const char *fmt, ...) PRINTF_LIKE(3, 4);
 int config_warn_option(struct loader *ld, const struct option *o, const char *fmt, ...) PRINTF_LIKE(3, 4);
+/* "run.json:5:9", or "--set data.end": where it stands; the caller frees. */
+int config_place(const struct loader *ld, const char *pointer, char **out);
 /* Checks of the whole after every value was read; resolves max_prompt_length. Problems go to ld->diag. */
 int config_check(struct loader *ld);
 #endif

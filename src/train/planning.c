@@ -26,11 +26,14 @@ struct planning {
 
 int planning_brief(struct buf *b, const struct setup *su, const struct sizing *s)
 {
-    const int64_t total = forecast_total(&s->peak), free_now = machine_available();
+    const bool device = su->be.about != NULL;
+    const int64_t total = device ? forecast_device(&s->peak) : forecast_total(&s->peak),
+                  host = device ? forecast_total(&s->peak) - total : total,
+                  free_now = machine_available();
     char size[32], limit[32];
     int shown = 0;
-    TRY(buf_addf(b, "memory: %s at the peak, limit %s\n ", bytes_human(size, total),
-                 bytes_human(limit, s->limit)));
+    TRY(buf_addf(b, "memory: %s at the peak%s, limit %s\n ", bytes_human(size, total),
+                 device ? " on the device" : "", bytes_human(limit, s->limit)));
     for (int i = 0; i < FORECAST_PARTS; i++)
         if (s->peak.part[i] > 0)
             TRY(buf_addf(b, "%s %s %s", shown++ ? "," : "", forecast_name(i),
@@ -39,7 +42,7 @@ int planning_brief(struct buf *b, const struct setup *su, const struct sizing *s
                  (long long)s->micro_tokens, (long long)s->recompute, (long long)su->arch.L,
                  s->keep_logits ? "kept" : "recomputed"));
     const int64_t held = s->peak.part[FORECAST_DATA] + s->peak.part[FORECAST_PROGRAM];
-    if (total - held > free_now)
+    if (host - held > free_now)
         TRY(buf_addf(b,
                      "\nwarning: only %s of memory are free now; the system may end the run when "
                      "others keep the rest",

@@ -37,8 +37,11 @@ int setup_open(struct setup *s, const struct config *c, struct dist *d)
                 "%s: warning: the tokenizer has ids up to %d, the model %lld rows; a row that "
                 "needs one is refused\n",
                 c->model.path, tokenizer_size(s->tok) - 1, (long long)s->arch.V);
-    return template_open(&s->tmpl, s->tok, c->model.path, c->data.chat_template,
-                         c->data.system_prompt, c->data.template_date);
+    const int rc = template_open(&s->tmpl, s->tok, c->model.path, c->data.chat_template,
+                                 c->data.system_prompt, c->data.template_date);
+    if (rc == ERR_INPUT && c->data.template_at)
+        return err_note(rc, "%s: error", c->data.template_at);
+    return rc;
 }
 
 int setup_cache_dir(char **dir, const struct config *c, const char *what)
@@ -86,7 +89,15 @@ int setup_backend(struct setup *s)
 {
     const struct config *c = s->cfg;
     const int32_t threads = setup_threads(s);
-    TRY(backend_choose(&s->be, c->backend, threads));
+    int wanted = c->backend;
+    if (dist_size(s->dist) > 1) { /* their messages go from and to host memory */
+        if (wanted == BACKEND_CUDA)
+            return err_set(ERR_INPUT,
+                           "backend: \"cuda\" takes one rank in this version; start one, "
+                           "or set \"cpu\"");
+        wanted = BACKEND_CPU;
+    }
+    TRY(backend_choose(&s->be, wanted, threads));
     s->be_open = true;
     if (c->model.attention != ATTENTION_CUDNN) return 0;
     if (!s->be.about)

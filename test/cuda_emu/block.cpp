@@ -66,6 +66,15 @@ void emu_seed(uint64_t seed)
     g.random = seed * 0x9e3779b97f4a7c15u + 1;
 }
 
+int emu_orders()
+{
+#ifdef EMU_ASAN
+    return 2;
+#else
+    return EMU_ORDERS;
+#endif
+}
+
 static uint32_t draw(uint32_t n)
 {
     g.random ^= g.random << 13;

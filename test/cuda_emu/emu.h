@@ -11,6 +11,10 @@ extern "C" {
 
 /* The order in which threads run: 0 forward, 1 backward, else random from this seed, with warps that fall behind. */
 void emu_seed(uint64_t seed);
+/* Orders that a test of a kernel goes through, seeds 0 to this less 1: forward, backward, random. Under a sanitizer, which looks for other
+ * things and is slow, the first two. */
+int emu_orders(void);
+enum { EMU_ORDERS = 3 };
 /* Devices that cudaGetDeviceCount finds (1 at first); < 0: it fails as a machine without a driver does. */
 void emu_devices(int n);
 /* Bytes of a device's memory (64 GiB at first). */
