@@ -630,13 +630,15 @@ def count(path):
 
 def test_signals(r, root):
     p = Place(r, root, "signals")
-    sections = {"sft": {"epochs": 100}, "preference": {"epochs": 1500, "learning_rate": 1e-4}, "checkpoint": {"every": 500}}
+    sections = {"sft": {"epochs": 100}, "preference": {"epochs": 9000, "learning_rate": 1e-4}, "checkpoint": {"every": 2000}}
     p.ended("a long run, left alone", p.train(**sections), 0)
     os.rename(p.out, p.path("alone"))
     run, metrics = p.path("run.json"), p.path("run/metrics.jsonl")
-    for name, stage, lines, twice in [("SIGUSR1", "sft", 20, None), ("SIGTERM", "preference", 600, None), ("SIGINT", "preference", 1200, None),
-                                      ("SIGUSR1", "preference", 1800, signal.SIGTERM)]:
+    # `more` lines after where the run was: the steps are fast, and looking on may be slow
+    for name, stage, more, twice in [("SIGUSR1", "sft", 20, None), ("SIGTERM", "preference", 600, None), ("SIGINT", "preference", 600, None),
+                                     ("SIGUSR1", "preference", 600, signal.SIGTERM)]:
         what = f"{name}{' and a SIGTERM after it' if twice else ''} in {stage}"
+        lines = count(metrics) + more
         started = t.start("--config", run)
         if not wait_for(lambda: count(metrics) >= lines or started.poll() is not None, what, p):
             started.kill()
