@@ -16,7 +16,7 @@ $(error MPI=1: $(MPICC) does not build an MPI program; install one (Debian: libo
 endif
 LINK = $(if $(MPI_FOUND),$(MPI_CC),$(CC))
 
-O := build/$(BUILD)$(if $(filter 0,$(CUDA)),,-cuda)$(if $(filter gcc,$(CC)),,-$(notdir $(CC)))
+O := build/$(BUILD)$(if $(filter 0,$(CUDA)),,-cuda)$(if $(BUNDLE),-bundle)$(if $(filter gcc,$(CC)),,-$(notdir $(CC)))
 PKGS := jansson zlib libpcre2-8 libutf8proc
 PKG_CFLAGS := $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
 PKG_LIBS := $(shell pkg-config --libs $(PKGS) 2>/dev/null)
@@ -27,6 +27,7 @@ WARN := -Wall -Wextra -Wformat=2 -Wshadow -Wimplicit-fallthrough -Wvla -Wstrict-
         -Wpointer-arith -Wcast-qual -Wwrite-strings $(if $(filter 1,$(WERROR)),-Werror)
 HARDEN := -fstack-protector-strong $(call probe,-fstack-clash-protection) $(call probe,-fcf-protection=full) -fPIE
 LINK_HARDEN := -pie -Wl,-z,relro,-z,now,-z,noexecstack
+comma := ,
 OPT_release := -O2 -g -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2
 OPT_debug := -O0 -g3
 OPT_asan := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
@@ -36,7 +37,8 @@ ifeq ($(OPT_$(BUILD)),)
 $(error BUILD=$(BUILD): one of release, debug, asan, tsan, fuzz)
 endif
 CFLAGS_ALL := -std=c11 -D_GNU_SOURCE -DBDPO_VERSION='"$(VERSION)"' $(OPT_$(BUILD)) $(HARDEN) $(WARN) -fopenmp -ffp-contract=off $(PKG_CFLAGS) $(CFLAGS)
-LDFLAGS_ALL := $(OPT_$(BUILD)) $(LINK_HARDEN) -fopenmp $(LDFLAGS)
+# a bundle has the libraries beside the program
+LDFLAGS_ALL := $(OPT_$(BUILD)) $(LINK_HARDEN) -fopenmp $(if $(filter 0,$(CUDA)),,-Wl$(comma)-rpath$(comma)'$$ORIGIN/lib:$$ORIGIN/../lib' -Wl$(comma)--disable-new-dtags) $(LDFLAGS)
 LIBS := $(PKG_LIBS) -ldnnl -lm
 
 , := ,
@@ -124,7 +126,7 @@ link: $(BIN)
 # Stamps that change only when their text does: the compiler and its flags (everything is rebuilt), and which objects go
 # into the library (a deleted source leaves it).
 stamp = $(shell mkdir -p $(O) && printf '%s\n' '$(subst ','\'',$(2))' | cmp -s - $(O)/$(1) || printf '%s\n' '$(subst ','\'',$(2))' >$(O)/$(1))
-ifneq ($(filter-out deps demo test-mpi lint format asan tsan fuzz ci ci-full clean help torch bench-rival mutant,$(or $(MAKECMDGOALS),all)),)
+ifneq ($(filter-out deps demo test-mpi lint format asan tsan fuzz ci ci-full clean help torch bench-rival mutant test-cuda bench-cuda bundle,$(or $(MAKECMDGOALS),all)),)
 $(call stamp,flags,$(shell $(CC) --version 2>&1 | head -n 1) $(CFLAGS_ALL) $(LDFLAGS_ALL) $(LIBS) $(if $(MPI_FOUND),$(MPICC)) $(EMU_CXX) $(CXX) $(if $(filter 0,$(CUDA)),,$(NVCC) $(NVCC_FLAGS)) $(ROWS_FLAGS) $(foreach i,$(ROWS_ISAS),$(ROWS_$i)))
 $(call stamp,objects,$(OBJ))
 $(call stamp,test-objects,$(TESTLIB))
@@ -156,7 +158,7 @@ $(O)/src/dist/comm_mpi.o: src/dist/comm_mpi.c $(O)/flags
 # the emulated backend's objects stand before the library's, whose own backend is then not taken
 $(filter $(O)/test/t_cuda_%,$(TESTS)): EMULATED = $(EMU_OBJ)
 $(filter $(O)/test/t_cuda_%,$(TESTS)): $(EMU_OBJ)
-$(TESTS) $(BENCH): %: %.o $(TESTLIB) $(LIB) $(O)/flags $(O)/test-objects
+$(TESTS) $(BENCH) $(O)/test/device/device_ops: %: %.o $(TESTLIB) $(LIB) $(O)/flags $(O)/test-objects
 	$(SAY) LINK $@
 	$(Q)$(LINK) $(LDFLAGS_ALL) -o $@ $< $(TESTLIB) $(EMULATED) $(LIB) $(LIBS) $(CMOCKA_LIBS)
 $(O)/bdpo-train-emu: $(O)/bdpo-train.o $(EMU_OBJ) $(LIB) $(O)/flags
@@ -197,7 +199,7 @@ $(O)/emu/%.c.o: %.c $(O)/flags
 $(FUZZ): %: %.o $(TESTLIB) $(LIB) $(O)/flags $(O)/test-objects
 	$(SAY) LINK $@
 	$(Q)$(LINK) $(LDFLAGS_ALL) -fsanitize=fuzzer -o $@ $< $(TESTLIB) $(LIB) $(LIBS) $(CMOCKA_LIBS)
--include $(patsubst %.o,%.d,$(OBJ) $(EMU_OBJ) $(TESTLIB) $(O)/bdpo-train.o $(O)/test/fault/fault.o $(TESTS:=.o) $(BENCH).o)
+-include $(patsubst %.o,%.d,$(OBJ) $(EMU_OBJ) $(TESTLIB) $(O)/bdpo-train.o $(O)/test/fault/fault.o $(TESTS:=.o) $(BENCH).o $(O)/test/device/device_ops.o)
 
 # what people run -----------------------------------------------------------------------------------------------------
 deps:
@@ -244,6 +246,22 @@ test-mpi: deps
 .PHONY: test-hosts bench-ranks
 test-hosts: all
 	@BDPO_TRAIN=$(CURDIR)/$(BIN) python3 test/try_hosts.py
+
+# on a machine with a CUDA device, after or with CUDA=1; both also run from a bundle
+.PHONY: test-cuda bench-cuda bundle
+test-cuda bench-cuda: deps
+	@sh scripts/install-deps.sh cuda
+	@$(MAKE) --no-print-directory CUDA=1 $@-built
+bundle: deps
+	@sh scripts/install-deps.sh cuda
+	@$(MAKE) --no-print-directory CUDA=1 MPI=0 BUNDLE=1 bundle-built
+.PHONY: test-cuda-built bench-cuda-built bundle-built
+test-cuda-built: $(BIN) $(O)/test/device/device_ops
+	@sh scripts/test-cuda.sh $(O)/test/device/device_ops $(BIN) test/golden_test.py
+bench-cuda-built: $(BENCH)
+	@BENCH_BACKEND=cuda $(BENCH)
+bundle-built: $(BIN) $(BENCH) $(O)/test/device/device_ops
+	@sh scripts/bundle.sh $(O) build/bdpo-train-bundle
 
 bench: deps
 	@$(MAKE) --no-print-directory $(BENCH)
@@ -328,6 +346,8 @@ help:
 	'make bench      speed of every operation and its share of the machine'"'"'s peak' \
 	'make test-hosts jobs on several hosts made of network namespaces (as root)' \
 	'make bench-ranks  memory, traffic and waiting of 1 to 8 ranks; the table of docs/clusters.md' \
+	'make test-cuda  what only a CUDA device can show; make bench-cuda: the speed of every operation there' \
+	'make bundle     build/bdpo-train-bundle.tar.xz: runs on another machine with nothing installed' \
 	'make bench-rival  speed and memory against TRL and a plain PyTorch loop, sweeps; the tables of docs/performance.md' \
 	'make lint       layers, formatting, shell scripts, words' \
 	'make format     format all C files in place' \
@@ -339,4 +359,4 @@ help:
 	'make install    copy bdpo-train to $$(PREFIX)/bin (/usr/local)' \
 	'make clean      remove what was built' \
 	'' \
-	'variables       BUILD=release|debug|asan|tsan  CC=gcc|clang  MPI=0|1  MPICC=mpicc  WERROR=1  V=1  PREFIX=DIR  TORCH_PYTHON=PYTHON'
+	'variables       BUILD=release|debug|asan|tsan  CC=gcc|clang  CUDA=0|1  MPI=0|1  MPICC=mpicc  WERROR=1  V=1  PREFIX=DIR  TORCH_PYTHON=PYTHON'

@@ -16,7 +16,7 @@ import sys
 import tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, os.path.join(HERE, "..", "scripts"))
+sys.path[:0] = [os.path.join(HERE, "..", "scripts"), HERE]  # HERE: in a bundle
 from compare_rows import BFLOAT16, FLOAT32, Report, compare_pairs, compare_rows, read_jsonl, read_metrics, run, slope, strip_eval
 
 SKETCH = 8  # signed sums of each tensor
@@ -124,6 +124,7 @@ def main():
     ap.add_argument("--binary", default=os.environ.get("BDPO_TRAIN", "build/bdpo-train"))
     ap.add_argument("--verbose", action="store_true", help="every key of every comparison")
     ap.add_argument("--backend", default="cpu", help="cpu (the default) or cuda")
+    ap.add_argument("--some", action="store_true", help="one job of each model")
     a = ap.parse_args()
     r = Report(a.verbose)
     binary = os.path.abspath(a.binary)
@@ -137,7 +138,7 @@ def main():
             golden = json.load(f)
         out = tempfile.mkdtemp(prefix="bdpo-golden-")
         try:
-            for g in golden["runs"]:
+            for g in golden["runs"][:1 if a.some else None]:
                 for dtype in ("float32", "bfloat16"):
                     run_golden(r, binary, case, out, g, dtype, a.backend)
         finally:
