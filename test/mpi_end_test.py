@@ -38,7 +38,7 @@ def test_stopped(r, root):
     """Rank 1 stands still (SIGSTOP) in a step, in a save, while it reads: found after hang_timeout, where files are written too (a save, the cache of tokens) after ten times that."""
     job = MpiJob(f"{root}/stopped", faults={"hang_timeout": 2})
     want, counts = job.alone(), job.rank_counts(1)
-    for where, point, least, most in [("a step", "step:3", 2, 10), ("a save", f"write:{counts['write'] - 1}", 18, 30), ("reading", f"alloc:{counts['alloc'] // 2}", 2, 30)]:
+    for where, point, least, most in [("a step", "step:3", 2, 40), ("a save", f"write:{counts['write'] - 1}", 18, 90), ("reading", f"alloc:{counts['alloc'] // 2}", 2, 90)]:
         res, s = job.run(f"{point}:stop"), job.status()
         ok = res.took is not None and least < res.took < most and res.code == 76 and "no progress for" in res.err
         r.check(ok and (where == "reading" or (s.get("state") == "failed" and s.get("exit_code") == 76)), f"rank 1 is stopped in {where}: found, 76", f"{res.took} {s} {res}")
