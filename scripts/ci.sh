@@ -9,7 +9,7 @@ step() { printf '\n--- %s (%d s so far)\n' "$1" "$SECONDS"; }
 build() { make --no-print-directory -s -j"$jobs" WERROR=1 "$@"; }
 
 step 'what is needed'
-CC=gcc sh scripts/install-deps.sh build clang lint cuda
+CC=gcc sh scripts/install-deps.sh build clang lint
 step 'lint'
 sh scripts/lint.sh
 step 'build with gcc'
@@ -17,19 +17,16 @@ build CC=gcc all build-tests
 step 'build with clang'
 build CC=clang all build-tests
 step 'CUDA: nvcc compiles all of it, and the program starts without a driver'
-build CC=gcc CUDA=1 all build/release-cuda/test/device/device_ops
-build/release-cuda/bdpo-train --version
-sh scripts/test-cuda.sh build/release-cuda/test/device/device_ops build/release-cuda/bdpo-train test/golden_test.py || [ $? -eq 77 ]
-build CC=gcc link
+if sh scripts/install-deps.sh cuda; then
+    build CC=gcc CUDA=1 all build/release-cuda/test/device/device_ops
+    build/release-cuda/bdpo-train --version
+    sh scripts/test-cuda.sh build/release-cuda/test/device/device_ops build/release-cuda/bdpo-train test/golden_test.py || [ $? -eq 77 ]
+    build CC=gcc link
+else
+    echo 'skipped: there is no nvcc, and the package index gave none'
+fi
 step 'a rebuild has nothing to do'
 make --no-print-directory -q WERROR=1 CC=gcc build-tests
-step 'the CUDA backend by nvcc, on a machine that may have no device'
-if sh scripts/install-deps.sh cuda; then
-    build CC=gcc CUDA=1 all
-    build/release-cuda/bdpo-train --version
-else
-    echo 'skipped: there is no nvcc and the package index gave none'
-fi
 step 'tests under the address and undefined-behaviour sanitizers'
 build BUILD=asan build-tests
 make --no-print-directory -s BUILD=asan WERROR=1 test-emulated >build/asan/emulated.out 2>&1 &
