@@ -185,7 +185,7 @@ $(O)/emu/%.cu.o: %.cu $(O)/flags
 MUTANT_TEST ?= t_cuda_ops
 .PHONY: mutant
 mutant:
-	$(Q)$(CXX) $(EMU_CXX) -iquote cuda -x c++ -c -o $(MUTANT_OUT).o $(MUTANT)
+	$(Q)$(CXX) $(EMU_CXX) -w -iquote cuda -x c++ -c -o $(MUTANT_OUT).o $(MUTANT)
 	$(Q)$(LINK) $(LDFLAGS_ALL) -o $(MUTANT_OUT) $(O)/test/$(MUTANT_TEST).o $(TESTLIB) $(MUTANT_OUT).o \
 	    $(filter-out %/cuda/$(notdir $(MUTANT)).o,$(EMU_OBJ)) $(LIB) $(LIBS) $(CMOCKA_LIBS)
 $(O)/emu/%.cpp.o: %.cpp $(O)/flags

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * Config: every option through file and --set, every kind of error with its place. */
 #include "config_fixture.h"
+#include "../src/ops/ops.h"
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -120,7 +121,8 @@ static void test_config__each_option_both_ways(void **state)
         case OPTION_TEXT:
         case OPTION_CHOICE:
             for (const struct choice *k = o->choices; k && k->name; k++)
-                expect(state, o, json_string(k->name), !k->refused);
+                expect(state, o, json_string(k->name),
+                       !k->refused && (cuda_built || strcmp(k->name, "cuda") != 0));
             if (o->choices)
                 expect(state, o, json_string("qqq"), false);
             else
@@ -337,6 +339,7 @@ static void test_config__cross_checks(void **state)
     };
     for (size_t i = 0; i < COUNT_OF(rows); i++)
         load_bad(state, BASE, rows[i].set, rows[i].want);
+    if (!cuda_built) load_bad(state, BASE, "backend=cuda", "this build has no CUDA");
     load_bad(state,
              "{\"model\": {\"path\": \"m\"}, \"sft\": {\"train\": \"a\"}, "
              "\"preference\": {}, \"output\": \"o\"}",

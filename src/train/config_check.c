@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "options.h"
+#include "../ops/ops.h"
 #include "../data/template.h"
 #include <stdio.h>
 #include <string.h>
@@ -77,6 +78,10 @@ static int check_template(struct loader *ld)
 static void check_stages(struct loader *ld)
 {
     const struct config *c = ld->c;
+    if (c->backend == BACKEND_CUDA && !cuda_built && !is_bad(ld, "backend"))
+        config_report_option(ld, row("backend"),
+                             "this build has no CUDA (make CUDA=1 makes one that has); set "
+                             "\"auto\" or \"cpu\"");
     if (!c->sft.present && !c->preference.present)
         config_report(ld, "", "neither \"sft\" nor \"preference\" is there: nothing to train");
     if (c->preference.present && ld->loss && !(ld->loss->flags & LOSS_REF) && c->reference.path)
