@@ -160,7 +160,7 @@ int evaluate_run(const struct config *c, struct dist *dist, const char *model, c
     struct metrics m, kl = { 0 };
     char *policy = NULL, *reference = NULL;
     int rc;
-    TRY_OUT(dist_agree_written(dist, evaluate_open(&su, c, dist, &d, &pairs, per_pair)));
+    TRY_OUT(dist_agree(dist, evaluate_open(&su, c, dist, &d, &pairs, per_pair)));
     TRY_OUT(dist_watch(dist, c->faults.hang_timeout, NULL, NULL));
     TRY_OUT(choose(&policy, model, c->output, "model", c->model.path));
     TRY_OUT(choose(&reference, c->reference.path, c->output, "sft", c->model.path));
