@@ -141,9 +141,9 @@ static struct shares forward_shares(const struct setup *su, const struct sizing_
 
 /* One micro-batch, with logits kept and computed again, as far as that is open; how many options that makes. */
 static int add_options(struct sizing_option *o, struct setup *su, const struct sizing_run *run,
-                       const struct sizing_want *want, int64_t micro, double head, int64_t *batches)
+                       const struct sizing_want *want, int64_t micro, double tokens, double head,
+                       int64_t *batches)
 {
-    const double tokens = tokens_visited(su, run);
     int n = 0;
     for (int keep = 0; keep < 2; keep++) {
         struct sizing kept, one;
@@ -165,6 +165,7 @@ static int add_options(struct sizing_option *o, struct setup *su, const struct s
 static int list_options(struct sizing_option *o, struct setup *su, const struct sizing_run *run,
                         const struct sizing_want *want, double head)
 {
+    const double tokens = tokens_visited(su, run);
     int64_t longest = MICRO_MIN, last = -1;
     int n = 0;
     for (int i = 0; i < run->n; i++)
@@ -172,7 +173,7 @@ static int list_options(struct sizing_option *o, struct setup *su, const struct 
     int64_t micro = want->micro_tokens != CONFIG_AUTO ? want->micro_tokens : longest;
     for (int64_t power = MICRO_MIN; n + 2 <= OPTIONS; micro = power) {
         int64_t batches;
-        const int added = add_options(o + n, su, run, want, micro, head, &batches);
+        const int added = add_options(o + n, su, run, want, micro, tokens, head, &batches);
         TRY(added);
         if (batches == last) break;
         last = batches;
