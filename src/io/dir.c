@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "file.h"
+#include "../base/watch.h"
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -242,7 +243,7 @@ int dir_replace(const char *dir, const char *tmp, const char *old)
 
 /* the lock ------------------------------------------------------------------------------------ */
 
-enum file_lock file_lock_wait(int fd, double seconds)
+static enum file_lock wait_for_lock(int fd, double seconds)
 {
     const struct timespec nap = { 0, 5000000 };
     int64_t naps = (int64_t)(seconds * 1e9 / (double)nap.tv_nsec);
@@ -253,6 +254,15 @@ enum file_lock file_lock_wait(int fd, double seconds)
         nanosleep(&nap, NULL);
     }
     return FILE_LOCK_HELD;
+}
+
+/* who holds it may be writing to a slow disk */
+enum file_lock file_lock_wait(int fd, double seconds)
+{
+    watch_call(NULL, WATCH_DISK);
+    const enum file_lock got = wait_for_lock(fd, seconds);
+    watch_call(NULL, 1);
+    return got;
 }
 
 static int lock_taken(int fd, const char *dir)
