@@ -153,10 +153,7 @@ static int vocab_check(struct row *r, const struct row_rules *q, const struct pl
 /* What tokenizer and template say knows no place. */
 static int placed(int rc, const struct place *p, const char *pointer)
 {
-    char why[512];
-    if (rc != ERR_INPUT) return rc;
-    snprintf(why, sizeof why, "%s", err_msg());
-    return place_err(p, pointer, "%s", why);
+    return rc == ERR_INPUT ? place_err(p, pointer, "%s", err_msg()) : rc;
 }
 
 int row_encode_prompt(struct row *r, const struct row_rules *q, const struct place *p)

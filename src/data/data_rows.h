@@ -28,7 +28,7 @@ struct place { /* where a row stands; doc gives columns and may be NULL */
     int64_t line;
 };
 /* err_at(ERR_INPUT) at the value `pointer` of the row (at its nearest parent that exists). */
-int place_err(const struct place *p, const char *pointer, const char *fmt, ...) PRINTF_LIKE(3, 4);
+int place_err(const struct place *p, const char *pointer, const char *fmt, ...) PRINTF_LIKE(3, 4); /* an argument may be err_msg() */
 
 /* data_messages.c: values of a row, and its messages: {"role", "content"} or ShareGPT's {"from", "value"}, in a list or one alone. */
 const char *json_type_name(const json_t *v);

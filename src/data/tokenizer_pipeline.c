@@ -79,10 +79,7 @@ static int room(const struct loader *l, const char *at, int32_t n)
 static int open_regex(struct loader *l, const char *at, struct regex **regex, const char *pattern)
 {
     const int rc = regex_open(regex, pattern);
-    char why[512];
-    if (rc != ERR_INPUT) return rc;
-    snprintf(why, sizeof why, "%s", err_msg());
-    return json_err(rc, l->d, at, "%s", why);
+    return rc == ERR_INPUT ? json_err(rc, l->d, at, "%s", err_msg()) : rc;
 }
 
 /* pattern: {"String": text}, or {"Regex": text}, for which *regex is opened and *text is NULL. regex NULL: there may be none. */

@@ -29,7 +29,7 @@ void json_doc_release(struct json_doc *d);
 /* Line and column (both from 1, column in bytes) of the value at a JSON Pointer (RFC 6901, "/data/train/0"): of its key's
  * opening quote for a member, of its first byte for an element. `pointer` "" is the root. Line 0 where it does not exist. */
 void json_doc_where(const struct json_doc *d, const char *pointer, int64_t *line, int64_t *col);
-/* err_at() at that place, or at the nearest value around it that exists. */
+/* err_at() at that place, or at the nearest value around it that exists. An argument may be err_msg(): an error that knew no place gets one. */
 int json_err(int code, const struct json_doc *d, const char *pointer, const char *fmt, ...) PRINTF_LIKE(4, 5);
 /* "out" gets pointer + "/" + key with ~ and / escaped. The caller frees. */
 int json_pointer_join(char **out, const char *pointer, const char *key);

@@ -10,12 +10,7 @@
 /* The message of an error that knows no place, at the row. */
 static int placed(int rc, const struct json_doc *d)
 {
-    struct buf why = { 0 };
-    if (rc >= 0) return rc;
-    buf_adds(&why, err_msg());
-    rc = json_err(rc, d, "", "%s", why.data ? why.data : "");
-    buf_release(&why);
-    return rc;
+    return rc < 0 ? json_err(rc, d, "", "%s", err_msg()) : rc;
 }
 
 static int encode_messages(const struct json_doc *d, const struct chat_template *tmpl,
