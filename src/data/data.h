@@ -72,6 +72,7 @@ struct dataset { /* valid when zeroed; immutable after load */
     int32_t n_files;
     int64_t (*forms)[FORM_KINDS]; /* [n_files]: rows of each form; owned */
     bool weighed; /* n counts rows as often as their weight has them used */
+    bool stored;  /* the cache was given the tokens: other ranks' disks may still be at that */
     int64_t longest;  /* max over examples of np + nw + nl */
     struct data_stats stats;
     struct data_drop drops[DATA_DROPS_MAX];

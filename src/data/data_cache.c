@@ -202,6 +202,15 @@ static bool refused(const struct dataset *d, const struct data_opts *o)
     return d->stats.bad > 0 && (!o->skip_bad_rows || d->stats.bad > o->max_bad_rows);
 }
 
+/* Who has just written the file may still wait for its disk. A rank that went on at once would wait for that one with less patience. */
+static void wait_for_writer(const struct data_cache *c)
+{
+    const int fd = c->writes ? open(c->dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+    if (fd < 0) return;
+    file_lock_wait(fd, LOCK_SECONDS);
+    close(fd);
+}
+
 int data_cache_find(const struct data_cache *c, struct dataset *d, char *const *paths,
                     int32_t n_paths, const struct data_opts *o)
 {
@@ -210,7 +219,10 @@ int data_cache_find(const struct data_cache *c, struct dataset *d, char *const *
     if (!c->dir || !file_exists(c->path) || file_open(&f.fd, &size, c->path) < 0) return 0;
     const int rc = read_cache(c, &f, size, d, paths, n_paths);
     close(f.fd);
-    if (rc == 0 && !refused(d, o)) return 1;
+    if (rc == 0 && !refused(d, o)) {
+        wait_for_writer(c);
+        return 1;
+    }
     dataset_release(d);
     if (rc == ERR_OOM || rc == 0) return rc;
     fprintf(stderr, "warning: token cache %s: %s; %s\n", c->path, err_msg(),

@@ -426,7 +426,10 @@ int dataset_load(struct dataset *d, char *const *paths, int32_t n_paths, enum da
     if (!o->quiet) print_skipped(d);
     d->stats.kept = d->n;
     TRY_OUT(verdict_dropped(d, o));
-    if (!found) TRY_OUT(data_cache_store(&cache, d, l->file_digest));
+    if (!found) {
+        TRY_OUT(data_cache_store(&cache, d, l->file_digest));
+        d->stored = cache.dir && cache.writes;
+    }
     if (o->subsample != 1) TRY_OUT(subsample(d, o));
     if (o->weights) TRY_OUT(dataset_weigh(d, o));
     shrink(d);

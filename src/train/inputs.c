@@ -87,6 +87,11 @@ void inputs_release(struct inputs *in)
     memset(in, 0, sizeof *in);
 }
 
+bool inputs_stored(const struct inputs *in)
+{
+    return in->data[0].stored || in->data[1].stored || in->eval[0].stored || in->eval[1].stored;
+}
+
 int inputs_run(struct sizing_run *run, const struct inputs *in, const struct backend *be)
 {
     const struct dataset *const sets[] = { &in->data[0], &in->data[1], &in->eval[0], &in->eval[1] };

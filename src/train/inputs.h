@@ -19,6 +19,7 @@ bool inputs_foreign_reference(const struct config *c); /* and that is the model 
 /* Read and tokenise all data of the run, and the reference's config.json. `assume`: a file of data.train that does not exist is no error. */
 int inputs_load(struct inputs *in, const struct setup *su, bool assume);
 void inputs_release(struct inputs *in);
+bool inputs_stored(const struct inputs *in); /* tokens went to the cache */
 /* The list of stages. */
 int inputs_run(struct sizing_run *run, const struct inputs *in, const struct backend *be);
 #endif

@@ -404,7 +404,8 @@ int job_run(const struct config *c, struct dist *dist, const struct job_opts *o)
     memset(&j, 0, sizeof j);
     /* from here on a rank may wait for others, who read data and model */
     TRY_OUT(dist_watch(dist, c->faults.hang_timeout, status_hang, &j.status));
-    TRY_OUT(dist_agree(dist, job_prepare(&j, c, dist, &print)));
+    rc = job_prepare(&j, c, dist, &print);
+    TRY_OUT((inputs_stored(&j.in) ? dist_agree_written : dist_agree)(dist, rc));
     TRY_OUT(fingerprint_agree(dist, &print));
     TRY_OUT(output_open_all(&j.out, c, dist, print.data, o->allow_change));
     if (j.out.finished) {
