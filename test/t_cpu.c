@@ -86,6 +86,63 @@ static void test_cpu__row_tails(void **state)
     backend_close(&be);
 }
 
+/* Two blocks of keys, the second cut by the diagonal at any place, against sums in double over what is seen. */
+static void softmax_of(const struct rows *r, int64_t n, int64_t ahead)
+{
+    enum { COLS = 32, D = 3, LD = 48 };
+    float s[2][40 * LD], raw[2][40 * LD], acc[D * LD], m[COLS], l[COLS];
+    const int64_t seen[2] = { 40, ahead };
+    for (int i = 0; i < COLS; i++)
+        m[i] = -INFINITY, l[i] = 0;
+    for (int i = 0; i < D * LD; i++)
+        acc[i] = 1;
+    for (int b = 0; b < 2; b++) {
+        for (int i = 0; i < 40 * LD; i++)
+            raw[b][i] = s[b][i] =
+                (float)(30 *
+                        rng_normal(3, rng_stream_of(RNG_TEST, (uint64_t)(n + b)), (uint64_t)i));
+        r->softmax(s[b], acc, LD, m, l, 0.25f, seen[b], n, COLS, D);
+        for (int i = 0; i < D * LD && b == 0;
+             i++) { /* what was there before the first block is forgotten */
+            assert_true(acc[i] == (i % LD < COLS ? 0 : 1));
+            acc[i] = 1;
+        }
+    }
+    for (int64_t i = 0; i < COLS; i++) {
+        double top[2] = { -INFINITY, -INFINITY }, sum = 0;
+        for (int b = 0; b < 2; b++)
+            for (int64_t j = 0; j < n && j <= i + seen[b]; j++)
+                top[b] = fmax(top[b], 0.25 * (double)raw[b][j * LD + i]);
+        const double last = fmax(top[0], top[1]), then[2] = { top[0], last };
+        for (int b = 0; b < 2; b++)
+            for (int64_t j = 0; j < n; j++) {
+                const double x = 0.25 * (double)raw[b][j * LD + i], p = (double)s[b][j * LD + i];
+                const double want = j <= i + seen[b] ? exp(x - then[b]) : 0;
+                assert_true(fabs(p - want) <= 4e-6 * want + 1e-37);
+                if (j <= i + seen[b]) sum += exp(x - last);
+            }
+        assert_true(fabs((double)m[i] - last) <= 1e-6 * fabs(last));
+        assert_true(fabs((double)l[i] - sum) <= 1e-5 * sum);
+        for (int d = 0; d < D; d++)
+            assert_true(fabs((double)acc[d * LD + i] - exp(then[0] - last)) <= 1e-5 &&
+                        acc[d * LD + COLS] == 1);
+    }
+}
+
+static void test_cpu__softmax(void **state)
+{
+    (void)state;
+    struct backend be;
+    OK(cpu_open(&be, 1));
+    for (int k = 0; k < 3; k++) {
+        const struct rows *r = each_isa(be.cx, k);
+        for (int64_t n = 1; n <= 40 && r; n++)
+            for (int64_t ahead = -40; ahead <= 40; ahead += 3)
+                softmax_of(r, n, ahead);
+    }
+    backend_close(&be);
+}
+
 /* Every bfloat16 there and back; halfway cases go to the even neighbour, large ones to infinity. */
 static void test_cpu__bfloat16(void **state)
 {
@@ -359,11 +416,17 @@ static void test_cpu__wrong_calls_abort(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_cpu__exp),           cmocka_unit_test(test_cpu__row_tails),
-        cmocka_unit_test(test_cpu__bfloat16),      cmocka_unit_test(test_cpu__pack_and_block),
-        cmocka_unit_test(test_cpu__logp_extremes), cmocka_unit_test(test_cpu__nan_is_seen),
-        cmocka_unit_test(test_cpu__memory),        cmocka_unit_test(test_cpu__open),
-        cmocka_unit_test(test_cpu__views),         cmocka_unit_test(test_cpu__wrong_calls_abort),
+        cmocka_unit_test(test_cpu__exp),
+        cmocka_unit_test(test_cpu__row_tails),
+        cmocka_unit_test(test_cpu__softmax),
+        cmocka_unit_test(test_cpu__bfloat16),
+        cmocka_unit_test(test_cpu__pack_and_block),
+        cmocka_unit_test(test_cpu__logp_extremes),
+        cmocka_unit_test(test_cpu__nan_is_seen),
+        cmocka_unit_test(test_cpu__memory),
+        cmocka_unit_test(test_cpu__open),
+        cmocka_unit_test(test_cpu__views),
+        cmocka_unit_test(test_cpu__wrong_calls_abort),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

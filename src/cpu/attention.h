@@ -32,12 +32,13 @@ static inline struct att_view att_read(const struct rows *r, float *buf, const s
         r->widen(buf + i * cols, (const uint16_t *)x->data + at + i * x->ld, cols);
     return (struct att_view){ buf, cols };
 }
-/* The same rows of D columns, transposed into out [D, ATT_K]. */
-static inline void att_transpose(const struct rows *r, float *out, const struct tensor *x,
-                                 int64_t row, int64_t n, int64_t col, int64_t D)
+/* The same rows of D columns, transposed into out [D, width], 0 behind the n-th. width: a multiple of 16. */
+static inline void att_transpose(const struct rows *r, float *out, int64_t width,
+                                 const struct tensor *x, int64_t row, int64_t n, int64_t col,
+                                 int64_t D)
 {
-    r->floats->pack(out, ATT_K, cpu_at_const(x->data, x->dtype, row * x->ld + col), x->ld,
-            x->dtype == DT_BF16, true, n, D);
+    r->floats->pack(out, width, cpu_at_const(x->data, x->dtype, row * x->ld + col), x->ld,
+                    x->dtype == DT_BF16, true, n, D);
 }
 
 /* Key block b of a segment: kv rows [row, row + n); `first`: its first key's place among the own
@@ -78,15 +79,9 @@ static inline int64_t att_rows_max(const struct att *a)
 {
     return MAX(a->G, ATT_Q);
 }
-/* Keys of block `k` that row i sees. */
-static inline int64_t att_visible(const struct att_rows *r, const struct att_keys *k, int64_t i)
+/* Row i sees key j of block `k` where j <= i + this. */
+static inline int64_t att_ahead(const struct att_rows *r, const struct att_keys *k)
 {
-    if (k->first < 0 || r->across) return k->n;
-    return MIN(k->n, r->q0 + i - k->first + 1);
-}
-/* Key blocks that the query block sees. */
-static inline int64_t att_seen_blocks(const struct segment *s, const struct att_rows *r)
-{
-    return div_up(s->prefix_len, ATT_K) + (r->across ? 1 : div_up(r->q0 + r->n, ATT_K));
+    return k->first < 0 || r->across ? k->n : r->q0 - k->first;
 }
 #endif

@@ -51,6 +51,12 @@ struct rows {
     double (*lse_sum)(float *y, const float *x, float b, int64_t n);
     /* z = -coef exp(z - lse) */
     void (*logp_grad)(float *z, float lse, float coef, int64_t n);
+    /* A block of attention: s[n, cols] holds the scores of n keys (rows) and cols queries, acc[D, cols] what the
+     * queries have gathered, m and l [cols] their running maximum and sum. m' = max(m, a max s), c = exp(m - m'),
+     * s' = exp(a s - m'), l' = c l + sum s', acc' = c acc. Key j counts for query i where j <= i + ahead, else its s'
+     * is 0. cols: a multiple of 16; rows are ld apart; a > 0. */
+    void (*softmax)(float *s, float *acc, int64_t ld, float *m, float *l, float a, int64_t ahead,
+                    int64_t n, int64_t cols, int64_t D);
     /* s = exp(a s - lse); dp = s (dp - delta) a */
     void (*attn_grad)(float *s, float *dp, float a, float lse, float delta, int64_t n);
     /* sum = x + r (r NULL: neither read nor written); returns the sum of squares. sum may be x or
