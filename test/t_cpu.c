@@ -219,6 +219,46 @@ static void test_cpu__pack_and_block(void **state)
     backend_close(&be);
 }
 
+/* Products of bfloat16 are exact in float: only the sums round. */
+static void test_cpu__block_pairs(void **state)
+{
+    (void)state;
+    enum { LD = 80 };
+    struct backend be;
+    static uint16_t a[LD * LD], b[LD * LD];
+    static float x[LD * LD], y[LD * LD], t[LD * LD], c[LD * LD];
+    OK(cpu_open(&be, 1));
+    const struct rows *r = be.cx->rows;
+    if (!r->pairs) {
+        print_message("skipped: this processor has no instruction for pairs of bfloat16\n");
+        backend_close(&be);
+        skip();
+    }
+    for (int64_t i = 0; i < LD * LD; i++) {
+        x[i] = (float)rng_normal(1, 5, (uint64_t)i);
+        y[i] = (float)rng_normal(2, 5, (uint64_t)i);
+    }
+    r->narrow(a, x, LD * LD);
+    r->narrow(b, y, LD * LD);
+    r->widen(x, a, LD * LD);
+    r->widen(y, b, LD * LD);
+    for (int64_t M = 1; M < 40; M++)
+        for (int64_t n = 1; n <= 64; n += 3) {
+            const int64_t K = (M * n) % 37 * 2 + 2, N = round_up(n, 16);
+            r->pairs->pack(t, 64, b, LD, true, true, n, K);
+            c[(M - 1) * LD + N] = 7;
+            r->block_pairs(c, LD, a, LD, t, 64, M, N, K);
+            assert_true(c[(M - 1) * LD + N] == 7);
+            for (int64_t e = 0; e < M * N; e++) {
+                double want = 0;
+                for (int64_t j = 0; j < K && e % N < n; j++)
+                    want += (double)x[e / N * LD + j] * (double)y[e % N * LD + j];
+                assert_true(fabs((double)c[e / N * LD + e % N] - want) < 2e-5);
+            }
+        }
+    backend_close(&be);
+}
+
 /* --- the rest of the contract
  * -------------------------------------------------------------------------------------------- */
 /* A log-probability near -1000 and one near 0 keep their relative precision; a huge logit does not
@@ -421,6 +461,7 @@ int main(void)
         cmocka_unit_test(test_cpu__softmax),
         cmocka_unit_test(test_cpu__bfloat16),
         cmocka_unit_test(test_cpu__pack_and_block),
+        cmocka_unit_test(test_cpu__block_pairs),
         cmocka_unit_test(test_cpu__logp_extremes),
         cmocka_unit_test(test_cpu__nan_is_seen),
         cmocka_unit_test(test_cpu__memory),

@@ -99,8 +99,12 @@ static void bwd_rows(const struct rows *r, const struct att *a, const struct gra
     const float *pq = in->q.p + h * D, *pdo = in->dout.p + h * D, *po = in->o.p + h * D;
     const float *lse = d->lse + row * a->H + g * a->G + h;
     float *dq = b->sq.p + (row - b->sq.first) * b->sq.ld + h * D;
-    r->block(b->p, ATT_K, pq, step_q, 1, b->kt, ATT_K, q->n, k->n, D, false);
-    r->block(b->dp, ATT_K, pdo, step_do, 1, b->vt, ATT_K, q->n, k->n, D, false);
+    const int64_t at = row * a->q->ld + (g * a->G + h) * D;
+    const int64_t at_do = row * d->dout->ld + (g * a->G + h) * D;
+    att_scores(r, b->p, a->q, at, q->across ? D : a->q->ld, &(struct att_view){ pq, step_q }, b->kt,
+               q->n, k->n, D);
+    att_scores(r, b->dp, d->dout, at_do, q->across ? D : d->dout->ld,
+               &(struct att_view){ pdo, step_do }, b->vt, q->n, k->n, D);
     for (int64_t i = 0; i < q->n; i++) {
         float *p = b->p + i * ATT_K, *dp = b->dp + i * ATT_K;
         const int64_t n = MIN(k->n, i + ahead + 1);
@@ -134,8 +138,8 @@ static void bwd_segment(const struct rows *r, const struct att *a, const struct 
     for (int64_t kb = 0; kb < blocks; kb++) {
         const struct att_keys k = att_keys_at(s, kb);
         const struct att_view key = att_read(r, b->k, a->k, k.row, k.n, g * D, D);
-        att_transpose(r, b->kt, ATT_K, a->k, k.row, k.n, g * D, D);
-        att_transpose(r, b->vt, ATT_K, a->v, k.row, k.n, g * D, D);
+        att_transpose(r, b->kt, a->k, k.row * a->k->ld + g * D, a->k->ld, k.n, D);
+        att_transpose(r, b->vt, a->v, k.row * a->v->ld + g * D, a->v->ld, k.n, D);
         memset(b->dk, 0, (size_t)(ATT_K * D) * sizeof *b->dk);
         memset(b->dv, 0, (size_t)(ATT_K * D) * sizeof *b->dv);
         for (int64_t qb = kb < before ? 0 : kb - before; qb < div_up(s->len, ATT_Q); qb++) {

@@ -11,7 +11,7 @@ struct out {
 
 /* Queries stand side by side in vectors: scores are [keys, queries], and what a head gathers is [D, queries], so that
  * maximum and sum run down the columns and no product is narrower than a vector, whatever the head's size. */
-enum { P = ATT_Q };
+enum { P = ATT_COLS };
 
 struct fwd_buf {  /* a thread's scratch */
     float *k, *v; /* [ATT_K, D]: widened */
@@ -77,18 +77,21 @@ static void fwd_block(const struct rows *r, const struct att *a, const struct ou
     const int64_t D = a->D, G = a->G, first = s->q + q.q0, n = round_up(q.n, 16);
     const int64_t width = round_up(D, 16), before = div_up(s->prefix_len, ATT_K);
     for (int64_t h = 0; h < G; h++)
-        att_transpose(r, b->qt + h * D * P, P, a->q, first, q.n, (g * G + h) * D, D);
+        att_transpose(r, b->qt + h * D * P, a->q, first * a->q->ld + (g * G + h) * D, a->q->ld, q.n,
+                      D);
     memset(b->acc, 0, (size_t)(G * D * P) * sizeof *b->acc);
     memset(b->l, 0, (size_t)(G * P) * sizeof *b->l);
     for (int64_t i = 0; i < G * P; i++)
         b->m[i] = -INFINITY;
     for (int64_t kb = 0; kb < before + div_up(q.q0 + q.n, ATT_K); kb++) {
         const struct att_keys k = att_keys_at(s, kb);
-        const struct att_view key = att_read(r, b->k, a->k, k.row, k.n, g * D, D),
-                              v = att_read(r, b->v, a->v, k.row, k.n, g * D, D);
+        const int64_t at = k.row * a->k->ld + g * D;
+        const struct att_view v = att_read(r, b->v, a->v, k.row, k.n, g * D, D);
+        struct att_view key = { 0 };
+        if (!att_pairs(r, a->k, D)) key = att_read(r, b->k, a->k, k.row, k.n, g * D, D);
         for (int64_t h = 0; h < G; h++) {
             float *acc = b->acc + h * D * P;
-            r->block(b->s, P, key.p, key.ld, 1, b->qt + h * D * P, P, k.n, n, D, false);
+            att_scores(r, b->s, a->k, at, a->k->ld, &key, b->qt + h * D * P, k.n, n, D);
             r->softmax(b->s, acc, P, b->m + h * P, b->l + h * P, a->scale, att_ahead(&q, &k), k.n,
                        n, D);
             r->block(acc, P, v.p, 1, v.ld, b->s, P, D, n, k.n, true);

@@ -402,6 +402,7 @@ const struct rows PASTE(rows_, ROWS_ISA) = {
     .swiglu_bwd = swiglu_bwd,
     .adamw = adamw,
     .block = block,
+    .block_pairs = BLOCK_PAIRS,
     .dots = dots,
     .floats = &panels_floats,
     .pairs = PANELS_PAIRS,

@@ -81,6 +81,10 @@ struct rows {
      * * col], b[K,N] with rows ldb apart. Each element is one sum over k in order. */
     void (*block)(float *c, int64_t ldc, const float *a, int64_t row, int64_t col, const float *b,
                   int64_t ldb, int64_t M, int64_t N, int64_t K, bool add);
+    /* c[M,N] = a b from bfloat16, K even: a's rows are `row` apart, b is a panel of `pairs` [K/2, N], ldb wide, N a
+     * multiple of 16. NULL where `pairs` is. */
+    void (*block_pairs)(float *c, int64_t ldc, const uint16_t *a, int64_t row, const float *b,
+                        int64_t ldb, int64_t M, int64_t N, int64_t K);
     /* y[M,N] = x[M,K] w[N,K]^T for a few rows of x and as much of w (float, or bfloat16 with half)
      * as the L2 cache holds: bound by its reading */
     void (*dots)(float *y, int64_t ldy, const float *x, int64_t ldx, int64_t M, const void *w,
