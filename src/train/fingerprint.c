@@ -68,6 +68,16 @@ static int add_weights(json_t *o, const char *dir, const char *prefix)
     return rc;
 }
 
+/* The adapter that a run starts from; the scale is in its config, which must be this run's. */
+static int add_adapter(json_t *o, const char *dir)
+{
+    char *path = NULL;
+    TRY(path_join(&path, dir, "adapter_model.safetensors"));
+    const int rc = add_sampled(o, "model.lora.path", path);
+    free(path);
+    return rc;
+}
+
 int fingerprint_text(const struct setup *su, const struct dataset data[2],
                      const struct dataset eval[2], struct buf *b)
 {
@@ -87,6 +97,8 @@ int fingerprint_text(const struct setup *su, const struct dataset data[2],
         TRY_OUT(add_file(content, su->cfg->model.path, small[i]));
     if (su->cfg->model.init == MODEL_PRETRAINED)
         TRY_OUT(add_weights(content, su->cfg->model.path, ""));
+    if (su->cfg->model.lora.present && su->cfg->model.lora.path)
+        TRY_OUT(add_adapter(content, su->cfg->model.lora.path));
     if (su->cfg->preference.present && su->cfg->reference.path &&
         (rc = add_weights(content, su->cfg->reference.path, "reference ")) < 0)
         TRY_OUT(err_note(rc, "reference.path"));

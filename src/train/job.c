@@ -306,7 +306,7 @@ static int stage_begin(struct job *j, struct stage *st)
 
 static void check_room(const struct job *j, const struct stage *st)
 {
-    const int64_t n = st->model.n_flat, size = st_dtype_size(setup_save_dtype(&j->su));
+    const int64_t n = st->model.n_trained, size = st_dtype_size(setup_save_dtype(&j->su));
     output_room(&j->out, j->cfg, checkpoint_bytes(n, st->ref.n + st->ref_eval.n), n * size);
 }
 

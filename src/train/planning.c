@@ -76,7 +76,7 @@ static int disk(struct planning *p)
     for (int i = 0; i < p->in.n_stages; i++)
         rows =
             MAX(rows, p->in.stage[i].data->n + (p->in.stage[i].eval ? p->in.stage[i].eval->n : 0));
-    p->checkpoint = checkpoint_bytes(m.n_flat, rows);
+    p->checkpoint = checkpoint_bytes(m.n_trained, rows);
     model_release(&m);
     p->n_models = c->sft.present + 1;
     p->models = p->params * st_dtype_size(dtype);
