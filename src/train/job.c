@@ -241,6 +241,12 @@ static void announce(struct job *j, const struct stage *st)
     if (st->loss)
         status_say(&j->status, "preference loss: %s",
                    loss_describe(text, sizeof text, st->loss, &j->cfg->loss_opts));
+    if (st->model.arch.lora.rank > 0)
+        status_say(&j->status,
+                   "%s: adapters of rank %lld, %lld parameters (%.3g %% of the model's)", st->name,
+                   (long long)st->model.arch.lora.rank, (long long)lora_parameters(&st->model.arch),
+                   100 * (double)lora_parameters(&st->model.arch) /
+                       (double)arch_parameters(&st->model.arch));
     status_say(&j->status,
                "%s: %lld steps of %lld from %lld rows, %d threads, micro-batches of %lld tokens",
                st->name, (long long)st->steps, (long long)st->order.batch_size,
