@@ -69,6 +69,7 @@ static void open_fix(struct fix *f, fix_backend *open, const char *dir, int shap
                                   .D = a.D,
                                   .V = a.V,
                                   .group = 2 * FIX_LEN,
+                                  .rank = a.lora.rank,
                                   .A = dtype,
                                   .train = size->train };
     BUG_IF(open(&f->be, 2) < 0);

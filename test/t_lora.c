@@ -12,6 +12,7 @@
 #include "../src/base/rng.h"
 #include "model_fixture.h"
 #include "model_ref.h"
+#include "../src/cpu/cpu.h"
 
 enum { S = 2 * FIX_PAIRS };
 static char dir[64];
@@ -294,6 +295,33 @@ static void test_lora__recomputed_and_in_pieces(void **state)
     }
 }
 
+/* What is reserved before is enough: a step allocates nothing in the backend. */
+static void test_lora__steps_allocate_nothing(void **state)
+{
+    static const char *const isa[] = { "base", "avx2", "avx512", "avx512_bf16" };
+    struct fix_pairs p;
+    struct fix_batch fb;
+    (void)state;
+    fix_pairs_draw(&p, 6);
+    fix_batch_pairs(&fb, &p, 0, FIX_PAIRS);
+    for (size_t k = 0; k < 4 * COUNT_OF(isa); k++) {
+        struct lora big = { 40, 6, false, LORA_ALL };
+        struct fix f;
+        double logp[S];
+        const bool train = k % 4 < 2;
+        fix_open_lora(&f, dir, FIX_QWEN3, k % 2 ? DT_BF16 : DT_F32, k % 3 ? &big : &LORAS[0],
+                      train ? &TRAIN : &INFER);
+        if (cpu_force_isa(f.be.cx, isa[k / 4])) {
+            assert_int_equal(f.be.mem->reserve(f.be.cx, &f.sizes), 0);
+            const int64_t made = f.be.mem->allocations(f.be.cx);
+            run(&f, &fb, logp, train);
+            run(&f, &fb, logp, train);
+            assert_int_equal(f.be.mem->allocations(f.be.cx), made);
+        }
+        fix_close(&f);
+    }
+}
+
 struct seen {
     const struct model *m;
     int64_t next; /* element that the next call's end must be */
@@ -418,6 +446,7 @@ int main(void)
         cmocka_unit_test(test_lora__starts_as_the_base),
         cmocka_unit_test(test_lora__init_is_uniform_and_repeatable),
         cmocka_unit_test(test_lora__recomputed_and_in_pieces),
+        cmocka_unit_test(test_lora__steps_allocate_nothing),
         cmocka_unit_test(test_lora__ready_covers_the_adapters),
         cmocka_unit_test(test_lora__saved_read_and_merged),
         cmocka_unit_test(test_lora__foreign_adapters_are_refused),

@@ -39,6 +39,8 @@ bool arch_adapter(const char *dir);
 int arch_adapter_base(char **base, const char *dir);
 /* DIR/adapter_config.json. What peft would compute and this program does not is refused by name (ERR_INPUT, file:line:col). */
 int lora_read_config(struct lora *l, const char *dir);
+/* Is DIR's adapter one of `want`? ERR_INPUT with both: another rank has other shapes, and another scale would be another model without a word. */
+int lora_check(const struct lora *want, const char *dir);
 double lora_scale(const struct lora *l);
 /* "q_proj" of one bit. */
 const char *lora_target_name(uint32_t bit);

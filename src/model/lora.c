@@ -161,6 +161,22 @@ int lora_read_config(struct lora *l, const char *dir)
     return rc;
 }
 
+int lora_check(const struct lora *want, const char *dir)
+{
+    struct lora l;
+    if (!arch_adapter(dir)) return err_set(ERR_INPUT, "%s: holds no adapter (%s)", dir, CONFIG);
+    TRY(lora_read_config(&l, dir));
+    if (l.rank == want->rank && l.alpha == want->alpha && l.rslora == want->rslora &&
+        l.targets == want->targets)
+        return 0;
+    return err_set(ERR_INPUT,
+                   "%s: an adapter of rank %lld, alpha %g%s and %d targets; this run's model.lora "
+                   "says rank %lld, alpha %g%s and %d targets; set the adapter's values there",
+                   dir, (long long)l.rank, l.alpha, l.rslora ? ", rslora" : "",
+                   __builtin_popcount(l.targets), (long long)want->rank, want->alpha,
+                   want->rslora ? ", rslora" : "", __builtin_popcount(want->targets));
+}
+
 json_t *lora_config(const struct lora *l, const char *base)
 {
     json_t *targets = json_array(), *alpha;

@@ -248,29 +248,12 @@ static int load_adapters(struct loader *ld, const char *path)
     return 0;
 }
 
-/* Another rank has other shapes; another scale would be another model without a word. */
-static int check_adapter(const struct model *m, const char *dir)
-{
-    const struct lora *want = &m->arch.lora;
-    struct lora l;
-    TRY(lora_read_config(&l, dir));
-    if (l.rank == want->rank && l.alpha == want->alpha && l.rslora == want->rslora &&
-        l.targets == want->targets)
-        return 0;
-    return err_set(ERR_INPUT,
-                   "%s: an adapter of rank %lld, alpha %g%s and %d targets; this run's model.lora "
-                   "says rank %lld, alpha %g%s and %d targets; set the adapter's values there",
-                   dir, (long long)l.rank, l.alpha, l.rslora ? ", rslora" : "",
-                   __builtin_popcount(l.targets), (long long)want->rank, want->alpha,
-                   want->rslora ? ", rslora" : "", __builtin_popcount(want->targets));
-}
-
 int lora_load(struct model *m, const char *dir)
 {
     struct loader ld = { .m = m, .dir = dir };
     char *path = NULL;
     int rc;
-    TRY_OUT(check_adapter(m, dir));
+    TRY_OUT(lora_check(&m->arch.lora, dir));
     TRY_OUT(path_join(&path, dir, "adapter_model.safetensors"));
     TRY_OUT(load_adapters(&ld, path));
 out:

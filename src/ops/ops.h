@@ -58,6 +58,7 @@ OPS(OP)
 struct op_sizes { /* the largest of a run, for the scratch that a backend has of its own */
     int64_t T, C, F, H, K, D, V;
     int64_t group; /* tokens of the longest group of segments */
+    int64_t rank;  /* of adapters beside the linear layers; 0: none */
     enum dtype A;
     bool train;
 };

@@ -316,6 +316,13 @@ static void check_room(const struct job *j, const struct stage *st)
     output_room(&j->out, j->cfg, checkpoint_bytes(n, st->ref.n + st->ref_eval.n), n * size);
 }
 
+/* A checkpoint holds what is trained: of adapters, the base comes from where it came from before. */
+static int restore(struct job *j, struct stage *st, const char *dir, bool allow_change)
+{
+    if (j->cfg->model.lora.present) TRY(stage_load_base(&st->model, j->cfg));
+    return checkpoint_load(dir, st, j->out.fingerprint, allow_change);
+}
+
 static int run_stage(struct job *j, enum stage_kind kind, const char *resume, bool allow_change)
 {
     struct stage st = { 0 };
@@ -332,8 +339,7 @@ static int run_stage(struct job *j, enum stage_kind kind, const char *resume, bo
     announce(j, &st);
     if (kind == j->out.first && job_writes(j)) check_room(j, &st);
     if (resume) {
-        TRY_OUT(
-            dist_agree(j->su.dist, checkpoint_load(resume, &st, j->out.fingerprint, allow_change)));
+        TRY_OUT(dist_agree(j->su.dist, restore(j, &st, resume, allow_change)));
         TRY_OUT(dist_agree_written(j->su.dist,
                                    job_writes(j) ? output_begin(&j->out, &j->resolved) : 0));
         status_say(&j->status, "resumed from %s", resume);

@@ -31,7 +31,9 @@ static int open_arch(struct setup *s)
                                   .alpha = c->model.lora.alpha,
                                   .rslora = c->model.lora.rslora,
                                   .targets = (uint32_t)c->model.lora.targets };
-    return 0;
+    if (!c->model.lora.path) return 0;
+    const int rc = lora_check(&s->arch.lora, c->model.lora.path);
+    return rc < 0 ? err_note(rc, "model.lora.path") : 0;
 }
 
 int setup_open(struct setup *s, const struct config *c, struct dist *d)

@@ -13,6 +13,11 @@ int64_t stage_steps(const struct stage_config *c, int64_t n)
     return total;
 }
 
+int stage_load_base(struct model *m, const struct config *c)
+{
+    return c->model.init == MODEL_RANDOM ? model_random(m, c->seed) : model_load(m, c->model.path);
+}
+
 int stage_load_start(struct model *m, const struct config *c, enum stage_kind kind)
 {
     const bool from_sft = kind == STAGE_PREFERENCE && c->sft.present;
@@ -21,10 +26,8 @@ int stage_load_start(struct model *m, const struct config *c, enum stage_kind ki
     if (from_sft) TRY(path_join(&sft, c->output, "sft"));
     if (from_sft && !c->model.lora.present)
         TRY_OUT(model_load(m, sft));
-    else if (c->model.init == MODEL_RANDOM)
-        TRY_OUT(model_random(m, c->seed));
     else
-        TRY_OUT(model_load(m, c->model.path));
+        TRY_OUT(stage_load_base(m, c));
     if (!c->model.lora.present) goto out;
     if (from_sft)
         TRY_OUT(lora_load(m, sft));
@@ -234,6 +237,7 @@ int stage_plan(struct stage *st, struct setup *su, enum stage_kind kind, const s
                                    .D = a->D,
                                    .V = a->V,
                                    .group = stage_longest(data, eval),
+                                   .rank = a->lora.rank,
                                    .A = setup_dtype(c),
                                    .train = train };
     size.positions = setup_positions(data);
