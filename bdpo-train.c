@@ -10,6 +10,7 @@
 #include "src/train/lint.h"
 #include "src/train/machine.h"
 #include "src/train/planning.h"
+#include "src/train/sweep.h"
 #include "src/train/tokenize.h"
 #include "src/base/signals.h"
 #include "src/io/file.h"
@@ -54,6 +55,11 @@ static const char USAGE[] =
     "             [--seeds 100] [--seed 1]\n"
     "  bdpo-train report RUN_DIR [RUN_DIR ...] [--out FILE]                              one HTML "
     "page of these runs\n"
+    "  bdpo-train sweep GRID.json [--csv FILE]                                           configs "
+    "of "
+    "a grid's runs, or their table;\n"
+    "                                                                                    "
+    "scripts/sweep.sh trains them\n"
     "  bdpo-train --help | --version\n"
     "exit codes: 0 done, 1 failed while running, 2 wrong usage, config, model or data, 75 stopped "
     "after saving (start again),\n"
@@ -62,7 +68,7 @@ static const char USAGE[] =
 enum { SETS_MAX = 256 };
 struct args { /* what a command line may hold; each command names the flags it takes */
     const char *config, *model, *prompt, *prompts, *out, *per_pair, *system, *chat_template,
-        *string_prompts, *dtype, *device, *backend, *file;
+        *string_prompts, *dtype, *device, *backend, *file, *csv;
     const char *max_tokens, *temperature, *top_k, *top_p, *seed, *batch, *threads;
     const char *loss, *beta, *lambda, *alpha, *smoothing, *ref_w, *ref_l, *max_w, *max_l, *points;
     const char *rates, *steps, *seeds, *compare;
@@ -93,6 +99,7 @@ static const struct flag FLAGS[] = {
     FLAG("--out", out),
     FLAG("--per-pair", per_pair),
     FLAG("--compare", compare),
+    FLAG("--csv", csv),
     FLAG("--system", system),
     FLAG("--chat-template", chat_template),
     FLAG("--string-prompts", string_prompts),
@@ -478,6 +485,18 @@ static int command_report(int argc, char **argv)
     return rc;
 }
 
+static int command_sweep(int argc, char **argv)
+{
+    struct args a;
+    struct sweep s;
+    TRY(parse_args(&a, "--csv FILE", argv, argc, 2));
+    if (!a.file) return err_set(ERR_INPUT, "sweep: a GRID.json is needed");
+    int rc = sweep_read(&s, a.file);
+    if (rc == 0) rc = a.csv ? sweep_table(&s, a.csv) : sweep_expand(&s);
+    sweep_release(&s);
+    return rc;
+}
+
 static int command_help(void)
 {
     struct buf b = { 0 };
@@ -496,7 +515,7 @@ static int run(int argc, char **argv)
                      { "generate", command_generate }, { "tokenize", command_tokenize },
                      { "lint", command_lint },         { "losses", command_losses },
                      { "contour", command_contour },   { "toy", command_toy },
-                     { "report", command_report } };
+                     { "report", command_report },     { "sweep", command_sweep } };
     static const char *const later[] = { "merge" };
     const char *names[COUNT_OF(commands) + COUNT_OF(later)];
     size_t n = 0;
