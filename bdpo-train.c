@@ -32,7 +32,7 @@ static const char USAGE[] =
     "[--batch 16] [--threads 0]\n"
     "             [--string-prompts raw|user] [--system TEXT] [--chat-template auto] [--dtype "
     "float32|bfloat16]\n"
-    "             [--backend auto|cpu|cuda]\n"
+    "             [--backend auto|cpu|cuda] [--stop TEXT ...] [--cut-prompts]\n"
     "  bdpo-train evaluate --config run.json [--set ...] [--model DIR] [--compare DIR]   metrics "
     "on data.eval, no training\n"
     "             [--per-pair FILE]\n"
@@ -65,7 +65,7 @@ static const char USAGE[] =
     "after saving (start again),\n"
     "  80 diverged, 82 checkpoint unusable or of another run\n";
 
-enum { SETS_MAX = 256 };
+enum { SETS_MAX = 256, STOPS_MAX = 32 };
 struct args { /* what a command line may hold; each command names the flags it takes */
     const char *config, *model, *prompt, *prompts, *out, *per_pair, *system, *chat_template,
         *string_prompts, *dtype, *device, *backend, *file, *csv;
@@ -74,9 +74,11 @@ struct args { /* what a command line may hold; each command names the flags it t
     const char *rates, *steps, *seeds, *compare;
     const char *sets[SETS_MAX];
     int32_t n_sets;
+    const char *stops[STOPS_MAX];
+    int32_t n_stops;
     const char *dirs[PAGE_RUNS_MAX];
     int32_t n_dirs;
-    bool dry_run, allow_change, json;
+    bool dry_run, allow_change, json, cut_prompts;
 };
 struct flag {
     const char *name;
@@ -128,6 +130,7 @@ static const struct flag FLAGS[] = {
     FLAG("--seeds", seeds),
     SWITCH("--dry-run", dry_run),
     SWITCH("--json", json),
+    SWITCH("--cut-prompts", cut_prompts),
     SWITCH("--allow-change", allow_change),
 };
 
@@ -148,11 +151,14 @@ static int parse_flag(struct args *a, const char *allowed, char **argv, int argc
     const char *names[COUNT_OF(FLAGS) + 1];
     size_t n_names = 0;
     snprintf(name, sizeof name, "%.*s", (int)MIN(n, sizeof name - 1), arg);
-    if (listed(allowed, "--set") && strcmp(name, "--set") == 0) {
+    const bool set = listed(allowed, "--set") && strcmp(name, "--set") == 0;
+    if (set || (listed(allowed, "--stop") && strcmp(name, "--stop") == 0)) {
         value = equals ? equals + 1 : *i + 1 < argc ? argv[++*i] : NULL;
-        if (!value) return err_set(ERR_INPUT, "--set needs key=value");
-        if (a->n_sets == SETS_MAX) return err_set(ERR_INPUT, "--set: at most %d", SETS_MAX);
-        a->sets[a->n_sets++] = value;
+        if (!value || !*value)
+            return err_set(ERR_INPUT, "%s", set ? "--set needs key=value" : "--stop needs a text");
+        if (set ? a->n_sets == SETS_MAX : a->n_stops == STOPS_MAX)
+            return err_set(ERR_INPUT, "%s: at most %d", name, set ? SETS_MAX : STOPS_MAX);
+        *(set ? &a->sets[a->n_sets++] : &a->stops[a->n_stops++]) = value;
         return 0;
     }
     for (size_t k = 0; k < COUNT_OF(FLAGS); k++) {
@@ -308,7 +314,7 @@ static int command_generate(int argc, char **argv)
     TRY(parse_args(&a,
                    "--model --prompt --prompts --out --max-tokens --temperature --top-k --top-p "
                    "--seed --batch --threads --system "
-                   "--chat-template --string-prompts --dtype --backend",
+                   "--chat-template --string-prompts --dtype --backend --stop --cut-prompts",
                    argv, argc, 2));
     if (!a.model) return err_set(ERR_INPUT, "generate: --model DIR is needed");
     if (!a.prompt == !a.prompts)
@@ -335,6 +341,9 @@ static int command_generate(int argc, char **argv)
         .system = a.system,
         .chat_template = a.chat_template,
         .prompts_user = a.string_prompts && strcmp(a.string_prompts, "user") == 0,
+        .stops = a.stops,
+        .n_stops = a.n_stops,
+        .cut_prompts = a.cut_prompts,
         .bf16 = a.dtype && strcmp(a.dtype, "bfloat16") == 0,
         .max_tokens = (int64_t)max_tokens,
         .batch = (int64_t)batch,
