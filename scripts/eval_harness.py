@@ -67,6 +67,7 @@ def ifeval_code():
     harness()
     import nltk
     nltk.download = lambda *a, **k: False
+    os.environ["LOCAL_RANK"] = "1"  # or the package says that it has downloaded them
     import langdetect
     langdetect.DetectorFactory.seed = 0  # else its answers for short texts change from run to run
     from lm_eval.tasks.ifeval import instructions_util, utils
