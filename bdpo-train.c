@@ -11,6 +11,7 @@
 #include "src/train/lint.h"
 #include "src/train/machine.h"
 #include "src/train/planning.h"
+#include "src/train/sweep.h"
 #include "src/train/tokenize.h"
 #include "src/base/signals.h"
 #include "src/io/file.h"
@@ -32,7 +33,7 @@ static const char USAGE[] =
     "[--batch 16] [--threads 0]\n"
     "             [--string-prompts raw|user] [--system TEXT] [--chat-template auto] [--dtype "
     "float32|bfloat16]\n"
-    "             [--backend auto|cpu|cuda]\n"
+    "             [--backend auto|cpu|cuda] [--stop TEXT ...] [--cut-prompts]\n"
     "  bdpo-train evaluate --config run.json [--set ...] [--model DIR] [--compare DIR]   metrics "
     "on data.eval, no training\n"
     "             [--per-pair FILE]\n"
@@ -57,23 +58,27 @@ static const char USAGE[] =
     "adapters of a run into a full model\n"
     "  bdpo-train report RUN_DIR [RUN_DIR ...] [--out FILE]                              one HTML "
     "page of these runs\n"
+    "  bdpo-train sweep GRID.json [--csv FILE]           what scripts/sweep.sh runs: configs of a "
+    "grid's runs, or their table\n"
     "  bdpo-train --help | --version\n"
     "exit codes: 0 done, 1 failed while running, 2 wrong usage, config, model or data, 75 stopped "
     "after saving (start again),\n"
     "  80 diverged, 82 checkpoint unusable or of another run\n";
 
-enum { SETS_MAX = 256 };
+enum { SETS_MAX = 256, STOPS_MAX = 32 };
 struct args { /* what a command line may hold; each command names the flags it takes */
     const char *config, *model, *prompt, *prompts, *out, *per_pair, *system, *chat_template,
-        *string_prompts, *dtype, *device, *backend, *file;
+        *string_prompts, *dtype, *device, *backend, *file, *csv;
     const char *max_tokens, *temperature, *top_k, *top_p, *seed, *batch, *threads;
     const char *loss, *beta, *lambda, *alpha, *smoothing, *ref_w, *ref_l, *max_w, *max_l, *points;
     const char *rates, *steps, *seeds, *compare;
     const char *sets[SETS_MAX];
     int32_t n_sets;
+    const char *stops[STOPS_MAX];
+    int32_t n_stops;
     const char *dirs[PAGE_RUNS_MAX];
     int32_t n_dirs;
-    bool dry_run, allow_change, json;
+    bool dry_run, allow_change, json, cut_prompts;
 };
 struct flag {
     const char *name;
@@ -96,6 +101,7 @@ static const struct flag FLAGS[] = {
     FLAG("--out", out),
     FLAG("--per-pair", per_pair),
     FLAG("--compare", compare),
+    FLAG("--csv", csv),
     FLAG("--system", system),
     FLAG("--chat-template", chat_template),
     FLAG("--string-prompts", string_prompts),
@@ -124,6 +130,7 @@ static const struct flag FLAGS[] = {
     FLAG("--seeds", seeds),
     SWITCH("--dry-run", dry_run),
     SWITCH("--json", json),
+    SWITCH("--cut-prompts", cut_prompts),
     SWITCH("--allow-change", allow_change),
 };
 
@@ -144,11 +151,14 @@ static int parse_flag(struct args *a, const char *allowed, char **argv, int argc
     const char *names[COUNT_OF(FLAGS) + 1];
     size_t n_names = 0;
     snprintf(name, sizeof name, "%.*s", (int)MIN(n, sizeof name - 1), arg);
-    if (listed(allowed, "--set") && strcmp(name, "--set") == 0) {
+    const bool set = listed(allowed, "--set") && strcmp(name, "--set") == 0;
+    if (set || (listed(allowed, "--stop") && strcmp(name, "--stop") == 0)) {
         value = equals ? equals + 1 : *i + 1 < argc ? argv[++*i] : NULL;
-        if (!value) return err_set(ERR_INPUT, "--set needs key=value");
-        if (a->n_sets == SETS_MAX) return err_set(ERR_INPUT, "--set: at most %d", SETS_MAX);
-        a->sets[a->n_sets++] = value;
+        if (!value || !*value)
+            return err_set(ERR_INPUT, "%s", set ? "--set needs key=value" : "--stop needs a text");
+        if (set ? a->n_sets == SETS_MAX : a->n_stops == STOPS_MAX)
+            return err_set(ERR_INPUT, "%s: at most %d", name, set ? SETS_MAX : STOPS_MAX);
+        *(set ? &a->sets[a->n_sets++] : &a->stops[a->n_stops++]) = value;
         return 0;
     }
     for (size_t k = 0; k < COUNT_OF(FLAGS); k++) {
@@ -304,7 +314,7 @@ static int command_generate(int argc, char **argv)
     TRY(parse_args(&a,
                    "--model --prompt --prompts --out --max-tokens --temperature --top-k --top-p "
                    "--seed --batch --threads --system "
-                   "--chat-template --string-prompts --dtype --backend",
+                   "--chat-template --string-prompts --dtype --backend --stop --cut-prompts",
                    argv, argc, 2));
     if (!a.model) return err_set(ERR_INPUT, "generate: --model DIR is needed");
     if (!a.prompt == !a.prompts)
@@ -331,6 +341,9 @@ static int command_generate(int argc, char **argv)
         .system = a.system,
         .chat_template = a.chat_template,
         .prompts_user = a.string_prompts && strcmp(a.string_prompts, "user") == 0,
+        .stops = a.stops,
+        .n_stops = a.n_stops,
+        .cut_prompts = a.cut_prompts,
         .bf16 = a.dtype && strcmp(a.dtype, "bfloat16") == 0,
         .max_tokens = (int64_t)max_tokens,
         .batch = (int64_t)batch,
@@ -492,6 +505,18 @@ static int command_report(int argc, char **argv)
     return rc;
 }
 
+static int command_sweep(int argc, char **argv)
+{
+    struct args a;
+    struct sweep s;
+    TRY(parse_args(&a, "--csv FILE", argv, argc, 2));
+    if (!a.file) return err_set(ERR_INPUT, "sweep: a GRID.json is needed");
+    int rc = sweep_read(&s, a.file);
+    if (rc == 0) rc = a.csv ? sweep_table(&s, a.csv) : sweep_expand(&s);
+    sweep_release(&s);
+    return rc;
+}
+
 static int command_help(void)
 {
     struct buf b = { 0 };
@@ -510,7 +535,8 @@ static int run(int argc, char **argv)
                      { "generate", command_generate }, { "tokenize", command_tokenize },
                      { "lint", command_lint },         { "losses", command_losses },
                      { "contour", command_contour },   { "toy", command_toy },
-                     { "report", command_report },     { "merge", command_merge } };
+                     { "report", command_report },     { "sweep", command_sweep },
+                     { "merge", command_merge } };
     const char *names[COUNT_OF(commands)];
     size_t n = 0;
     if (argc < 2) return err_set(ERR_INPUT, "no command\n%s", USAGE);
@@ -538,6 +564,8 @@ static int run(int argc, char **argv)
 static void spin_briefly(char **argv)
 {
     if (getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY")) return;
+    /* the first start has bound itself to one core, and the second would see no other */
+    if (getenv("OMP_PROC_BIND") || getenv("OMP_PLACES") || getenv("GOMP_CPU_AFFINITY")) return;
     if (setenv("GOMP_SPINCOUNT", "2000", 1) == 0)
         execv("/proc/self/exe", argv); /* where it fails, the default will do */
 }

@@ -95,6 +95,7 @@ t.write_json(f"{root}/run.json", t.make_config(root, **sections))
 sections = {"sft": None, "preference": {"epochs": 1500, "learning_rate": 1e-4}, "dist": {"deterministic": True}, "memory": {"micro_batch_tokens": 64}}
 t.write_json(f"{root}/ranks.json", t.make_config(root, **sections))
 t.write_json(f"{root}/sweep.json", t.make_config(root, model={"path": f"{root}/alone/sft"}, sft=None, preference={"epochs": 20}, output=f"{root}/unused"))
+t.write_json(f"{root}/grid.json", {"config": "sweep.json", "output": "runs/sweep", "grid": {"preference.lambda": [0.2, 0.5, 0.8]}})
 END
 cd "$dir/job" || exit 1
 "$BDPO_TRAIN" --config run.json --set output=alone >alone.log 2>&1
@@ -145,11 +146,15 @@ pkill_one dead
 check "one of two processes is killed: 76 in status.json" wait_for 5 is dead "failed 76"
 check "and srun ends the other" wait_for 20 gone "$dead"
 
-array=$(submit --array=0-2%2 "$top/configs/slurm/sweep.sbatch" sweep.json preference.lambda 0.2 0.5 0.8)
-check "an array ends" wait_for 120 gone "$array"
+export BDPO_SWEEP="$top/scripts/sweep.sh"
+first=$(submit --array=0 "$top/configs/slurm/sweep.sbatch" grid.json)
+array=$(submit --dependency=afterany:"$first" --array=1-2%2 "$top/configs/slurm/sweep.sbatch" grid.json)
+check "an array ends" wait_for 240 gone "$array"
 for value in 0.2 0.5 0.8; do
-    check "an array: lambda $value is done" is "runs/sweep/preference.lambda-$value" "done 0"
+    check "an array: lambda $value is done" is "runs/sweep/lambda$value" "done 0"
 done
+check "the last element writes the table" test "$(grep -c ,done,0, runs/sweep/sweep.csv)" -eq 3
+check "the reference pass was made once" test "$(grep -l '0 from the cache' runs/sweep/logs/*.log | wc -l)" -eq 1
 
 check "the requeued job ends" wait_for 240 is signal "done 0"
 check "it was started twice" grep -q '^.* start 1 on' "signal-$signal.out"

@@ -64,7 +64,11 @@ static int take_token(const struct sampler *s, struct sample_request *r, const f
         sample_token(logits, s->dec->m->arch.V, s->temperature, s->top_k, s->top_p, u, s->work);
     r->stopped = id == r->end || id == s->eos;
     r->ended_by = id;
-    return r->stopped ? 0 : ids_add(&r->answer, id);
+    if (r->stopped) return 0;
+    TRY(ids_add(&r->answer, id));
+    if (s->stop) TRY(s->stop(s->stop_ctx, r, &r->stopped));
+    if (r->stopped) r->ended_by = -1;
+    return 0;
 }
 
 static bool running(const struct sample_request *r)

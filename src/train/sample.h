@@ -24,6 +24,8 @@ struct sample_request { /* valid when zeroed but for prompt */
     int32_t ended_by;
 };
 void sample_request_release(struct sample_request *r);
+/* Is the answer of r at its end, after the token that was added last? ERR_OOM. */
+typedef int (*sample_stop_fn)(void *ctx, const struct sample_request *r, bool *stop);
 struct sampler {
     struct decoder *dec;
     int64_t top_k;
@@ -31,6 +33,8 @@ struct sampler {
     uint64_t seed;
     enum rng_stream kind; /* a request draws token t from (seed, (kind, its index), t) alone: the batch does not matter */
     int32_t eos;          /* ends every answer too; -1: none */
+    sample_stop_fn stop;  /* NULL: none; the last token stays part of the answer, ended_by -1 */
+    void *stop_ctx;
     struct sample_work *work; /* [V] */
 };
 /* Answer all requests: free slots of the decoder are filled from the queue, and all of them step together. ERR_OOM, ERR_DEVICE. */
