@@ -617,6 +617,23 @@ def test_starts_at_once(r, root):
         shutil.rmtree(p.out)
 
 
+def test_bound_threads(r, root):
+    """OMP_PROC_BIND binds the first thread to a place before main: the others must still get theirs."""
+    p = Place(r, root, "bound")
+    p.ended("not bound", p.train(), 0)
+    cores = len(os.sched_getaffinity(0))
+    if cores < 2:
+        print("skipped: one core: there is nothing to bind threads to")
+        return
+    for threads in ("0", str(cores)):
+        res = t.bdpo("--config", p.path("run.json"), "--set", f"threads={threads}", "--set", f"output={p.path('run' + threads)}",
+                     env={"OMP_PROC_BIND": "true", "OMP_DISPLAY_AFFINITY": "true"})
+        p.ended(f"threads {threads}, bound", res, 0)
+        p.check(f" {cores} threads" in res.err, f"threads {threads}, bound: all {cores} cores are seen", res.err)
+        places = set(re.findall(r"affinity (\S+)$", res.err, re.MULTILINE))
+        p.check(len(places) == cores, f"threads {threads}, bound: each on its own", f"{places} {res.err}")
+
+
 def wait_for(condition, what, p, seconds=30):
     end = time.monotonic() + seconds
     while not condition():
@@ -720,7 +737,7 @@ def test_divergence(r, root):
 def main():
     r, root = Report(), tempfile.mkdtemp(prefix="bdpo-cli-")
     tests = [test_usage, test_dry_run, test_config_errors, test_template_errors, test_model_errors, test_data_errors, test_output_errors, test_run_files, test_stages,
-             test_generate, test_tokenize, test_evaluate, test_full_disk, test_files_that_cannot_grow, test_starts_at_once, test_signals, test_stops, test_divergence]
+             test_generate, test_tokenize, test_evaluate, test_full_disk, test_files_that_cannot_grow, test_starts_at_once, test_bound_threads, test_signals, test_stops, test_divergence]
     try:
         for test in tests:
             if len(sys.argv) < 2 or test.__name__ in sys.argv[1:]:

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 #include "cpu.h"
+#include "../base/cores.h"
 #include "../base/mem.h"
 #include <omp.h>
-#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -33,17 +33,6 @@ bool cpu_force_isa(struct ctx *cx, const char *name)
         return true;
     }
     return false;
-}
-
-static int32_t cores(void)
-{
-    cpu_set_t *set = CPU_ALLOC(8192);
-    int32_t n = 1;
-    if (!set) return n;
-    if (sched_getaffinity(0, CPU_ALLOC_SIZE(8192), set) == 0)
-        n = CPU_COUNT_S(CPU_ALLOC_SIZE(8192), set);
-    CPU_FREE(set);
-    return MAX(n, 1);
 }
 
 int cpu_arena(struct ctx *cx, int64_t bytes)
@@ -95,12 +84,13 @@ int cpu_team(const struct ctx *cx, int64_t work)
 
 int cpu_open(struct backend *be, int32_t threads)
 {
+    uint8_t core[CORES_MAX / 8];
     struct ctx *cx;
     memset(be, 0, sizeof *be);
     if (threads < 0 || threads > THREADS_MAX)
         return err_set(ERR_INPUT, "threads: %d is outside [0, %d]", threads, THREADS_MAX);
     TRY(MEM_NEW(&cx, 1));
-    cx->threads = threads ? threads : MIN(cores(), THREADS_MAX);
+    cx->threads = threads ? threads : MIN(cores_allowed(core), THREADS_MAX);
     for (size_t i = 0; i < COUNT_OF(tables) && !cx->rows; i++)
         if (can_run(tables[i])) cx->rows = tables[i];
     be->name = "cpu";

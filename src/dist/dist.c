@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: MIT */
 #include "dist.h"
 #include "comm.h"
+#include "../base/cores.h"
 #include "../base/mem.h"
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
-enum { VOTES = 8, CORES = 1024, MESSAGE = 8192, SUM_BYTES = 1 << 22 };
+enum { VOTES = 8, MESSAGE = 8192, SUM_BYTES = 1 << 22 };
 
 /* --- launch ------------------------------------------------------------------------------------------------------ */
 
@@ -58,23 +58,18 @@ static struct launch find_launch(void)
 struct seat {
     char
         boot[40]; /* the running kernel: equal on one machine, whatever its containers are called */
-    uint8_t core[CORES / 8];
+    uint8_t core[CORES_MAX / 8];
 };
 
 static void take_seat(struct seat *s)
 {
-    cpu_set_t *set = CPU_ALLOC(CORES);
     FILE *f = fopen("/proc/sys/kernel/random/boot_id", "r");
     memset(s, 0, sizeof *s);
     if (f) {
         if (!fgets(s->boot, sizeof s->boot, f)) s->boot[0] = 0;
         fclose(f);
     }
-    if (set && sched_getaffinity(0, CPU_ALLOC_SIZE(CORES), set) == 0)
-        for (size_t i = 0; i < CORES; i++)
-            if (CPU_ISSET_S(i, CPU_ALLOC_SIZE(CORES), set))
-                s->core[i / 8] |= (uint8_t)(1u << i % 8);
-    if (set) CPU_FREE(set);
+    cores_allowed(s->core);
 }
 
 /* A core that k ranks may use counts 1/k for each. */
@@ -89,7 +84,7 @@ static int share_cores(struct dist *d)
     d->node_ranks = 0;
     for (int32_t r = 0; r < d->size; r++)
         d->node_ranks += memcmp(all[r].boot, mine.boot, sizeof mine.boot) == 0;
-    for (int i = 0; i < CORES; i++) {
+    for (int i = 0; i < CORES_MAX; i++) {
         const uint8_t bit = (uint8_t)(1u << i % 8);
         int users = 0;
         if (!(mine.core[i / 8] & bit)) continue;
