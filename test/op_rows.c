@@ -255,6 +255,37 @@ static void run_logp(struct op_run *r, const int64_t *d) /* N C V spread/100 */
     op_run_expect_rounded(r, dw2, wdw2, 4, C, 0);
 }
 
+static void run_nf4(struct op_run *r, const int64_t *d) /* blocks */
+{
+    static const double code[16] = { /* of the paper, to ten places */
+                                     -1,
+                                     -0.6961928010,
+                                     -0.5250730515,
+                                     -0.3949174881,
+                                     -0.2844413817,
+                                     -0.1847734302,
+                                     -0.0910500363,
+                                     0,
+                                     0.0795802996,
+                                     0.1609302014,
+                                     0.2461123019,
+                                     0.3379152417,
+                                     0.4407098293,
+                                     0.5626170039,
+                                     0.7229568362,
+                                     1
+    };
+    const int64_t n = 64 * d[0];
+    struct tensor *q = op_run_bytes(r, n / 2), *absmax = op_run_f32(r, BOX_INPUT, d[0], 1, 0, 1);
+    struct tensor *y = op_run_act(r, BOX_OUTPUT, n, 1, 0, 1);
+    double *want = op_run_zeros(r, n), *scale = op_run_double(r, absmax);
+    const uint8_t *bytes = op_run_bytes_of(r, q);
+    for (int64_t i = 0; i < n; i++)
+        want[i] = code[i % 2 ? bytes[i / 2] & 15 : bytes[i / 2] >> 4] * scale[i / 64];
+    OK(op_nf4(r->be, y, q, absmax));
+    op_run_expect(r, y, want, 1, 1, 0);
+}
+
 static void run_adamw(struct op_run *r, const int64_t *d) /* n steps */
 {
     const int64_t n = d[0];
@@ -503,6 +534,10 @@ const struct op_row op_rows[] = {
     { "adamw", run_adamw, true, { 0, 1 } },
     { "adamw", run_adamw, true, { 1, 1 } },
     { "adamw", run_adamw, true, { 70001, 4 } },
+    { "nf4", run_nf4, true, { 0 } },
+    { "nf4", run_nf4, true, { 1 } },
+    { "nf4", run_nf4, true, { 70 } },
+    { "nf4", run_nf4, true, { 1001 } },
     { "flat", run_flat, true, { 0 } },
     { "flat", run_flat, true, { 1 } },
     { "flat", run_flat, true, { 65 } },

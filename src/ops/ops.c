@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 #include "ops.h"
+#include "nf4.h"
 #include "tiles.h"
 
 int64_t dtype_size(enum dtype t)
 {
-    BUG_IF(t != DT_F32 && t != DT_I32 && t != DT_BF16);
-    return t == DT_BF16 ? 2 : 4;
+    BUG_IF(t != DT_F32 && t != DT_I32 && t != DT_BF16 && t != DT_U8);
+    return t == DT_BF16 ? 2 : t == DT_U8 ? 1 : 4;
 }
 
 int64_t tensor_row(const struct tensor *t)
@@ -445,6 +446,17 @@ int op_cast(const struct backend *be, struct tensor *y, const struct tensor *x)
     check_flat(y, act(y), tensor_count(y));
     check_flat(x, act(x), tensor_count(y));
     return be->op->cast(be->cx, y, x);
+}
+
+int op_nf4(const struct backend *be, struct tensor *y, const struct tensor *q,
+           const struct tensor *absmax)
+{
+    const int64_t n = tensor_count(y);
+    BUG_IF(n % NF4_BLOCK != 0);
+    check_flat(y, act(y), n);
+    check_flat(q, DT_U8, n / 2);
+    check_flat(absmax, DT_F32, n / NF4_BLOCK);
+    return be->op->nf4(be->cx, y, q, absmax);
 }
 
 int op_fill(const struct backend *be, struct tensor *y, float value)

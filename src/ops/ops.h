@@ -12,7 +12,7 @@
 extern "C" {
 #endif
 
-enum dtype { DT_F32, DT_I32, DT_BF16 }; /* BF16: the upper half of an F32, in a uint16_t */
+enum dtype { DT_F32, DT_I32, DT_BF16, DT_U8 }; /* BF16: the upper half of an F32, in a uint16_t. U8: two elements of 4 bits (nf4.h) */
 
 /* A view: never owns `data`. Row-major, dim[0] slowest, unused trailing dims are 1. Rows (the index dim[0]) may be
  * strided: `ld` elements apart; ld = product of dim[1..3] when contiguous, and only ops that say so take another. */
@@ -198,6 +198,8 @@ int op_sumsq(const struct backend *be, double *out, const struct tensor *x);
 int op_add(const struct backend *be, struct tensor *y, const struct tensor *x);
 /* y = x, the same count; each F32 or BF16. To BF16 it rounds to the nearest even; a NaN stays one (quiet). */
 int op_cast(const struct backend *be, struct tensor *y, const struct tensor *x);
+/* y[n] = code of q times its block's absmax (nf4.h), the product rounded to A. q U8 [n / 2], absmax F32 [n / 64]; n a multiple of 64. */
+int op_nf4(const struct backend *be, struct tensor *y, const struct tensor *q, const struct tensor *absmax);
 /* y = value, in y's dtype. */
 int op_fill(const struct backend *be, struct tensor *y, float value);
 #ifdef __cplusplus
