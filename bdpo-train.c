@@ -53,7 +53,7 @@ static const char USAGE[] =
     "  bdpo-train toy [--out STEM] [--rates 0.01,0.001,0.1] [--steps 1000]               the "
     "paper's toy case, all losses\n"
     "             [--seeds 100] [--seed 1]\n"
-    "  bdpo-train merge RUN_DIR --out DIR [--threads 0]                                  the "
+    "  bdpo-train merge RUN_DIR --out DIR [--quantization none|nf4] [--threads 0]        the "
     "adapters of a run into a full model\n"
     "  bdpo-train report RUN_DIR [RUN_DIR ...] [--out FILE]                              one HTML "
     "page of these runs\n"
@@ -65,7 +65,7 @@ static const char USAGE[] =
 enum { SETS_MAX = 256 };
 struct args { /* what a command line may hold; each command names the flags it takes */
     const char *config, *model, *prompt, *prompts, *out, *per_pair, *system, *chat_template,
-        *string_prompts, *dtype, *device, *backend, *file;
+        *string_prompts, *dtype, *quantization, *device, *backend, *file;
     const char *max_tokens, *temperature, *top_k, *top_p, *seed, *batch, *threads;
     const char *loss, *beta, *lambda, *alpha, *smoothing, *ref_w, *ref_l, *max_w, *max_l, *points;
     const char *rates, *steps, *seeds, *compare;
@@ -100,6 +100,7 @@ static const struct flag FLAGS[] = {
     FLAG("--chat-template", chat_template),
     FLAG("--string-prompts", string_prompts),
     FLAG("--dtype", dtype),
+    FLAG("--quantization", quantization),
     FLAG("--device", device),
     FLAG("--backend", backend),
     FLAG("--max-tokens", max_tokens),
@@ -469,11 +470,14 @@ static int command_merge(int argc, char **argv)
 {
     struct args a;
     double threads = 0;
-    TRY(parse_args(&a, "--out --threads DIRS", argv, argc, 2));
+    TRY(parse_args(&a, "--out --quantization --threads DIRS", argv, argc, 2));
     if (a.n_dirs != 1) return err_set(ERR_INPUT, "merge: one RUN_DIR is needed");
     if (!a.out) return err_set(ERR_INPUT, "merge: --out DIR is needed");
     TRY(number("--threads", a.threads, 0, 4096, true, &threads));
-    return merge_run(a.dirs[0], a.out, (int32_t)threads);
+    if (a.quantization && strcmp(a.quantization, "none") != 0 && strcmp(a.quantization, "nf4") != 0)
+        return err_set(ERR_INPUT, "--quantization: \"%.40s\" is not none or nf4", a.quantization);
+    return merge_run(a.dirs[0], a.out, a.quantization && strcmp(a.quantization, "nf4") == 0,
+                     (int32_t)threads);
 }
 
 static int command_report(int argc, char **argv)

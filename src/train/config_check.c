@@ -78,6 +78,12 @@ static int check_template(struct loader *ld)
 static void check_lora(struct loader *ld)
 {
     const struct config *c = ld->c;
+    if (c->model.quantization != QUANTIZATION_NONE && !c->model.lora.present &&
+        !is_bad(ld, "model.quantization"))
+        config_report_option(
+            ld, row("model.quantization"),
+            "a base in 4 bits is not trained itself; add \"lora\": {} to \"model\", "
+            "or set \"none\"");
     if (!c->model.lora.present) return;
     if (c->model.lora.dropout > 0)
         config_report_option(ld, row("model.lora.dropout"),

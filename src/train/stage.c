@@ -51,7 +51,7 @@ static int plan_kl(struct stage *st)
                                .seed = su->cfg->seed,
                                .eos = tokenizer_eos(su->tok),
                                .end = template_end(su->tmpl, true) };
-    if (su->kl_reference) TRY(arch_load(&ref, su->kl_reference));
+    if (su->kl_reference) TRY(setup_arch(&ref, su->cfg, su->kl_reference));
     return kl_plan(&st->kl, &st->plan, &st->model, &ref, st->eval, &o);
 }
 
