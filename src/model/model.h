@@ -67,6 +67,7 @@ struct model { /* valid when zeroed */
     struct tensor master;       /* f32, the shard's elements of [n_trained]: what the optimizer changes, weights being its rounding; data NULL where
                                  * dtype is DT_F32 (weights are the master) or nothing is trained */
     struct tensor grads;        /* f32 [n_trained], or the windows; data NULL where not training */
+    bool no_master;             /* set before model_plan_weights: weights in bfloat16 are all there is, and the optimizer rounds them stochastically */
     bool grad_windows;          /* set before model_plan_weights, not with adapters: gradients of two layers at a time, which share memory in turns, and of
                                  * the other parameters. model_backward zeroes a layer's before it writes them */
 

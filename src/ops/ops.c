@@ -419,11 +419,12 @@ int op_adamw(const struct backend *be, struct tensor *w, struct tensor *m, struc
              const struct tensor *g, const struct adamw *opt, struct tensor *copy)
 {
     const int64_t n = tensor_count(w);
-    check_flat(w, DT_F32, n);
-    check_flat(m, DT_F32, n);
-    check_flat(v, DT_F32, n);
+    check_flat(w, act(w), n);
+    check_flat(m, act(m), n);
+    check_flat(v, m->dtype, n);
     check_flat(g, DT_F32, n);
     if (copy) check_flat(copy, DT_BF16, n);
+    BUG_IF(copy && w->dtype != DT_F32);
     BUG_IF(opt->step < 1);
     return be->op->adamw(be->cx, w, m, v, g, opt, copy);
 }

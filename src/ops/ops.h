@@ -39,6 +39,8 @@ struct adamw { /* one AdamW update, as in PyTorch: decoupled decay, bias correct
     double lr, beta1, beta2, eps, weight_decay;
     int64_t step;      /* from 1 */
     double grad_scale; /* multiplies g first (mean and clip) */
+    uint64_t key;      /* of the random bits that round what is BF16 (stochastic.h); another one each step */
+    int64_t first;     /* index of the first element for them, so that shares of an array round as the whole does */
 };
 
 struct ctx; /* a backend's private state: device, stream, library handles, threads */
@@ -188,8 +190,9 @@ int op_logp_bwd(const struct backend *be, struct tensor *dh, struct tensor *dw, 
 int64_t op_logp_kept(int64_t N, int64_t V, enum dtype A);
 int64_t op_logp_scratch(int64_t N, int64_t C, int64_t V, enum dtype A);
 /* g' = grad_scale g; m = b1 m + (1-b1) g'; v = b2 v + (1-b2) g'^2; w -= lr wd w; w -= lr mh / (sqrt(vh) + eps),
- * mh = m / (1 - b1^step), vh = v / (1 - b2^step). Flat, F32. Loshchilov & Hutter, as torch.optim.AdamW.
- * copy: NULL, or BF16 of the same count, = the new w rounded. */
+ * mh = m / (1 - b1^step), vh = v / (1 - b2^step). Flat; g F32. Loshchilov & Hutter, as torch.optim.AdamW.
+ * w F32 or BF16; m and v both F32 or both BF16: what is BF16 is computed with in f32 and rounded stochastically.
+ * copy: NULL, or with w F32 BF16 of the same count, = the new w rounded to nearest. */
 int op_adamw(const struct backend *be, struct tensor *w, struct tensor *m, struct tensor *v, const struct tensor *g,
              const struct adamw *opt, struct tensor *copy);
 /* *out (host) = sum x^2, accumulated in double over fixed blocks (independent of the thread count). */

@@ -26,9 +26,14 @@ static const struct choice attention_choices[] = {
     { "cudnn", ATTENTION_CUDNN, NULL },
     { NULL, 0, NULL },
 };
-static const struct choice state_choices[] = {
+static const struct choice moment_choices[] = {
     { "float32", DTYPE_FLOAT32, NULL },
-    { "bfloat16", DTYPE_BFLOAT16, "the optimizer's state is float32" },
+    { "bfloat16", DTYPE_BFLOAT16, NULL },
+    { NULL, 0, NULL },
+};
+static const struct choice master_choices[] = {
+    { "float32", MASTER_FLOAT32, NULL },
+    { "none", MASTER_NONE, NULL },
     { NULL, 0, NULL },
 };
 static const struct choice quantization_choices[] = {
@@ -214,10 +219,10 @@ const struct option option_table[] = {
     { AT(model.lora.rslora), .type = OPTION_BOOL, .use = USE_LORA, .dflt = "false",
       .help = "s = alpha / sqrt(r) instead" },
 
-    { AT(optimizer.master), .type = OPTION_CHOICE, .choices = state_choices, .dflt = "\"float32\"",
-      .help = "master weights" },
-    { AT(optimizer.moments), .type = OPTION_CHOICE, .choices = state_choices, .dflt = "\"float32\"",
-      .help = "AdamW's two moments" },
+    { AT(optimizer.master), .type = OPTION_CHOICE, .choices = master_choices, .dflt = "\"float32\"",
+      .help = "master weights beside those of model.dtype \"bfloat16\"; none: the update is rounded stochastically to bfloat16" },
+    { AT(optimizer.moments), .type = OPTION_CHOICE, .choices = moment_choices, .dflt = "\"float32\"",
+      .help = "AdamW's two moments; bfloat16: rounded stochastically" },
 
     { AT(reference.path), .type = OPTION_TEXT, .flags = OPTION_NULL, .use = USE_REFERENCE, .dflt = "null",
       .help = "model directory; null: the policy as it stands when the preference stage starts" },
