@@ -86,6 +86,63 @@ static void test_cpu__row_tails(void **state)
     backend_close(&be);
 }
 
+/* Two blocks of keys, the second cut by the diagonal at any place, against sums in double over what is seen. */
+static void softmax_of(const struct rows *r, int64_t n, int64_t ahead)
+{
+    enum { COLS = 32, D = 3, LD = 48 };
+    float s[2][40 * LD], raw[2][40 * LD], acc[D * LD], m[COLS], l[COLS];
+    const int64_t seen[2] = { 40, ahead };
+    for (int i = 0; i < COLS; i++)
+        m[i] = -INFINITY, l[i] = 0;
+    for (int i = 0; i < D * LD; i++)
+        acc[i] = 1;
+    for (int b = 0; b < 2; b++) {
+        for (int i = 0; i < 40 * LD; i++)
+            raw[b][i] = s[b][i] =
+                (float)(30 *
+                        rng_normal(3, rng_stream_of(RNG_TEST, (uint64_t)(n + b)), (uint64_t)i));
+        r->softmax(s[b], acc, LD, m, l, 0.25f, seen[b], n, COLS, D);
+        for (int i = 0; i < D * LD && b == 0;
+             i++) { /* what was there before the first block is forgotten */
+            assert_true(acc[i] == (i % LD < COLS ? 0 : 1));
+            acc[i] = 1;
+        }
+    }
+    for (int64_t i = 0; i < COLS; i++) {
+        double top[2] = { -INFINITY, -INFINITY }, sum = 0;
+        for (int b = 0; b < 2; b++)
+            for (int64_t j = 0; j < n && j <= i + seen[b]; j++)
+                top[b] = fmax(top[b], 0.25 * (double)raw[b][j * LD + i]);
+        const double last = fmax(top[0], top[1]), then[2] = { top[0], last };
+        for (int b = 0; b < 2; b++)
+            for (int64_t j = 0; j < n; j++) {
+                const double x = 0.25 * (double)raw[b][j * LD + i], p = (double)s[b][j * LD + i];
+                const double want = j <= i + seen[b] ? exp(x - then[b]) : 0;
+                assert_true(fabs(p - want) <= 4e-6 * want + 1e-37);
+                if (j <= i + seen[b]) sum += exp(x - last);
+            }
+        assert_true(fabs((double)m[i] - last) <= 1e-6 * fabs(last));
+        assert_true(fabs((double)l[i] - sum) <= 1e-5 * sum);
+        for (int d = 0; d < D; d++)
+            assert_true(fabs((double)acc[d * LD + i] - exp(then[0] - last)) <= 1e-5 &&
+                        acc[d * LD + COLS] == 1);
+    }
+}
+
+static void test_cpu__softmax(void **state)
+{
+    (void)state;
+    struct backend be;
+    OK(cpu_open(&be, 1));
+    for (int k = 0; k < 3; k++) {
+        const struct rows *r = each_isa(be.cx, k);
+        for (int64_t n = 1; n <= 40 && r; n++)
+            for (int64_t ahead = -40; ahead <= 40; ahead += 3)
+                softmax_of(r, n, ahead);
+    }
+    backend_close(&be);
+}
+
 /* Every bfloat16 there and back; halfway cases go to the even neighbour, large ones to infinity. */
 static void test_cpu__bfloat16(void **state)
 {
@@ -159,6 +216,46 @@ static void test_cpu__pack_and_block(void **state)
                 }
             }
     }
+    backend_close(&be);
+}
+
+/* Products of bfloat16 are exact in float: only the sums round. */
+static void test_cpu__block_pairs(void **state)
+{
+    (void)state;
+    enum { LD = 80 };
+    struct backend be;
+    static uint16_t a[LD * LD], b[LD * LD];
+    static float x[LD * LD], y[LD * LD], t[LD * LD], c[LD * LD];
+    OK(cpu_open(&be, 1));
+    const struct rows *r = be.cx->rows;
+    if (!r->pairs) {
+        print_message("skipped: this processor has no instruction for pairs of bfloat16\n");
+        backend_close(&be);
+        skip();
+    }
+    for (int64_t i = 0; i < LD * LD; i++) {
+        x[i] = (float)rng_normal(1, 5, (uint64_t)i);
+        y[i] = (float)rng_normal(2, 5, (uint64_t)i);
+    }
+    r->narrow(a, x, LD * LD);
+    r->narrow(b, y, LD * LD);
+    r->widen(x, a, LD * LD);
+    r->widen(y, b, LD * LD);
+    for (int64_t M = 1; M < 40; M++)
+        for (int64_t n = 1; n <= 64; n += 3) {
+            const int64_t K = (M * n) % 37 * 2 + 2, N = round_up(n, 16);
+            r->pairs->pack(t, 64, b, LD, true, true, n, K);
+            c[(M - 1) * LD + N] = 7;
+            r->block_pairs(c, LD, a, LD, t, 64, M, N, K);
+            assert_true(c[(M - 1) * LD + N] == 7);
+            for (int64_t e = 0; e < M * N; e++) {
+                double want = 0;
+                for (int64_t j = 0; j < K && e % N < n; j++)
+                    want += (double)x[e / N * LD + j] * (double)y[e % N * LD + j];
+                assert_true(fabs((double)c[e / N * LD + e % N] - want) < 2e-5);
+            }
+        }
     backend_close(&be);
 }
 
@@ -359,11 +456,18 @@ static void test_cpu__wrong_calls_abort(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_cpu__exp),           cmocka_unit_test(test_cpu__row_tails),
-        cmocka_unit_test(test_cpu__bfloat16),      cmocka_unit_test(test_cpu__pack_and_block),
-        cmocka_unit_test(test_cpu__logp_extremes), cmocka_unit_test(test_cpu__nan_is_seen),
-        cmocka_unit_test(test_cpu__memory),        cmocka_unit_test(test_cpu__open),
-        cmocka_unit_test(test_cpu__views),         cmocka_unit_test(test_cpu__wrong_calls_abort),
+        cmocka_unit_test(test_cpu__exp),
+        cmocka_unit_test(test_cpu__row_tails),
+        cmocka_unit_test(test_cpu__softmax),
+        cmocka_unit_test(test_cpu__bfloat16),
+        cmocka_unit_test(test_cpu__pack_and_block),
+        cmocka_unit_test(test_cpu__block_pairs),
+        cmocka_unit_test(test_cpu__logp_extremes),
+        cmocka_unit_test(test_cpu__nan_is_seen),
+        cmocka_unit_test(test_cpu__memory),
+        cmocka_unit_test(test_cpu__open),
+        cmocka_unit_test(test_cpu__views),
+        cmocka_unit_test(test_cpu__wrong_calls_abort),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -32,12 +32,34 @@ static inline struct att_view att_read(const struct rows *r, float *buf, const s
         r->widen(buf + i * cols, (const uint16_t *)x->data + at + i * x->ld, cols);
     return (struct att_view){ buf, cols };
 }
-/* The same rows of D columns, transposed into out [D, ATT_K]. */
-static inline void att_transpose(const struct rows *r, float *out, const struct tensor *x,
-                                 int64_t row, int64_t n, int64_t col, int64_t D)
+/* Products of two inputs are taken from bfloat16 as it is, where the processor can. */
+static inline bool att_pairs(const struct rows *r, const struct tensor *x, int64_t D)
 {
-    r->floats->pack(out, ATT_K, cpu_at_const(x->data, x->dtype, row * x->ld + col), x->ld,
-            x->dtype == DT_BF16, true, n, D);
+    return r->pairs && x->dtype == DT_BF16 && D % 2 == 0;
+}
+
+/* n <= 64 rows of x from element `at` on, `step` apart, become the columns of out [D, 64] (with att_pairs [D / 2, 64], two elements in one), 0
+ * behind the n-th. */
+enum { ATT_COLS = 64 };
+static inline void att_transpose(const struct rows *r, float *out, const struct tensor *x,
+                                 int64_t at, int64_t step, int64_t n, int64_t D)
+{
+    const struct panels *q = att_pairs(r, x, D) ? r->pairs : r->floats;
+    q->pack(out, ATT_COLS, cpu_at_const(x->data, x->dtype, at), step, x->dtype == DT_BF16, true, n,
+            D);
+}
+
+/* c [M, ATT_COLS] = M rows of x from element `at` on, `step` apart, times what att_transpose made of N rows; `wide`: the same rows as floats, for
+ * where att_pairs is false. */
+static inline void att_scores(const struct rows *r, float *c, const struct tensor *x, int64_t at,
+                              int64_t step, const struct att_view *wide, const float *cols,
+                              int64_t M, int64_t N, int64_t D)
+{
+    if (att_pairs(r, x, D))
+        r->block_pairs(c, ATT_COLS, (const uint16_t *)x->data + at, step, cols, ATT_COLS, M,
+                       round_up(N, 16), D);
+    else
+        r->block(c, ATT_COLS, wide->p, wide->ld, 1, cols, ATT_COLS, M, N, D, false);
 }
 
 /* Key block b of a segment: kv rows [row, row + n); `first`: its first key's place among the own
@@ -78,15 +100,9 @@ static inline int64_t att_rows_max(const struct att *a)
 {
     return MAX(a->G, ATT_Q);
 }
-/* Keys of block `k` that row i sees. */
-static inline int64_t att_visible(const struct att_rows *r, const struct att_keys *k, int64_t i)
+/* Row i sees key j of block `k` where j <= i + this. */
+static inline int64_t att_ahead(const struct att_rows *r, const struct att_keys *k)
 {
-    if (k->first < 0 || r->across) return k->n;
-    return MIN(k->n, r->q0 + i - k->first + 1);
-}
-/* Key blocks that the query block sees. */
-static inline int64_t att_seen_blocks(const struct segment *s, const struct att_rows *r)
-{
-    return div_up(s->prefix_len, ATT_K) + (r->across ? 1 : div_up(r->q0 + r->n, ATT_K));
+    return k->first < 0 || r->across ? k->n : r->q0 - k->first;
 }
 #endif

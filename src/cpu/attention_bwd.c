@@ -16,7 +16,8 @@ struct grads {
 
 struct bwd_buf {    /* a thread's scratch */
     float *kt, *vt; /* [D, ATT_K]: keys and values, transposed */
-    float *dk, *dv; /* [ATT_K, D] */
+    float *dk, *dv; /* [D, ATT_K]: transposed, so that products of small heads fill a vector */
+    float *back;    /* [ATT_K, D rounded up to 16]: one of them as rows */
     float *p, *dp;  /* [rows, ATT_K] */
     float *k;       /* [ATT_K, D], then [rows, G D] each: widened */
     float *q, *dout, *o;
@@ -42,7 +43,7 @@ static struct sums group_span(const struct segments *segs, int64_t group, bool k
 static int64_t bwd_floats(const struct att *a, int64_t far)
 {
     const int64_t rows = att_rows_max(a), GD = a->G * a->D;
-    return 5 * a->D * ATT_K + 2 * rows * ATT_K + 3 * rows * GD + far;
+    return (5 * a->D + round_up(a->D, 16)) * ATT_K + 2 * rows * ATT_K + 3 * rows * GD + far;
 }
 
 int64_t cpu_attention_bwd_arena(const struct op_sizes *s)
@@ -71,7 +72,8 @@ static struct bwd_buf bwd_carve(const struct att *a, float *p)
     const int64_t kd = a->D * ATT_K, s = att_rows_max(a) * ATT_K, x = att_rows_max(a) * a->G * a->D;
     struct bwd_buf b = { .kt = p, .vt = p + kd, .dk = p + 2 * kd, .dv = p + 3 * kd };
     b.k = p + 4 * kd;
-    b.p = p + 5 * kd;
+    b.back = p + 5 * kd;
+    b.p = b.back + round_up(a->D, 16) * ATT_K;
     b.dp = b.p + s;
     b.q = b.dp + s;
     b.dout = b.q + x;
@@ -91,26 +93,40 @@ static void bwd_rows(const struct rows *r, const struct att *a, const struct gra
                      const struct bwd_in *in, const struct att_view *key, int64_t h, int64_t g,
                      const struct bwd_buf *b)
 {
-    const int64_t D = a->D, row = s->q + q->q0;
+    const int64_t D = a->D, row = s->q + q->q0, ahead = att_ahead(q, k);
     const int64_t step_q = q->across ? D : in->q.ld, step_do = q->across ? D : in->dout.ld;
     const int64_t step_o = q->across ? D : in->o.ld, step_dq = q->across ? D : b->sq.ld;
     const float *pq = in->q.p + h * D, *pdo = in->dout.p + h * D, *po = in->o.p + h * D;
     const float *lse = d->lse + row * a->H + g * a->G + h;
     float *dq = b->sq.p + (row - b->sq.first) * b->sq.ld + h * D;
-    r->block(b->p, ATT_K, pq, step_q, 1, b->kt, ATT_K, q->n, k->n, D, false);
-    r->block(b->dp, ATT_K, pdo, step_do, 1, b->vt, ATT_K, q->n, k->n, D, false);
+    const int64_t at = row * a->q->ld + (g * a->G + h) * D;
+    const int64_t at_do = row * d->dout->ld + (g * a->G + h) * D;
+    att_scores(r, b->p, a->q, at, q->across ? D : a->q->ld, &(struct att_view){ pq, step_q }, b->kt,
+               q->n, k->n, D);
+    att_scores(r, b->dp, d->dout, at_do, q->across ? D : d->dout->ld,
+               &(struct att_view){ pdo, step_do }, b->vt, q->n, k->n, D);
     for (int64_t i = 0; i < q->n; i++) {
         float *p = b->p + i * ATT_K, *dp = b->dp + i * ATT_K;
-        const int64_t n = att_visible(q, k, i);
+        const int64_t n = MIN(k->n, i + ahead + 1);
         /* delta costs D of about 5 * 64 * D, so it is cheaper to make again than to keep */
         const float delta = r->dot(pdo + i * step_do, po + i * step_o, D);
         r->attn_grad(p, dp, a->scale, lse[q->across ? i : i * a->H], delta, n);
         memset(p + n, 0, (size_t)(ATT_K - n) * sizeof *p);
         memset(dp + n, 0, (size_t)(ATT_K - n) * sizeof *dp);
     }
-    r->block(b->dv, D, b->p, 1, ATT_K, pdo, step_do, k->n, D, q->n, true);
-    r->block(b->dk, D, b->dp, 1, ATT_K, pq, step_q, k->n, D, q->n, true);
+    r->block(b->dv, ATT_K, pdo, 1, step_do, b->p, ATT_K, D, k->n, q->n, true);
+    r->block(b->dk, ATT_K, pq, 1, step_q, b->dp, ATT_K, D, k->n, q->n, true);
     r->block(dq, step_dq, b->dp, ATT_K, 1, key->p, key->ld, q->n, D, k->n, true);
+}
+
+/* The sums get what a key block gathered, x [D, ATT_K]. */
+static void bwd_add(const struct rows *r, const struct att *a, const struct att_keys *k,
+                    const struct sums *s, const float *x, float *back)
+{
+    const int64_t width = round_up(a->D, 16);
+    r->floats->pack(back, width, x, ATT_K, false, true, a->D, k->n);
+    for (int64_t i = 0; i < k->n; i++)
+        r->add(s->p + (k->row - s->first + i) * s->ld, back + i * width, a->D);
 }
 
 /* All that a segment adds through kv head g. */
@@ -122,8 +138,8 @@ static void bwd_segment(const struct rows *r, const struct att *a, const struct 
     for (int64_t kb = 0; kb < blocks; kb++) {
         const struct att_keys k = att_keys_at(s, kb);
         const struct att_view key = att_read(r, b->k, a->k, k.row, k.n, g * D, D);
-        att_transpose(r, b->kt, a->k, k.row, k.n, g * D, D);
-        att_transpose(r, b->vt, a->v, k.row, k.n, g * D, D);
+        att_transpose(r, b->kt, a->k, k.row * a->k->ld + g * D, a->k->ld, k.n, D);
+        att_transpose(r, b->vt, a->v, k.row * a->v->ld + g * D, a->v->ld, k.n, D);
         memset(b->dk, 0, (size_t)(ATT_K * D) * sizeof *b->dk);
         memset(b->dv, 0, (size_t)(ATT_K * D) * sizeof *b->dv);
         for (int64_t qb = kb < before ? 0 : kb - before; qb < div_up(s->len, ATT_Q); qb++) {
@@ -135,10 +151,8 @@ static void bwd_segment(const struct rows *r, const struct att *a, const struct 
             for (int64_t h = 0; h < q.heads; h++)
                 bwd_rows(r, a, d, s, &q, &k, &in, &key, h, g, b);
         }
-        for (int64_t i = 0; i < k.n; i++) {
-            r->add(b->sk.p + (k.row - b->sk.first + i) * b->sk.ld, b->dk + i * D, D);
-            r->add(b->sv.p + (k.row - b->sv.first + i) * b->sv.ld, b->dv + i * D, D);
-        }
+        bwd_add(r, a, &k, &b->sk, b->dk, b->back);
+        bwd_add(r, a, &k, &b->sv, b->dv, b->back);
     }
 }
 

@@ -9,18 +9,33 @@ struct out {
     float *lse;
 };
 
+/* Queries stand side by side in vectors: scores are [keys, queries], and what a head gathers is [D, queries], so that
+ * maximum and sum run down the columns and no product is narrower than a vector, whatever the head's size. */
+enum { P = ATT_COLS };
+
 struct fwd_buf {  /* a thread's scratch */
-    float *kt;    /* [D, ATT_K]: the keys, transposed */
-    float *q, *v; /* [rows, G D], [ATT_K, D]: widened */
-    float *s;     /* [rows, ATT_K] */
-    float *acc;   /* [heads, rows, D] */
-    float *m, *l; /* [heads, rows]: running maximum (of the scaled scores) and sum */
+    float *k, *v; /* [ATT_K, D]: widened */
+    float *qt;    /* [G, D, P]: the queries, transposed */
+    float *s;     /* [ATT_K, P], or [G, ATT_K] */
+    float *acc;   /* [G, D, P], or [G, D] */
+    float *
+        o; /* [P, D rounded up to 16]: a head's acc, transposed back; or [G, D]: a single query, widened */
+    float *m, *l; /* [G, P]: running maximum (of the scaled scores) and sum */
 };
+
+static int64_t fwd_scores(const struct att *a)
+{
+    return MAX(a->G, P) * ATT_K;
+}
+
+static int64_t fwd_out(const struct att *a)
+{
+    return MAX(a->G, P) * round_up(a->D, 16);
+}
 
 static int64_t fwd_floats(const struct att *a)
 {
-    const int64_t rows = att_rows_max(a);
-    return a->D * ATT_K * 2 + rows * ATT_K + MAX(a->G * ATT_Q, rows) * (2 * a->D + 2);
+    return 2 * ATT_K * a->D + 2 * a->G * (a->D + 1) * P + fwd_scores(a) + fwd_out(a);
 }
 
 int64_t cpu_attention_fwd_arena(const struct op_sizes *s)
@@ -31,83 +46,96 @@ int64_t cpu_attention_fwd_arena(const struct op_sizes *s)
 
 static struct fwd_buf fwd_carve(const struct att *a, float *p)
 {
-    const int64_t rows = att_rows_max(a), all = MAX(a->G * ATT_Q, rows);
-    struct fwd_buf b;
-    b.kt = p;
-    b.v = b.kt + a->D * ATT_K;
-    b.s = b.v + a->D * ATT_K;
-    b.q = b.s + rows * ATT_K;
-    b.acc = b.q + all * a->D;
-    b.m = b.acc + all * a->D;
-    b.l = b.m + all;
+    const int64_t kd = ATT_K * a->D, all = a->G * a->D * P;
+    struct fwd_buf b = { .k = p, .v = p + kd, .qt = p + 2 * kd };
+    b.acc = b.qt + all;
+    b.s = b.acc + all;
+    b.o = b.s + fwd_scores(a);
+    b.m = b.o + fwd_out(a);
+    b.l = b.m + a->G * P;
     return b;
 }
 
-/* Scores of n rows become probabilities against the new running maximum; the old sums are brought
- * to it. */
-static void softmax_rows(const struct rows *r, const struct att *a, const struct fwd_buf *b,
-                         int64_t head, const struct att_rows *q, const struct att_keys *k)
+/* o = acc / l, lse = m + log l of one query and head */
+static void fwd_store(const struct rows *r, const struct att *a, const struct out *out, int64_t row,
+                      int64_t head, float *acc, float m, float l)
 {
-    float *m = b->m + head * q->n, *l = b->l + head * q->n, *acc = b->acc + head * q->n * a->D;
-    for (int64_t i = 0; i < q->n; i++) {
-        float *s = b->s + i * ATT_K;
-        const int64_t n = att_visible(q, k, i);
-        const float top = a->scale * r->max(s, n);
-        if (top > m[i]) {
-            const float c = expf(m[i] - top);
-            l[i] *= c;
-            r->scale(acc + i * a->D, c, a->D);
-            m[i] = top;
-        }
-        l[i] += r->exp_sum(s, s, a->scale, m[i], n);
-        memset(s + n, 0, (size_t)(ATT_K - n) * sizeof *s);
-    }
-}
-
-static void fwd_store(const struct rows *r, const struct att *a, const struct out *out,
-                      const struct segment *s, const struct att_rows *q, int64_t g,
-                      const struct fwd_buf *b)
-{
-    const int64_t D = a->D;
     const enum dtype A = out->o->dtype;
-    for (int64_t i = 0; i < q->heads * q->n; i++) {
-        const int64_t row = s->q + q->q0 + (q->across ? 0 : i % q->n),
-                      head = g * a->G + (q->across ? i : i / q->n);
-        float *acc = b->acc + i * D;
-        void *o = cpu_at(out->o->data, A, row * out->o->ld + head * D);
-        r->scale(acc, 1.0f / b->l[i], D);
-        if (A == DT_F32)
-            memcpy(o, acc, (size_t)D * sizeof *acc);
-        else
-            r->narrow(o, acc, D);
-        out->lse[row * a->H + head] = b->m[i] + logf(b->l[i]);
-    }
+    void *o = cpu_at(out->o->data, A, row * out->o->ld + head * a->D);
+    r->scale(acc, 1.0f / l, a->D);
+    if (A == DT_F32)
+        memcpy(o, acc, (size_t)a->D * sizeof *acc);
+    else
+        r->narrow(o, acc, a->D);
+    out->lse[row * a->H + head] = m + logf(l);
 }
 
 static void fwd_block(const struct rows *r, const struct att *a, const struct out *out,
-                      const struct segment *s, int64_t block, int64_t g, float *scratch)
+                      const struct segment *s, int64_t block, int64_t g, const struct fwd_buf *b)
 {
     const struct att_rows q = att_rows_at(a, s, block);
-    const struct fwd_buf b = fwd_carve(a, scratch);
-    const int64_t all = q.heads * q.n, D = a->D, blocks = att_seen_blocks(s, &q);
-    const struct att_view pq =
-        att_read(r, b.q, a->q, s->q + q.q0, q.across ? 1 : q.n, g * a->G * D, a->G * D);
-    memset(b.acc, 0, (size_t)(all * D) * sizeof *b.acc);
-    memset(b.l, 0, (size_t)all * sizeof *b.l);
-    for (int64_t i = 0; i < all; i++)
-        b.m[i] = -INFINITY;
-    for (int64_t kb = 0; kb < blocks; kb++) {
+    const int64_t D = a->D, G = a->G, first = s->q + q.q0, n = round_up(q.n, 16);
+    const int64_t width = round_up(D, 16), before = div_up(s->prefix_len, ATT_K);
+    for (int64_t h = 0; h < G; h++)
+        att_transpose(r, b->qt + h * D * P, a->q, first * a->q->ld + (g * G + h) * D, a->q->ld, q.n,
+                      D);
+    memset(b->acc, 0, (size_t)(G * D * P) * sizeof *b->acc);
+    memset(b->l, 0, (size_t)(G * P) * sizeof *b->l);
+    for (int64_t i = 0; i < G * P; i++)
+        b->m[i] = -INFINITY;
+    for (int64_t kb = 0; kb < before + div_up(q.q0 + q.n, ATT_K); kb++) {
         const struct att_keys k = att_keys_at(s, kb);
-        const struct att_view v = att_read(r, b.v, a->v, k.row, k.n, g * D, D);
-        att_transpose(r, b.kt, a->k, k.row, k.n, g * D, D);
-        for (int64_t h = 0; h < q.heads; h++) {
-            r->block(b.s, ATT_K, pq.p + h * D, q.across ? D : pq.ld, 1, b.kt, ATT_K, q.n, k.n, D,
-                     false);
-            softmax_rows(r, a, &b, h, &q, &k);
-            r->block(b.acc + h * q.n * D, D, b.s, ATT_K, 1, v.p, v.ld, q.n, D, k.n, true);
+        const int64_t at = k.row * a->k->ld + g * D;
+        const struct att_view v = att_read(r, b->v, a->v, k.row, k.n, g * D, D);
+        struct att_view key = { 0 };
+        if (!att_pairs(r, a->k, D)) key = att_read(r, b->k, a->k, k.row, k.n, g * D, D);
+        for (int64_t h = 0; h < G; h++) {
+            float *acc = b->acc + h * D * P;
+            att_scores(r, b->s, a->k, at, a->k->ld, &key, b->qt + h * D * P, k.n, n, D);
+            r->softmax(b->s, acc, P, b->m + h * P, b->l + h * P, a->scale, att_ahead(&q, &k), k.n,
+                       n, D);
+            r->block(acc, P, v.p, 1, v.ld, b->s, P, D, n, k.n, true);
         }
     }
-    fwd_store(r, a, out, s, &q, g, &b);
+    for (int64_t h = 0; h < G; h++) {
+        r->floats->pack(b->o, width, b->acc + h * D * P, P, false, true, D, q.n);
+        for (int64_t i = 0; i < q.n; i++)
+            fwd_store(r, a, out, first + i, g * G + h, b->o + i * width, b->m[h * P + i],
+                      b->l[h * P + i]);
+    }
+}
+
+/* A single query, as in decoding: its heads are the rows, and keys are read where they lie. */
+static void fwd_single(const struct rows *r, const struct att *a, const struct out *out,
+                       const struct segment *s, int64_t g, const struct fwd_buf *b)
+{
+    const int64_t D = a->D, G = a->G;
+    const struct att_view q = att_read(r, b->o, a->q, s->q, 1, g * G * D, G * D);
+    memset(b->acc, 0, (size_t)(G * D) * sizeof *b->acc);
+    memset(b->l, 0, (size_t)G * sizeof *b->l);
+    for (int64_t h = 0; h < G; h++)
+        b->m[h] = -INFINITY;
+    for (int64_t kb = 0; kb < att_key_blocks(s); kb++) {
+        const struct att_keys k = att_keys_at(s, kb);
+        const struct att_view v = att_read(r, b->v, a->v, k.row, k.n, g * D, D);
+        r->dots(b->s, ATT_K, q.p, D, G,
+                cpu_at_const(a->k->data, a->k->dtype, k.row * a->k->ld + g * D), a->k->ld,
+                a->k->dtype == DT_BF16, k.n, D);
+        for (int64_t h = 0; h < G; h++) {
+            float *p = b->s + h * ATT_K;
+            const float top = a->scale * r->max(p, k.n);
+            if (top > b->m[h]) {
+                const float c = expf(b->m[h] - top);
+                b->l[h] *= c;
+                r->scale(b->acc + h * D, c, D);
+                b->m[h] = top;
+            }
+            b->l[h] += r->exp_sum(p, p, a->scale, b->m[h], k.n);
+        }
+        r->block(b->acc, D, b->s, ATT_K, 1, v.p, v.ld, G, D, k.n, true);
+    }
+    for (int64_t h = 0; h < G; h++)
+        fwd_store(r, a, out, s->q, g * G + h, b->acc + h * D, b->m[h], b->l[h]);
 }
 
 /* Task t counts the (query block, kv head) pairs of all segments. */
@@ -117,8 +145,12 @@ static void fwd_task(const struct rows *r, const struct att *a, const struct out
     for (int32_t s = 0; s < a->segs->n; s++) {
         const int64_t n = div_up(a->segs->seg[s].len, ATT_Q) * a->K;
         if (t < n) {
-            /* the longest rows first: they take most time */
-            fwd_block(r, a, out, &a->segs->seg[s], (n - 1 - t) / a->K, t % a->K, scratch);
+            const struct segment *seg = &a->segs->seg[s];
+            const struct fwd_buf b = fwd_carve(a, scratch);
+            if (seg->len == 1)
+                fwd_single(r, a, out, seg, t % a->K, &b);
+            else /* the longest rows first: they take most time */
+                fwd_block(r, a, out, seg, (n - 1 - t) / a->K, t % a->K, &b);
             return;
         }
         t -= n;

@@ -6,7 +6,7 @@
 
 /* FEW: rows that few_rows takes, in pieces of at most STRIP columns; SMALL: multiplications that
  * are not worth a team */
-enum { FEW = 8, STRIP = 64, SMALL = 1 << 20 };
+enum { FEW = 8, STRIP = 64, SMALL = 1 << 18 };
 
 static int sgemm(struct ctx *cx, const struct product *p)
 {

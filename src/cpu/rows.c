@@ -192,6 +192,59 @@ static void logp_grad(float *z, float lse, float coef, int64_t n)
 #undef STEP
 }
 
+/* W queries from the i-th on; see rows.h */
+INLINE void softmax_lanes(float *s, float *acc, int64_t ldc, float *m, float *l, float a,
+                          int64_t ahead, int64_t i, int64_t n, int64_t D)
+{
+    const int64_t all = MAX(MIN(i + ahead + 1, n), 0); /* keys that every lane sees */
+    const int64_t some = MAX(MIN(i + ahead + W, n), 0);
+    const vf none = (vf){ 0 } - INFINITY, old = ld(m);
+    vf t0 = none, t1 = none, e0 = { 0 }, e1 = { 0 };
+    vi lane;
+    for (int k = 0; k < W; k++)
+        lane[k] = k;
+    int64_t j = 0;
+    for (; j + 2 <= all; j += 2) {
+        t0 = VMAX(ld(s + j * ldc), t0);
+        t1 = VMAX(ld(s + (j + 1) * ldc), t1);
+    }
+    for (; j < all; j++)
+        t0 = VMAX(ld(s + j * ldc), t0);
+    for (; j < some; j++) {
+        const vi hide = lane < (int32_t)(j - (i + ahead));
+        const vf x = (vf)(((vi)ld(s + j * ldc) & ~hide) | ((vi)none & hide));
+        st(s + j * ldc, x);
+        t0 = VMAX(x, t0);
+    }
+    const vf top = VMAX(VMAX(t1, t0) * a, old), c = vexp(old - top);
+    for (j = 0; j + 2 <= some; j += 2) {
+        float *p = s + j * ldc, *q = p + ldc;
+        const vf x = vexp(ld(p) * a - top), y = vexp(ld(q) * a - top);
+        st(p, x);
+        st(q, y);
+        e0 += x;
+        e1 += y;
+    }
+    for (; j < some; j++) {
+        const vf x = vexp(ld(s + j * ldc) * a - top);
+        st(s + j * ldc, x);
+        e0 += x;
+    }
+    for (; j < n; j++)
+        st(s + j * ldc, (vf){ 0 });
+    st(m, top);
+    st(l, ld(l) * c + (e0 + e1));
+    for (int64_t d = 0; d < D; d++)
+        st(acc + d * ldc, ld(acc + d * ldc) * c);
+}
+
+static void softmax(float *s, float *acc, int64_t ldc, float *m, float *l, float a, int64_t ahead,
+                    int64_t n, int64_t cols, int64_t D)
+{
+    for (int64_t i = 0; i < cols; i += W)
+        softmax_lanes(s + i, acc + i, ldc, m + i, l + i, a, ahead, i, n, D);
+}
+
 INLINE void attn_grad_step(float *s, float *dp, float a, float lse, float delta, int64_t c)
 {
     const vf p = vexp(ld_n(s, c, 0) * a - lse);
@@ -339,6 +392,7 @@ const struct rows PASTE(rows_, ROWS_ISA) = {
     .exp_sum = exp_sum,
     .lse_sum = lse_sum,
     .logp_grad = logp_grad,
+    .softmax = softmax,
     .attn_grad = attn_grad,
     .rms_sum = rms_sum,
     .rms_scale = rms_scale,
@@ -348,6 +402,7 @@ const struct rows PASTE(rows_, ROWS_ISA) = {
     .swiglu_bwd = swiglu_bwd,
     .adamw = adamw,
     .block = block,
+    .block_pairs = BLOCK_PAIRS,
     .dots = dots,
     .floats = &panels_floats,
     .pairs = PANELS_PAIRS,

@@ -51,6 +51,12 @@ struct rows {
     double (*lse_sum)(float *y, const float *x, float b, int64_t n);
     /* z = -coef exp(z - lse) */
     void (*logp_grad)(float *z, float lse, float coef, int64_t n);
+    /* A block of attention: s[n, cols] holds the scores of n keys (rows) and cols queries, acc[D, cols] what the
+     * queries have gathered, m and l [cols] their running maximum and sum. m' = max(m, a max s), c = exp(m - m'),
+     * s' = exp(a s - m'), l' = c l + sum s', acc' = c acc. Key j counts for query i where j <= i + ahead, else its s'
+     * is 0. cols: a multiple of 16; rows are ld apart; a > 0. */
+    void (*softmax)(float *s, float *acc, int64_t ld, float *m, float *l, float a, int64_t ahead,
+                    int64_t n, int64_t cols, int64_t D);
     /* s = exp(a s - lse); dp = s (dp - delta) a */
     void (*attn_grad)(float *s, float *dp, float a, float lse, float delta, int64_t n);
     /* sum = x + r (r NULL: neither read nor written); returns the sum of squares. sum may be x or
@@ -75,6 +81,10 @@ struct rows {
      * * col], b[K,N] with rows ldb apart. Each element is one sum over k in order. */
     void (*block)(float *c, int64_t ldc, const float *a, int64_t row, int64_t col, const float *b,
                   int64_t ldb, int64_t M, int64_t N, int64_t K, bool add);
+    /* c[M,N] = a b from bfloat16, K even: a's rows are `row` apart, b is a panel of `pairs` [K/2, N], ldb wide, N a
+     * multiple of 16. NULL where `pairs` is. */
+    void (*block_pairs)(float *c, int64_t ldc, const uint16_t *a, int64_t row, const float *b,
+                        int64_t ldb, int64_t M, int64_t N, int64_t K);
     /* y[M,N] = x[M,K] w[N,K]^T for a few rows of x and as much of w (float, or bfloat16 with half)
      * as the L2 cache holds: bound by its reading */
     void (*dots)(float *y, int64_t ldy, const float *x, int64_t ldx, int64_t M, const void *w,

@@ -335,9 +335,64 @@ static const struct panels panels_pairs = {
     .depth = 512,
     .task_rows = 168,
 };
+
+INLINE __m512bh pair_at(const uint16_t *p)
+{
+    int32_t x;
+    memcpy(&x, p, sizeof x);
+    return (__m512bh)_mm512_set1_epi32(x);
+}
+
+/* mr rows by v vectors */
+INLINE void strip_pairs(int mr, int v, float *c, int64_t ldc, const uint16_t *a, int64_t row,
+                        const float *b, int64_t ldb, int64_t K)
+{
+    __m512 s[MR][2];
+    for (int i = 0; i < mr; i++)
+        s[i][0] = s[i][1] = _mm512_setzero_ps();
+    for (int64_t k = 0; k < K; k += 2, b += ldb) {
+        const __m512bh b0 = (__m512bh)_mm512_loadu_ps(b);
+        const __m512bh b1 = v > 1 ? (__m512bh)_mm512_loadu_ps(b + 16) : b0;
+        for (int i = 0; i < mr; i++) {
+            const __m512bh x = pair_at(a + i * row + k);
+            s[i][0] = _mm512_dpbf16_ps(s[i][0], x, b0);
+            if (v > 1) s[i][1] = _mm512_dpbf16_ps(s[i][1], x, b1);
+        }
+    }
+    UNROLL
+    for (int i = 0; i < mr; i++) {
+        _mm512_storeu_ps(c + i * ldc, s[i][0]);
+        if (v > 1) _mm512_storeu_ps(c + i * ldc + 16, s[i][1]);
+    }
+}
+
+INLINE void rows_pairs(int mr, float *c, int64_t ldc, const uint16_t *a, int64_t row,
+                       const float *b, int64_t ldb, int64_t N, int64_t K)
+{
+    int64_t j = 0;
+    for (; j + 32 <= N; j += 32)
+        strip_pairs(mr, 2, c + j, ldc, a, row, b + j, ldb, K);
+    for (; j < N; j += 16)
+        strip_pairs(mr, 1, c + j, ldc, a, row, b + j, ldb, K);
+}
+
+static void block_pairs(float *c, int64_t ldc, const uint16_t *a, int64_t row, const float *b,
+                        int64_t ldb, int64_t M, int64_t N, int64_t K)
+{
+    int64_t i = 0;
+    for (; i + MR <= M; i += MR)
+        rows_pairs(MR, c + i * ldc, ldc, a + i * row, row, b, ldb, N, K);
+    for (; i + 4 <= M; i += 4)
+        rows_pairs(4, c + i * ldc, ldc, a + i * row, row, b, ldb, N, K);
+    for (; i < M; i++)
+        rows_pairs(1, c + i * ldc, ldc, a + i * row, row, b, ldb, N, K);
+}
+
 #define PANELS_PAIRS &panels_pairs
+#define BLOCK_PAIRS  block_pairs
 #else
 #define PANELS_PAIRS NULL
+#define BLOCK_PAIRS  NULL
 #endif
 
 INLINE vf dots_ld(const void *w, int64_t k, bool half)

@@ -14,7 +14,7 @@
 #include "../model/model.h"
 
 /* Raised by every change of kernels, packing or model code that moves log-probabilities by more than rounding. */
-enum { KERNELS_VERSION = 2 };
+enum { KERNELS_VERSION = 3 };
 
 struct refcache;
 struct refcache_key {
