@@ -241,9 +241,11 @@ int cpu_nf4(struct ctx *cx, struct tensor *y, const struct tensor *q, const stru
         }
         uint16_t *out = (uint16_t *)y->data + b * NF4_BLOCK;
         cx->rows->narrow(half, full, NF4_CODES);
-        for (int i = 0; i < NF4_BLOCK / 2; i++) {
-            out[2 * i] = half[in[i] >> 4];
-            out[2 * i + 1] = half[in[i] & 15];
+        for (int i = 0; i < NF4_BLOCK / 2; i += 2) { /* one store for four elements */
+            const uint64_t four = half[in[i] >> 4] | (uint64_t)half[in[i] & 15] << 16 |
+                                  (uint64_t)half[in[i + 1] >> 4] << 32 |
+                                  (uint64_t)half[in[i + 1] & 15] << 48;
+            memcpy(out + 2 * i, &four, sizeof four);
         }
     }
     return 0;
