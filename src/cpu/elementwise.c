@@ -241,12 +241,7 @@ int cpu_nf4(struct ctx *cx, struct tensor *y, const struct tensor *q, const stru
         }
         uint16_t *out = (uint16_t *)y->data + b * NF4_BLOCK;
         cx->rows->narrow(half, full, NF4_CODES);
-        for (int i = 0; i < NF4_BLOCK / 2; i += 2) { /* one store for four elements */
-            const uint64_t four = half[in[i] >> 4] | (uint64_t)half[in[i] & 15] << 16 |
-                                  (uint64_t)half[in[i + 1] >> 4] << 32 |
-                                  (uint64_t)half[in[i + 1] & 15] << 48;
-            memcpy(out + 2 * i, &four, sizeof four);
-        }
+        cx->rows->nf4(out, in, half);
     }
     return 0;
 }
