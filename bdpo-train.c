@@ -54,7 +54,7 @@ static const char USAGE[] =
     "  bdpo-train toy [--out STEM] [--rates 0.01,0.001,0.1] [--steps 1000]               the "
     "paper's toy case, all losses\n"
     "             [--seeds 100] [--seed 1]\n"
-    "  bdpo-train merge RUN_DIR --out DIR [--threads 0]                                  the "
+    "  bdpo-train merge RUN_DIR --out DIR [--quantization none|nf4] [--threads 0]        the "
     "adapters of a run into a full model\n"
     "  bdpo-train report RUN_DIR [RUN_DIR ...] [--out FILE]                              one HTML "
     "page of these runs\n"
@@ -68,7 +68,7 @@ static const char USAGE[] =
 enum { SETS_MAX = 256, STOPS_MAX = 32 };
 struct args { /* what a command line may hold; each command names the flags it takes */
     const char *config, *model, *prompt, *prompts, *out, *per_pair, *system, *chat_template,
-        *string_prompts, *dtype, *device, *backend, *file, *csv;
+        *string_prompts, *dtype, *quantization, *device, *backend, *file, *csv;
     const char *max_tokens, *temperature, *top_k, *top_p, *seed, *batch, *threads;
     const char *loss, *beta, *lambda, *alpha, *smoothing, *ref_w, *ref_l, *max_w, *max_l, *points;
     const char *rates, *steps, *seeds, *compare;
@@ -106,6 +106,7 @@ static const struct flag FLAGS[] = {
     FLAG("--chat-template", chat_template),
     FLAG("--string-prompts", string_prompts),
     FLAG("--dtype", dtype),
+    FLAG("--quantization", quantization),
     FLAG("--device", device),
     FLAG("--backend", backend),
     FLAG("--max-tokens", max_tokens),
@@ -294,14 +295,11 @@ static int command_lint(int argc, char **argv)
 /* BACKEND_* of --backend; not given: auto */
 static int backend_named(int *out, const char *name)
 {
-    static const char *const names[] = {
-        [BACKEND_AUTO] = "auto", [BACKEND_CPU] = "cpu", [BACKEND_CUDA] = "cuda"
-    };
-    for (int i = 0; i < (int)COUNT_OF(names); i++)
-        if (strcmp(name ? name : "auto", names[i]) == 0) {
-            *out = i;
-            return 0;
-        }
+    *out = !name || strcmp(name, "auto") == 0 ? BACKEND_AUTO
+           : strcmp(name, "cpu") == 0         ? BACKEND_CPU
+           : strcmp(name, "cuda") == 0        ? BACKEND_CUDA
+                                              : -1;
+    if (*out >= 0) return 0;
     return err_set(ERR_INPUT, "--backend: \"%.40s\" is not auto, cpu or cuda", name);
 }
 
@@ -482,11 +480,14 @@ static int command_merge(int argc, char **argv)
 {
     struct args a;
     double threads = 0;
-    TRY(parse_args(&a, "--out --threads DIRS", argv, argc, 2));
+    TRY(parse_args(&a, "--out --quantization --threads DIRS", argv, argc, 2));
     if (a.n_dirs != 1) return err_set(ERR_INPUT, "merge: one RUN_DIR is needed");
     if (!a.out) return err_set(ERR_INPUT, "merge: --out DIR is needed");
     TRY(number("--threads", a.threads, 0, 4096, true, &threads));
-    return merge_run(a.dirs[0], a.out, (int32_t)threads);
+    if (a.quantization && strcmp(a.quantization, "none") != 0 && strcmp(a.quantization, "nf4") != 0)
+        return err_set(ERR_INPUT, "--quantization: \"%.40s\" is not none or nf4", a.quantization);
+    return merge_run(a.dirs[0], a.out, a.quantization && strcmp(a.quantization, "nf4") == 0,
+                     (int32_t)threads);
 }
 
 static int command_report(int argc, char **argv)

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "kernel.cuh"
+#include "../src/ops/nf4.h"
 
 /* Every kernel here: a thread takes OCT neighbouring elements of a row (or of a flat array), one read and one write of each;
  * no thread reads what another writes. */
@@ -231,4 +232,44 @@ int cuda_swiglu_bwd(struct ctx *cx, struct tensor *dgu, struct tensor *y, const 
                     const struct tensor *gu)
 {
     return BY_DTYPE(dy->dtype, swiglu_bwd, cx, dgu, y, dy, gu);
+}
+
+struct nf4_codes {
+    float v[NF4_CODES];
+};
+
+/* y = code[q] absmax. A thread makes eight elements of four bytes. */
+template <class A>
+__global__ void nf4_kernel(A *y, const uint8_t *q, const float *absmax, struct nf4_codes codes,
+                           int64_t n)
+{
+    CUDA_SHARED(float, code, [NF4_CODES]);
+    const int64_t i = global_thread() * OCT;
+    if (threadIdx.x < NF4_CODES) code[threadIdx.x] = codes.v[threadIdx.x];
+    __syncthreads();
+    if (i >= n) return;
+    const float scale = absmax[i / NF4_BLOCK];
+    oct o;
+#pragma unroll
+    for (int k = 0; k < OCT; k += 2) {
+        const uint8_t two = q[(i + k) / 2];
+        o.v[k] = code[two >> 4] * scale;
+        o.v[k + 1] = code[two & 15] * scale;
+    }
+    store8(y + i, o, n - i);
+}
+
+template <class A>
+static int nf4(struct ctx *cx, struct tensor *y, const struct tensor *q, const struct tensor *absmax)
+{
+    static const struct nf4_codes codes = { NF4_TABLE };
+    const int64_t n = tensor_count(y);
+    if (n == 0) return 0;
+    return LAUNCH(cx, (nf4_kernel<A>), blocks_for(n / OCT, BLOCK), BLOCK, 0, data_of<A>(y),
+                  data_of<uint8_t>(q), data_of<float>(absmax), codes, n);
+}
+
+int cuda_nf4(struct ctx *cx, struct tensor *y, const struct tensor *q, const struct tensor *absmax)
+{
+    return BY_DTYPE(y->dtype, nf4, cx, y, q, absmax);
 }

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "kernel.cuh"
+#define STOCHASTIC_FUNCTION __device__ static inline
+#include "../src/ops/stochastic.h"
 #include <math.h>
 
 constexpr int BLOCK = 256;
@@ -8,25 +10,57 @@ struct adamw_step { /* what is the same for all elements */
     float scale, mix1, beta2, mix2, keep, step, root, eps;
 };
 
-/* One read of g, one read and one write of w, m, v, one write of the copy (null: none): 28 or 30 bytes an element. */
-__global__ void adamw_kernel(float *w, float *m, float *v, const float *g, bf16 *copy,
-                             struct adamw_step s, int64_t n)
+/* What is stored of element i: as it is, or rounded with its own 16 random bits, those from bit `at` on. */
+__device__ static inline void store_state(float *p, const oct &o, int64_t i, int64_t n, const uint64_t *, int)
+{
+    store8(p + i, o, n - i);
+}
+__device__ static inline void store_state(bf16 *p, const oct &o, int64_t i, int64_t n, const uint64_t *bits, int at)
+{
+    oct r = o;
+#pragma unroll
+    for (int k = 0; k < OCT; k++)
+        r.v[k] = __uint_as_float((uint32_t)stochastic_bf16(o.v[k], (uint32_t)(bits[k] >> at & 0xffff)) << 16);
+    store8(p + i, r, n - i); /* a bfloat16 already */
+}
+
+/* One read of g, one read and one write of w, m, v, one write of the copy (null: none): 28 or 30 bytes an element, fewer where W or M is bf16. */
+template <class W, class M>
+__global__ void adamw_kernel(W *w, M *m, M *v, const float *g, bf16 *copy, struct adamw_step s, uint64_t key,
+                             int64_t first, int64_t n)
 {
     const int64_t i = global_thread() * OCT;
     if (i >= n) return;
     oct a = load8(w + i, n - i), p = load8(m + i, n - i), q = load8(v + i, n - i);
     const oct d = load8(g + i, n - i);
+    uint64_t bits[OCT];
 #pragma unroll
     for (int k = 0; k < OCT; k++) {
         const float x = d.v[k] * s.scale;
         p.v[k] += (x - p.v[k]) * s.mix1;
         q.v[k] = q.v[k] * s.beta2 + x * x * s.mix2;
         a.v[k] = a.v[k] * s.keep - p.v[k] * s.step / (sqrtf(q.v[k]) * s.root + s.eps);
+        bits[k] = stochastic_bits(key, (uint64_t)(first + i + k)); /* not needed by float alone: the compiler drops it */
     }
-    store8(w + i, a, n - i);
-    store8(m + i, p, n - i);
-    store8(v + i, q, n - i);
+    store_state(w, a, i, n, bits, 0);
+    store_state(m, p, i, n, bits, 16);
+    store_state(v, q, i, n, bits, 32);
     if (copy) store8(copy + i, a, n - i);
+}
+
+struct adamw_call { /* the tensors of an update */
+    struct tensor *w, *m, *v, *copy;
+    const struct tensor *g;
+    const struct adamw *opt;
+};
+
+template <class W, class M>
+static int launch_adamw(struct ctx *cx, const struct adamw_call *c, const struct adamw_step &s)
+{
+    const int64_t n = tensor_count(c->w);
+    return LAUNCH(cx, (adamw_kernel<W, M>), blocks_for(div_up(n, OCT), BLOCK), BLOCK, 0, data_of<W>(c->w),
+                  data_of<M>(c->m), data_of<M>(c->v), data_of<float>(c->g),
+                  c->copy ? data_of<bf16>(c->copy) : NULL, s, c->opt->key, c->opt->first, n);
 }
 
 int cuda_adamw(struct ctx *cx, struct tensor *w, struct tensor *m, struct tensor *v,
@@ -43,8 +77,9 @@ int cuda_adamw(struct ctx *cx, struct tensor *w, struct tensor *m, struct tensor
                                   (float)(opt->lr / c1),
                                   (float)(1 / sqrt(c2)),
                                   (float)opt->eps };
+    const struct adamw_call c = { w, m, v, copy, g, opt };
+    const bool half_w = w->dtype == DT_BF16, half_m = m->dtype == DT_BF16;
     if (n == 0) return 0;
-    return LAUNCH(cx, adamw_kernel, blocks_for(div_up(n, OCT), BLOCK), BLOCK, 0, data_of<float>(w),
-                  data_of<float>(m), data_of<float>(v), data_of<float>(g),
-                  copy ? data_of<bf16>(copy) : NULL, s, n);
+    if (half_w) return half_m ? launch_adamw<bf16, bf16>(cx, &c, s) : launch_adamw<bf16, float>(cx, &c, s);
+    return half_m ? launch_adamw<float, bf16>(cx, &c, s) : launch_adamw<float, float>(cx, &c, s);
 }

@@ -412,6 +412,21 @@ static void flat_rows(struct bench *b)
     BENCH(b, "sumsq", 0, 4 * n, op_sumsq(&b->be, &sum, &g));
     BENCH(b, "add", 0, 12 * n, op_add(&b->be, &m, &g));
     BENCH(b, "fill", 0, 4 * n, op_fill(&b->be, &m, 0));
+    /* any bytes are codes */
+    const struct tensor q = tensor_view(g.data, DT_U8, n / 2, 1, 1, 1),
+                        absmax = tensor_rows(&w, 0, n / 64);
+    BENCH(b, "nf4", 0, (half ? 2 : 4) * n + n / 2 + n / 16,
+          op_nf4(&b->be, half ? &copy : &v, &q, &absmax));
+    check(op_fill(&b->be, &v, 0.1f));
+    if (half) {
+        struct tensor hm = tensor_view(m.data, DT_BF16, n, 1, 1, 1),
+                      hv = tensor_view(v.data, DT_BF16, n, 1, 1, 1);
+        check(op_fill(&b->be, &copy, 0.1f));
+        check(op_fill(&b->be, &hm, 0));
+        check(op_fill(&b->be, &hv, 0.1f));
+        BENCH(b, "adamw, bfloat16 state", 0, 16 * n,
+              op_adamw(&b->be, &copy, &hm, &hv, &g, &opt, NULL));
+    }
     struct tensor *all[] = { &w, &m, &v, &g, &copy };
     for (size_t i = 0; i < COUNT_OF(all); i++)
         drop(b, all[i]);

@@ -122,8 +122,32 @@ def test_ranks(r, root):
     check(r, one.code == 0 and two.returncode == 0 and same, "two ranks, the bytes of one", two.stderr.decode()[-300:] if two.returncode else "")
 
 
+def test_nf4(r, root):
+    """A base in 4 bits: a run stopped and gone on with, the same on two ranks, and evaluated as it was trained."""
+    wide = os.path.join(root, "wide")
+    t.ARCH.update(hidden_size=64, intermediate_size=64)
+    t.make_root(wide)
+    t.ARCH.update(hidden_size=16, intermediate_size=24)
+    nf4 = {"quantization": "nf4", "dtype": "bfloat16"}
+    res = t.bdpo("--config", job(wide, "run", model=nf4, checkpoint={"every": 2}))
+    check(r, res.code == 0, "nf4: a run", f"{res}")
+    want = results(f"{wide}/run")
+    plain = t.bdpo("--config", job(wide, "plain", model={"dtype": "bfloat16"}))
+    check(r, plain.code == 0 and results(f"{wide}/plain")[RESULTS[0]] != want[RESULTS[0]], "nf4: not the run on the exact base")
+    path = job(wide, "stopped", model=nf4, checkpoint={"every": 2})
+    codes = [t.bdpo("--config", path, "--set", "max_hours=1e-9").code for _ in range(3)] + [t.bdpo("--config", path).code]
+    check(r, codes == [75, 75, 75, 0] and results(f"{wide}/stopped") == want, "nf4: stopped three times, the same bytes", f"{codes}")
+    last = [x for x in t.read_lines(f"{wide}/run/metrics.jsonl") if "eval/loss" in x][-1]
+    res = t.bdpo("evaluate", "--config", f"{wide}/run.json")
+    row = json.loads(res.out) if res.code == 0 else {}
+    check(r, res.code == 0 and abs(row["eval/loss"] - last["eval/loss"]) < 1e-3 and abs(row["eval/logps/chosen"] - last["eval/logps/chosen"]) < 0.05,
+          "nf4: evaluate sees the base as the run did", f"{res}" if res.code else f"{row['eval/loss']} {last['eval/loss']}")
+
+
 def test_refused(r, root):
     cases = [
+        (["model.quantization=nf4"], "rows of 16 elements, which is no multiple of 64"),
+        (["model.quantization=nf4", "model.lora=null"], "a base in 4 bits is not trained itself"),
         (["model.lora.dropout=0.1"], "model.lora.dropout: adapters are trained without dropout"),
         (["model.lora.targets=[\"lm_head\"]"], "\"lm_head\" is not one of"),
         (["model.lora.rank=0"], "0 is outside [1, 4096]"),
@@ -147,6 +171,7 @@ def main():
         test_sweep(r, root)
         test_merge(r, root)
         test_ranks(r, root)
+        test_nf4(r, root)
         test_refused(r, root)
     finally:
         shutil.rmtree(root, ignore_errors=True)

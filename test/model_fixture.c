@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "model_fixture.h"
+#include "../src/model/nf4.h"
 #include "../src/base/rng.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -7,7 +8,7 @@
 
 const char *fix_config(int shape)
 {
-    static const char *const text[FIX_SHAPES] = {
+    static const char *const text[FIX_SHAPES + 1] = {
         "{\"architectures\": [\"Qwen2ForCausalLM\"], \"model_type\": \"qwen2\", \"hidden_size\": "
         "32, "
         "\"intermediate_size\": 44, \"num_hidden_layers\": 2, \"num_attention_heads\": 4, "
@@ -34,6 +35,9 @@ const char *fix_config(int shape)
         "\"num_hidden_layers\": 2, \"num_attention_heads\": 2, \"num_key_value_heads\": 2, "
         "\"head_dim\": 16, \"vocab_size\": 61, \"attention_bias\": true, "
         "\"tie_word_embeddings\": true}",
+        "{\"model_type\": \"qwen2\", \"hidden_size\": 64, \"intermediate_size\": 192, "
+        "\"num_hidden_layers\": 2, \"num_attention_heads\": 4, \"num_key_value_heads\": 2, "
+        "\"head_dim\": 32, \"vocab_size\": 61, \"tie_word_embeddings\": false}",
     };
     return text[shape];
 }
@@ -54,13 +58,14 @@ static float draw_weight(const struct param *p, int32_t i, int64_t j)
 }
 
 static void open_fix(struct fix *f, fix_backend *open, const char *dir, int shape, enum dtype dtype,
-                     const struct lora *lora, const struct model_size *size)
+                     const struct lora *lora, bool nf4, const struct model_size *size)
 {
     struct arch a;
     memset(f, 0, sizeof *f);
     fix_write(dir, "config.json", fix_config(shape));
     BUG_IF(arch_load(&a, dir) < 0);
     if (lora) a.lora = *lora;
+    a.nf4 = nf4;
     f->sizes = (struct op_sizes){ .T = 64,
                                   .C = a.C,
                                   .F = a.F,
@@ -85,7 +90,7 @@ static void open_fix(struct fix *f, fix_backend *open, const char *dir, int shap
         BUG_IF(MEM_NEW(&w, n) < 0);
         for (int64_t j = 0; j < n; j++)
             w[j] = draw_weight(p, i, j);
-        BUG_IF(model_put(&f->m, p->offset, n, w) < 0);
+        BUG_IF((p->nf4 ? nf4_put : model_put)(&f->m, p->offset, n, w) < 0);
         free(w);
     }
 }
@@ -93,13 +98,19 @@ static void open_fix(struct fix *f, fix_backend *open, const char *dir, int shap
 void fix_open_on(struct fix *f, fix_backend *open, const char *dir, int shape, enum dtype dtype,
                  const struct model_size *size)
 {
-    open_fix(f, open, dir, shape, dtype, NULL, size);
+    open_fix(f, open, dir, shape, dtype, NULL, false, size);
+}
+
+void fix_open_nf4(struct fix *f, fix_backend *open, const char *dir, enum dtype dtype,
+                  const struct lora *lora, bool nf4, const struct model_size *size)
+{
+    open_fix(f, open, dir, FIX_WIDE, dtype, lora, nf4, size);
 }
 
 void fix_open_lora(struct fix *f, const char *dir, int shape, enum dtype dtype,
                    const struct lora *lora, const struct model_size *size)
 {
-    open_fix(f, cpu_open, dir, shape, dtype, lora, size);
+    open_fix(f, cpu_open, dir, shape, dtype, lora, false, size);
 }
 
 void fix_open_as(struct fix *f, const char *dir, int shape, enum dtype dtype, bool train,

@@ -4,7 +4,7 @@
 #define BDPO_MODEL_FIXTURE_H
 #include "../src/model/model.h"
 
-enum { FIX_QWEN2_TIED, FIX_QWEN3, FIX_LLAMA3_BIASES, FIX_LLAMA_TIED, FIX_QWEN3_TIED_BIASES, FIX_SHAPES, FIX_VOCAB = 61 };
+enum { FIX_QWEN2_TIED, FIX_QWEN3, FIX_LLAMA3_BIASES, FIX_LLAMA_TIED, FIX_QWEN3_TIED_BIASES, FIX_SHAPES, FIX_WIDE = FIX_SHAPES /* rows of whole blocks of nf4 */, FIX_VOCAB = 61 };
 const char *fix_config(int shape); /* text of its config.json */
 /* Write text to dir/name. */
 void fix_write(const char *dir, const char *name, const char *text);
@@ -23,6 +23,7 @@ typedef int fix_backend(struct backend *be, int32_t threads);
 /* On the backend that `open` opens, with buffers of size. */
 void fix_open_on(struct fix *f, fix_backend *open, const char *dir, int shape, enum dtype dtype, const struct model_size *size);
 /* With adapters, drawn like all other weights. */
+void fix_open_nf4(struct fix *f, fix_backend *open, const char *dir, enum dtype dtype, const struct lora *lora, bool nf4, const struct model_size *size); /* of FIX_WIDE */
 void fix_open_lora(struct fix *f, const char *dir, int shape, enum dtype dtype, const struct lora *lora, const struct model_size *size);
 void fix_close(struct fix *f);
 

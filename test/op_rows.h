@@ -10,6 +10,9 @@ struct op_row {
     bool any_threads;                                /* bit-equal for all thread counts of the CPU */
     int64_t d[7];
 };
+/* Of op_rows_bits.c. */
+void op_rows_nf4(struct op_run *r, const int64_t *d);
+void op_rows_adamw_bf16(struct op_run *r, const int64_t *d);
 extern const struct op_row op_rows[];
 extern const int op_rows_count;
 /* "test_PREFIX__OP (sizes)", in out. Returns out. */

@@ -126,6 +126,20 @@ struct tensor *op_run_index(struct op_run *r, int64_t n, int64_t limit)
     return send(r, b);
 }
 
+struct tensor *op_run_bytes(struct op_run *r, int64_t n)
+{
+    struct op_box *b = new_box(r, BOX_INPUT, DT_U8, n, 1, 1);
+    uint8_t *p = elements(b);
+    for (int64_t i = 0; i < n; i++)
+        p[i] = (uint8_t)rng_u64(r->seed, rng_stream_of(RNG_TEST, 3), r->n_random++);
+    return send(r, b);
+}
+
+const uint8_t *op_run_bytes_of(struct op_run *r, const struct tensor *t)
+{
+    return elements(box_of(r, t));
+}
+
 const int32_t *op_run_indices(struct op_run *r, const struct tensor *t)
 {
     return elements(box_of(r, t));

@@ -25,10 +25,10 @@ static json_t *rich(const struct option *o)
     for (size_t i = 0; o->use == USE_LOSS && i < loss_count; i++)
         if (loss_table[i].options & o->loss_bit)
             loss = loss_table[i].name; /* lambda: the last, bdpo */
-    root =
-        json_pack("{s:{s:s}, s:{s:s, s:s, s:s, s:I}, s:{}, s:{s:s}, s:s}", "model", "path", "m",
-                  "data", "train", "t.jsonl", "eval", "e.jsonl", "on_bad_row", "skip", "max_length",
-                  (json_int_t)(1 << 20), "sft", "preference", "loss", loss, "output", "o");
+    root = json_pack("{s:{s:s, s:{}}, s:{s:s, s:s, s:s, s:I}, s:{}, s:{s:s}, s:s}", "model", "path",
+                     "m", "lora", "data", "train", "t.jsonl", "eval", "e.jsonl", "on_bad_row",
+                     "skip", "max_length", (json_int_t)(1 << 20), "sft", "preference", "loss", loss,
+                     "output", "o");
     assert_non_null(root);
     return root;
 }
@@ -343,8 +343,10 @@ static void test_config__cross_checks(void **state)
         { "output=m", "output: is model.path" },
         { "model.dtype=float16",
           "\"float16\" is not one of \"bfloat16\", \"float32\"; did you mean \"bfloat16\"?" },
-        { "optimizer.master=bfloat16", "\"bfloat16\" is not in this version" },
-        { "optimizer.moments=int8", "\"int8\" is not one of \"float32\"" },
+        { "optimizer.master=bfloat16", "\"bfloat16\" is not one of \"float32\", \"none\"" },
+        { "optimizer.moments=int8", "\"int8\" is not one of \"float32\", \"bfloat16\"" },
+        { "model={\"path\": \"m\", \"quantization\": \"nf4\"}",
+          "a base in 4 bits is not trained itself" },
         { "note=3", "note: expected a string" },
     };
     for (size_t i = 0; i < COUNT_OF(rows); i++)

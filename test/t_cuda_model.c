@@ -36,7 +36,7 @@ static int remove_dir(void **state)
 static float *run(struct fix *f, const struct fix_batch *fb, double *logp)
 {
     struct tensor g = f->m.grads;
-    const int64_t n = f->m.n_flat;
+    const int64_t n = f->m.n_trained;
     float *out = NULL;
     OK(model_forward(&f->m, &fb->b));
     OK(model_logp(&f->m, &fb->b, logp, g.data != NULL));
@@ -55,19 +55,18 @@ static void open_on(struct fix *f, fix_backend *open, int shape, enum dtype dtyp
     fix_open_on(f, open, dir, shape, dtype, &size);
 }
 
-static void compare(int shape, enum dtype dtype, const struct fix_batch *fb)
+/* Runs the batch on both, and closes them. */
+static void compare(struct fix *cpu, struct fix *cuda, int shape, enum dtype dtype,
+                    const struct fix_batch *fb)
 {
-    struct fix cpu, cuda;
     double a[S], b[S], top = 0, off = 0;
-    open_on(&cpu, cpu_open, shape, dtype, true, shape % 2, shape % 3 == 0);
-    open_on(&cuda, cuda_open, shape, dtype, true, shape % 2, shape % 3 == 0);
-    float *ga = run(&cpu, fb, a), *gb = run(&cuda, fb, b);
+    float *ga = run(cpu, fb, a), *gb = run(cuda, fb, b);
     const double limit = dtype == DT_F32 ? 2e-6 : 0.02;
     for (int s = 0; s < S; s++)
         if (!(fabs(a[s] - b[s]) <= limit * fmax(fabs(a[s]), 1) * 10))
             fail_msg("shape %d, dtype %d: logp[%d] %.9g, the CPU's is %.9g", shape, (int)dtype, s,
                      b[s], a[s]);
-    for (int64_t i = 0; i < cpu.m.n_flat; i++) {
+    for (int64_t i = 0; i < cpu->m.n_trained; i++) {
         top = fmax(top, fabs((double)ga[i]));
         off = fmax(off, fabs((double)ga[i] - (double)gb[i]));
         assert_true(isfinite(gb[i]));
@@ -77,8 +76,8 @@ static void compare(int shape, enum dtype dtype, const struct fix_batch *fb)
                  top);
     free(ga);
     free(gb);
-    fix_close(&cpu);
-    fix_close(&cuda);
+    fix_close(cpu);
+    fix_close(cuda);
 }
 
 static void test_cuda_model__is_the_cpus(void **state)
@@ -90,8 +89,33 @@ static void test_cuda_model__is_the_cpus(void **state)
     fix_pairs_draw(&p, 6);
     fix_batch_pairs(&fb, &p, 0, FIX_PAIRS);
     for (int shape = 0; shape < FIX_SHAPES; shape++)
-        for (int k = 0; k < 2; k++)
-            compare(shape, k ? DT_BF16 : DT_F32, &fb);
+        for (int k = 0; k < 2; k++) {
+            const enum dtype dtype = k ? DT_BF16 : DT_F32;
+            struct fix cpu, cuda;
+            open_on(&cpu, cpu_open, shape, dtype, true, shape % 2, shape % 3 == 0);
+            open_on(&cuda, cuda_open, shape, dtype, true, shape % 2, shape % 3 == 0);
+            compare(&cpu, &cuda, shape, dtype, &fb);
+        }
+}
+
+/* Adapters, on a base as it is and on one in 4 bits. */
+static void test_cuda_model__adapters_are_the_cpus(void **state)
+{
+    static const struct lora lora = { 4, 6, false, LORA_ALL };
+    const struct model_size size = { 64, 64, 64, true, 1, false };
+    struct fix_pairs p;
+    struct fix_batch fb;
+    (void)state;
+    emu_seed(7);
+    fix_pairs_draw(&p, 6);
+    fix_batch_pairs(&fb, &p, 0, FIX_PAIRS);
+    for (int k = 0; k < 4; k++) {
+        const enum dtype dtype = k % 2 ? DT_BF16 : DT_F32;
+        struct fix cpu, cuda;
+        fix_open_nf4(&cpu, cpu_open, dir, dtype, &lora, k / 2, &size);
+        fix_open_nf4(&cuda, cuda_open, dir, dtype, &lora, k / 2, &size);
+        compare(&cpu, &cuda, FIX_WIDE, dtype, &fb);
+    }
 }
 
 /* Twice in one process and in another order of the threads; a smaller batch between leaves nothing behind. */
@@ -203,6 +227,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_cuda_model__is_the_cpus),
+        cmocka_unit_test(test_cuda_model__adapters_are_the_cpus),
         cmocka_unit_test(test_cuda_model__two_runs_are_bit_equal),
         cmocka_unit_test(test_cuda_model__memory_is_the_plans),
         cmocka_unit_test(test_cuda_model__says_why),

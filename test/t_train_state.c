@@ -50,7 +50,7 @@ static void trainer_open(struct trainer *t, const char *dir, int shape, enum dty
     z->state[ZERO_MASTER] = &t->st.model.master;
     z->state[ZERO_MOMENT1] = &t->st.optim.m;
     z->state[ZERO_MOMENT2] = &t->st.optim.v;
-    assert_int_equal(optim_plan(&t->st.optim, &t->plan, z->n_shard, c), 0);
+    assert_int_equal(optim_plan(&t->st.optim, &t->plan, z->n_shard, c, DT_F32, 1, 0), 0);
     assert_int_equal(plan_grant(&t->plan, &t->f.be), 0);
     assert_int_equal(scores_init(&t->st.ref, 3), 0);
     assert_int_equal(scores_init(&t->st.ref_eval, 2), 0);

@@ -198,6 +198,38 @@ static void test_zero__a_rank_that_fails(void **state)
     }
 }
 
+/* A state in bfloat16 goes in and comes out as floats. */
+static void test_zero__bf16_state(void **state)
+{
+    struct rig r;
+    float *flat, *got;
+    uint16_t *part;
+    (void)state;
+    rig_open(&r, false, false);
+    const int64_t n = r.z.n_flat;
+    assert_int_equal(MEM_NEW(&flat, n), 0);
+    assert_int_equal(MEM_NEW(&got, n), 0);
+    assert_int_equal(MEM_NEW(&part, r.z.n_shard), 0);
+    const struct tensor shard = tensor_view(part, DT_BF16, r.z.n_shard, 1, 1, 1);
+    r.z.state[ZERO_MOMENT2] = &shard;
+    for (int64_t i = 0; i < n; i++)
+        flat[i] = (float)(i % 251 - 125) / 64; /* 8 bits hold it */
+    for (int64_t at = 0; at < n; at += 999999)
+        assert_int_equal(
+            zero_store(&r.z, ZERO_MOMENT2, at, MIN((int64_t)999999, n - at), flat + at), 0);
+    for (int32_t b = 0; b < r.z.n_buckets; b++) {
+        const struct flat_part *p = &r.z.part[b];
+        const int64_t k = p->end - p->begin;
+        if (k == 0) continue;
+        assert_int_equal(zero_read(&r.z, ZERO_MOMENT2, p->begin, k, got), 0);
+        assert_memory_equal(got, flat + p->begin, (size_t)k * sizeof *got);
+    }
+    free(flat);
+    free(got);
+    free(part);
+    rig_close(&r);
+}
+
 static void test_zero__gather_and_fetch(void **state)
 {
     struct rig r;
@@ -276,6 +308,7 @@ int main(void)
         cmocka_unit_test(test_zero__reduce_once_a_step),
         cmocka_unit_test(test_zero__reduce_by_rounds),
         cmocka_unit_test(test_zero__a_rank_that_fails),
+        cmocka_unit_test(test_zero__bf16_state),
         cmocka_unit_test(test_zero__gather_and_fetch),
         cmocka_unit_test(test_zero__agreement),
     };

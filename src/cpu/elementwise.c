@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "cpu.h"
+#include "../ops/nf4.h"
 #include <string.h>
 
 /* COLS: elements that are widened at a time; ROWS: of a partial sum of bias_bwd */
@@ -213,5 +214,34 @@ int cpu_fill(struct ctx *cx, struct tensor *y, float value)
 #pragma omp parallel for schedule(static) num_threads(cpu_team(cx, n))
     for (int64_t i = 0; i < n; i++)
         p[i] = v;
+    return 0;
+}
+
+/* The sixteen values of a block are made once, and its elements looked up. */
+int cpu_nf4(struct ctx *cx, struct tensor *y, const struct tensor *q, const struct tensor *absmax)
+{
+    static const float code[NF4_CODES] = NF4_TABLE;
+    const int64_t blocks = tensor_count(absmax);
+    const uint8_t *pq = q->data;
+    const float *pa = absmax->data;
+#pragma omp parallel for schedule(static) num_threads(cpu_team(cx, blocks *NF4_BLOCK))
+    for (int64_t b = 0; b < blocks; b++) {
+        const uint8_t *in = pq + b * (NF4_BLOCK / 2);
+        uint16_t half[NF4_CODES];
+        float full[NF4_CODES];
+        for (int k = 0; k < NF4_CODES; k++)
+            full[k] = code[k] * pa[b];
+        if (y->dtype == DT_F32) {
+            float *out = (float *)y->data + b * NF4_BLOCK;
+            for (int i = 0; i < NF4_BLOCK / 2; i++) {
+                out[2 * i] = full[in[i] >> 4];
+                out[2 * i + 1] = full[in[i] & 15];
+            }
+            continue;
+        }
+        uint16_t *out = (uint16_t *)y->data + b * NF4_BLOCK;
+        cx->rows->narrow(half, full, NF4_CODES);
+        cx->rows->nf4(out, in, half);
+    }
     return 0;
 }

@@ -1,11 +1,43 @@
 /* SPDX-License-Identifier: MIT */
 #include "cpu.h"
+#include "../ops/stochastic.h"
 #include <math.h>
+
+enum { PART = 4096 }; /* what is stored besides reads from the cache */
+
+struct state { /* the tensors of an update */
+    struct tensor *w, *m, *v;
+    const struct adamw *opt;
+};
+
+/* Elements [at, at + n) of t: where they are, or widened into buf. */
+static float *part_of(const struct rows *r, const struct tensor *t, float *buf, int64_t at,
+                      int64_t n)
+{
+    if (t->dtype == DT_F32) return (float *)t->data + at;
+    r->widen(buf, (const uint16_t *)t->data + at, n);
+    return buf;
+}
+
+/* What is BF16 gets its new values, from floats. */
+static void round_part(const struct state *s, const float *w, const float *m, const float *v,
+                       int64_t at, int64_t n)
+{
+    uint16_t *hw = s->w->dtype == DT_BF16 ? (uint16_t *)s->w->data + at : NULL;
+    uint16_t *hm = s->m->dtype == DT_BF16 ? (uint16_t *)s->m->data + at : NULL;
+    uint16_t *hv = s->m->dtype == DT_BF16 ? (uint16_t *)s->v->data + at : NULL;
+    for (int64_t i = 0; i < n; i++) {
+        const uint64_t bits = stochastic_bits(s->opt->key, (uint64_t)(s->opt->first + at + i));
+        if (hw) hw[i] = stochastic_bf16(w[i], bits & 0xffff);
+        if (!hm) continue;
+        hm[i] = stochastic_bf16(m[i], bits >> 16 & 0xffff);
+        hv[i] = stochastic_bf16(v[i], bits >> 32 & 0xffff);
+    }
+}
 
 int cpu_adamw(struct ctx *cx, struct tensor *w, struct tensor *m, struct tensor *v,
               const struct tensor *g, const struct adamw *opt, struct tensor *copy)
 {
-    enum { PART = 4096 }; /* the copy reads w from the cache */
     const int64_t n = tensor_count(w), parts = div_up(n, PART);
     const double c1 = 1 - pow(opt->beta1, (double)opt->step),
                  c2 = 1 - pow(opt->beta2, (double)opt->step);
@@ -19,14 +51,19 @@ int cpu_adamw(struct ctx *cx, struct tensor *w, struct tensor *m, struct tensor 
         .root = (float)(1 / sqrt(c2)),
         .eps = (float)opt->eps,
     };
+    const struct state st = { .w = w, .m = m, .v = v, .opt = opt };
     uint16_t *half = copy ? copy->data : NULL;
-    float *pw = w->data, *pm = m->data, *pv = v->data;
     const float *pg = g->data;
 #pragma omp parallel for schedule(static) num_threads(cpu_team(cx, n))
     for (int64_t i = 0; i < parts; i++) {
-        const int64_t at = i * PART;
-        cx->rows->adamw(pw + at, pm + at, pv + at, pg + at, &k, MIN(PART, n - at));
-        if (half) cx->rows->narrow(half + at, pw + at, MIN(PART, n - at));
+        const int64_t at = i * PART, k_n = MIN(PART, n - at);
+        float buf[3][PART];
+        float *pw = part_of(cx->rows, w, buf[0], at, k_n),
+              *pm = part_of(cx->rows, m, buf[1], at, k_n),
+              *pv = part_of(cx->rows, v, buf[2], at, k_n);
+        cx->rows->adamw(pw, pm, pv, pg + at, &k, k_n);
+        if (half) cx->rows->narrow(half + at, pw, k_n);
+        if (w->dtype == DT_BF16 || m->dtype == DT_BF16) round_part(&st, pw, pm, pv, at, k_n);
     }
     return 0;
 }

@@ -370,6 +370,30 @@ INLINE void adamw_step(float *w, float *m, float *v, const float *g, const struc
     st_n(w, ld_n(w, c, 0) * k->keep - p * k->step / (SQRT(q) * k->root + k->eps), c);
 }
 
+static void nf4(uint16_t *out, const uint8_t *in, const uint16_t table[16])
+{
+#if defined(__AVX512BW__)
+    const __m256i low = _mm256_set1_epi8(15), t = _mm256_loadu_si256((const __m256i_u *)table);
+    const __m256i b = _mm256_loadu_si256((const __m256i_u *)in);
+    const __m256i hi = _mm256_and_si256(_mm256_srli_epi16(b, 4), low),
+                  lo = _mm256_and_si256(b, low);
+    const __m512i all = _mm512_broadcast_i64x4(t);
+    /* codes of bytes 0 to 7 and 16 to 23, and of 8 to 15 and 24 to 31, in pairs */
+    const __m256i p = _mm256_unpacklo_epi8(hi, lo), q = _mm256_unpackhi_epi8(hi, lo);
+    const __m256i first = _mm256_permute2x128_si256(p, q, 0x20),
+                  second = _mm256_permute2x128_si256(p, q, 0x31);
+    _mm512_storeu_si512(out, _mm512_permutexvar_epi16(_mm512_cvtepu8_epi16(first), all));
+    _mm512_storeu_si512(out + 32, _mm512_permutexvar_epi16(_mm512_cvtepu8_epi16(second), all));
+#else
+    for (int i = 0; i < 32; i += 2) { /* one store for four elements */
+        const uint64_t four = table[in[i] >> 4] | (uint64_t)table[in[i] & 15] << 16 |
+                              (uint64_t)table[in[i + 1] >> 4] << 32 |
+                              (uint64_t)table[in[i + 1] & 15] << 48;
+        memcpy(out + 2 * i, &four, sizeof four);
+    }
+#endif
+}
+
 static void adamw(float *w, float *m, float *v, const float *g, const struct adamw_row *k,
                   int64_t n)
 {
@@ -400,6 +424,7 @@ const struct rows PASTE(rows_, ROWS_ISA) = {
     .rope = rope,
     .swiglu = swiglu,
     .swiglu_bwd = swiglu_bwd,
+    .nf4 = nf4,
     .adamw = adamw,
     .block = block,
     .block_pairs = BLOCK_PAIRS,

@@ -75,6 +75,8 @@ struct rows {
     /* dg, du; may be g, u. y: NULL, or takes what swiglu gives, to the bit; may be dy */
     void (*swiglu_bwd)(float *dg, float *du, float *y, const float *dy, const float *g,
                        const float *u, int64_t n);
+    /* out[64] = table of the codes in[32], two a byte, the upper half first */
+    void (*nf4)(uint16_t *out, const uint8_t *in, const uint16_t table[16]);
     void (*adamw)(float *w, float *m, float *v, const float *g, const struct adamw_row *k,
                   int64_t n);
     /* A small matrix product from cache: c[M,N] (+= with add, else =) a b, a(i, k) = a[i * row + k

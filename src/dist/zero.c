@@ -307,8 +307,19 @@ static struct flat_part overlap(struct flat_part p, int64_t at, int64_t n)
 
 static int own_part(const struct zero *z, int64_t which, int32_t b, struct flat_part o, float *out)
 {
-    const float *from = (const float *)z->state[which]->data + z->part[b].at - z->part[b].begin;
-    return z->be->mem->to_host(z->be->cx, out, from + o.begin, (o.end - o.begin) * 4);
+    const struct tensor *t = z->state[which];
+    const int64_t n = o.end - o.begin, at = z->part[b].at + (o.begin - z->part[b].begin);
+    const int64_t size = dtype_size(t->dtype);
+    /* bfloat16 comes into the upper end of out, which is widened from its lower end on */
+    uint16_t *half = (uint16_t *)(void *)(out + n) - n;
+    const bool is_half = t->dtype == DT_BF16;
+    TRY(z->be->mem->to_host(z->be->cx, is_half ? (void *)half : (void *)out,
+                            (const char *)t->data + at * size, n * size));
+    for (int64_t i = 0; is_half && i < n; i++) {
+        const uint32_t u = (uint32_t)half[i] << 16;
+        memcpy(&out[i], &u, sizeof u);
+    }
+    return 0;
 }
 
 int zero_read(const struct zero *z, enum zero_state which, int64_t at, int64_t n, float *out)
@@ -397,14 +408,33 @@ int zero_dismiss(struct zero *z, int rc)
     return dist_agree(z->d, rc);
 }
 
+static int store_part(const struct zero *z, enum zero_state which, int64_t at, int64_t n,
+                      const float *in)
+{
+    enum { PIECE = 8192 };
+    const struct tensor *t = z->state[which];
+    const struct backend *be = z->be;
+    uint16_t half[PIECE];
+    if (t->dtype == DT_F32) return be->mem->to_device(be->cx, (float *)t->data + at, in, n * 4);
+    for (int64_t i = 0; i < n; i += PIECE) {
+        const int64_t k = MIN((int64_t)PIECE, n - i);
+        for (int64_t j = 0; j < k; j++) {
+            uint32_t u;
+            memcpy(&u, &in[i + j], sizeof u);
+            half[j] = (uint16_t)(u >> 16);
+        }
+        TRY(be->mem->to_device(be->cx, (uint16_t *)t->data + at + i, half, k * 2));
+    }
+    return 0;
+}
+
 int zero_store(struct zero *z, enum zero_state which, int64_t at, int64_t n, const float *in)
 {
     for (int32_t b = 0; b < z->n_buckets; b++) {
         const struct flat_part o = overlap(z->part[b], at, n);
-        float *to = (float *)z->state[which]->data + z->part[b].at - z->part[b].begin;
         if (o.end > o.begin)
-            TRY(z->be->mem->to_device(z->be->cx, to + o.begin, in + (o.begin - at),
-                                      (o.end - o.begin) * 4));
+            TRY(store_part(z, which, z->part[b].at + (o.begin - z->part[b].begin), o.end - o.begin,
+                           in + (o.begin - at)));
     }
     return 0;
 }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "arch.h"
 #include "../io/file.h"
+#include "../ops/nf4.h"
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -386,6 +387,18 @@ int arch_load(struct arch *a, const char *dir)
     if (rc == 0) rc = lora_read_config(&a->lora, dir);
     free(base);
     return rc;
+}
+
+int arch_check_nf4(const struct arch *a)
+{
+    const int64_t widths[] = { a->C, a->H * a->D, a->F };
+    for (size_t i = 0; i < COUNT_OF(widths); i++)
+        if (widths[i] % NF4_BLOCK != 0)
+            return err_set(ERR_INPUT,
+                           "a linear layer of this model has rows of %lld elements, which is no "
+                           "multiple of %d, the block of nf4; set model.quantization \"none\"",
+                           (long long)widths[i], NF4_BLOCK);
+    return 0;
 }
 
 int64_t arch_parameters(const struct arch *a)

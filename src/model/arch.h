@@ -24,6 +24,7 @@ struct arch {
     double rope_factor, rope_low, rope_high;
     int64_t rope_original;
     char dtype[12];                  /* "float32", "bfloat16", "float16", or "" where config.json has none */
+    bool nf4;                        /* the weights of linear layers are held in 4 bits (ops/nf4.h); of a config, never of a directory */
     struct lora lora;                /* of a directory with an adapter, else none; or as the config says */
 };
 
@@ -44,6 +45,8 @@ int lora_check(const struct lora *want, const char *dir);
 double lora_scale(const struct lora *l);
 /* "q_proj" of one bit. */
 const char *lora_target_name(uint32_t bit);
+/* Can its linear layers be held in 4 bits? ERR_INPUT: their widths are no multiples of a block. */
+int arch_check_nf4(const struct arch *a);
 int64_t lora_parameters(const struct arch *a); /* elements of all adapters */
 /* table [positions, 2, D/2] f32: cos, then sin of pos * inv_freq (in float32, as transformers does), llama3 scaling applied. */
 void arch_rope_table(const struct arch *a, float *table, int64_t positions);

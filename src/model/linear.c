@@ -48,10 +48,23 @@ static int adapters_fwd(const struct model *m, const struct linear *l, struct te
     return 0;
 }
 
+/* The weight as numbers: where it is, or made of its 4 bits in m->dense until the next one is. */
+static int weight_of(const struct model *m, const struct linear *l, struct tensor *w)
+{
+    const struct param *p = &m->params[l->w];
+    *w = p->w;
+    if (!p->nf4) return 0;
+    struct tensor flat = tensor_rows(&m->dense, 0, tensor_count(w));
+    w->data = flat.data;
+    return op_nf4(m->be, &flat, &p->q, &p->absmax);
+}
+
 int linear_fwd(const struct model *m, const struct linear *l, struct tensor *y,
                const struct tensor *x)
 {
-    TRY(op_gemm(m->be, y, x, false, &m->params[l->w].w, true, NULL, 1, 0));
+    struct tensor w;
+    TRY(weight_of(m, l, &w));
+    TRY(op_gemm(m->be, y, x, false, &w, true, NULL, 1, 0));
     if (l->b >= 0) TRY(op_bias_fwd(m->be, y, &m->params[l->b].w));
     if (!l->lora_slices) return 0;
     for (int64_t at = 0, T = x->dim[0], most = m->lora_x.dim[0]; at < T; at += most) {
@@ -66,7 +79,9 @@ int linear_bwd_input(const struct model *m, const struct linear *l, struct tenso
                      const struct tensor *dy)
 {
     struct target t = { 0 };
-    TRY(op_gemm(m->be, dx, dy, false, &m->params[l->w].w, false, NULL, 1, 0));
+    struct tensor w;
+    TRY(weight_of(m, l, &w));
+    TRY(op_gemm(m->be, dx, dy, false, &w, false, NULL, 1, 0));
     if (!l->lora_slices) return 0;
     const struct tensor *a = &m->params[l->lora_a].w, *b = &m->params[l->lora_b].w;
     struct tensor dxa = adapter_rows(m, l, &m->lora_dx, dy->dim[0]);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "model.h"
+#include "../ops/nf4.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -50,6 +51,7 @@ static struct linear add_linear(struct model *m, int l, const char *module,
                                 bool bias)
 {
     struct linear lin = { add_param(m, cols), -1, -1, -1, 0 };
+    m->params[lin.w].nf4 = m->arch.nf4;
     for (int i = 0; i < n; i++)
         add_slice(m, lin.w, rows[i], "model.layers.%d.%s.%s.weight", l, module, names[i]);
     if (!bias) return lin;
@@ -114,14 +116,16 @@ static void add_layer_adapters(struct model *m, int64_t l)
     y->lora_end = m->n_params;
 }
 
-/* Parameters [first, end) follow each other in the flat weights. */
+/* Parameters [first, end) follow each other in the flat weights, or in those of 4 bits. */
 static void place(struct model *m, int32_t first, int32_t end)
 {
     for (int32_t i = first; i < end; i++) {
         struct param *p = &m->params[i];
+        int64_t *n = p->nf4 ? &m->n_quant : &m->n_flat;
         p->w.ld = tensor_row(&p->w);
-        p->offset = p->grad_at = m->n_flat;
-        m->n_flat += round_up(tensor_count(&p->w), ALIGN_ELEMENTS);
+        BUG_IF(p->nf4 && p->w.ld % NF4_BLOCK != 0);
+        p->offset = p->grad_at = *n;
+        *n += round_up(tensor_count(&p->w), p->nf4 ? 1 : ALIGN_ELEMENTS);
     }
 }
 
@@ -192,14 +196,25 @@ int model_plan_weights(struct model *m, struct plan *p, bool train)
     int64_t grads = m->n_trained;
     BUG_IF(m->grad_windows && m->n_trained < m->n_flat);
     TRY(plan_book(p, PLAN_WEIGHTS, &m->weights, m->dtype, m->n_flat, 1, 1, 1));
+    if (m->n_quant > 0) {
+        TRY(plan_book(p, PLAN_WEIGHTS, &m->quant, DT_U8, m->n_quant / 2, 1, 1, 1));
+        TRY(plan_book(p, PLAN_WEIGHTS, &m->absmax, DT_F32, m->n_quant / NF4_BLOCK, 1, 1, 1));
+    }
     if (!train) return 0;
-    if (m->dtype != DT_F32) TRY(plan_book(p, PLAN_MASTER, &m->master, DT_F32, held, 1, 1, 1));
+    BUG_IF(m->n_quant > 0 && m->arch.lora.rank == 0);
+    if (m->dtype != DT_F32 && !m->no_master)
+        TRY(plan_book(p, PLAN_MASTER, &m->master, DT_F32, held, 1, 1, 1));
     if (m->grad_windows) grads = place_windows(m);
     return plan_book(p, PLAN_GRADIENTS, &m->grads, DT_F32, grads, 1, 1, 1);
 }
 
-int model_plan_lora(struct model *m, struct plan *p, int64_t T)
+int model_plan_linear(struct model *m, struct plan *p, int64_t T)
 {
+    int64_t most = 0;
+    for (int32_t i = 0; i < m->n_base; i++)
+        if (m->params[i].nf4) most = MAX(most, tensor_count(&m->params[i].w));
+    if (most > 0 && m->dense.dim[0] == 0)
+        TRY(plan_book(p, PLAN_SCRATCH, &m->dense, m->dtype, most, 1, 1, 1));
     if (m->arch.lora.rank == 0 || m->lora_x.dim[0] > 0) return 0;
     return plan_book(p, PLAN_SCRATCH, &m->lora_x, m->dtype, T, PARAM_SLICES_MAX * m->arch.lora.rank,
                      1, 1);
@@ -281,7 +296,7 @@ int model_plan_buffers(struct model *m, struct plan *p, const struct model_size 
     TRY(MEM_NEW(&m->acts, m->n_acts));
     TRY(MEM_NEW(&m->host, N));
     TRY(model_plan_rope(m, p, size->positions));
-    TRY(model_plan_lora(m, p, T));
+    TRY(model_plan_linear(m, p, T));
     for (int32_t i = 0; i < m->n_acts; i++)
         TRY(plan_layer(&m->acts[i], m, p, T));
     if (size->train && m->first_kept > 0) {
@@ -320,8 +335,16 @@ int model_upload_rope(const struct model *m)
 int model_ready(struct model *m)
 {
     BUG_IF(!m->weights.data);
-    for (int32_t i = 0; i < m->n_params; i++)
-        m->params[i].w.data = (char *)m->weights.data + m->params[i].offset * dtype_size(m->dtype);
+    for (int32_t i = 0; i < m->n_params; i++) {
+        struct param *p = &m->params[i];
+        const int64_t n = tensor_count(&p->w);
+        if (!p->nf4) {
+            p->w.data = (char *)m->weights.data + p->offset * dtype_size(m->dtype);
+            continue;
+        }
+        p->q = tensor_rows(&m->quant, p->offset / 2, n / 2);
+        p->absmax = tensor_rows(&m->absmax, p->offset / NF4_BLOCK, n / NF4_BLOCK);
+    }
     return m->rope.data ? model_upload_rope(m) : 0;
 }
 

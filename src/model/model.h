@@ -16,12 +16,14 @@ struct param { /* q, k, v and gate, up are stored fused: one matrix each */
     struct tensor w;         /* model.dtype, 1-d or 2-d; a view into model.weights */
     int64_t offset;          /* elements from the start of the flat weights (64-byte aligned) */
     int64_t grad_at;         /* of its gradient in model.grads; = offset unless grad_windows */
+    bool nf4;                /* held in 4 bits: w has no data, offset counts elements of model.quant, q and absmax are views into that */
+    struct tensor q, absmax;
     bool decay;              /* weight decay applies: matrices only */
     int32_t n_slices;
     struct param_slice slice[PARAM_SLICES_MAX];
 };
 
-struct linear { /* y = x w^T + b: indices into params; -1: none. The one place where dense and LoRA differ (linear.c) */
+struct linear { /* y = x w^T + b: indices into params; -1: none. The one place where dense, LoRA and 4-bit weights differ (linear.c) */
     int32_t w, b;
     int32_t lora_a, lora_b; /* of the slices of w that are targets, stacked by rows: A [n rank, in], B [their rows, rank] */
     uint32_t lora_slices;   /* bit j: slice j of w is one */
@@ -59,10 +61,13 @@ struct model { /* valid when zeroed */
     int64_t n_flat;             /* elements of the flat weights with padding */
     int64_t n_trained;          /* of these, from the start, the trained ones */
     struct tensor weights;      /* flat [n_flat] of `dtype` */
+    int64_t n_quant;            /* elements of the weights that are held in 4 bits, and in none of the other arrays */
+    struct tensor quant, absmax; /* u8 [n_quant / 2], f32 [n_quant / 64] */
     struct model_shard shard;   /* set before model_plan_weights */
     struct tensor master;       /* f32, the shard's elements of [n_trained]: what the optimizer changes, weights being its rounding; data NULL where
                                  * dtype is DT_F32 (weights are the master) or nothing is trained */
     struct tensor grads;        /* f32 [n_trained], or the windows; data NULL where not training */
+    bool no_master;             /* set before model_plan_weights: weights in bfloat16 are all there is, and the optimizer rounds them stochastically */
     bool grad_windows;          /* set before model_plan_weights, not with adapters: gradients of two layers at a time, which share memory in turns, and of
                                  * the other parameters. model_backward zeroes a layer's before it writes them */
 
@@ -79,6 +84,7 @@ struct model { /* valid when zeroed */
     struct tensor dx, dh, dqkv, datt, dhsel, coef, scratch; /* backward; dx f32, the residual stream's gradient */
     struct tensor dxc;          /* [T,C] dx rounded for a product; not booked where dtype is DT_F32 */
     struct tensor lora_x, lora_dx; /* [T, 3 rank] A of the linear at work: x A^T, and in the backward the gradient of it; not booked without adapters */
+    struct tensor dense;        /* A: the largest 4-bit weight, as numbers */
     struct tensor ids, pos, src, target; /* i32, device copies of the batch */
     float *host;                /* [N_max] */
     const struct batch *batch;  /* of the last forward */
@@ -101,8 +107,8 @@ int model_plan_weights(struct model *m, struct plan *p, bool train);
 int model_plan_buffers(struct model *m, struct plan *p, const struct model_size *size);
 /* After plan_grant: set the views of params, upload the rope table where one is booked. */
 int model_ready(struct model *m);
-/* Book lora_x for products of up to T rows, where there are adapters; linear_fwd takes more rows in pieces. */
-int model_plan_lora(struct model *m, struct plan *p, int64_t T);
+/* Book what linear layers need, where they need something: lora_x for up to T rows (linear_fwd takes more rows in pieces), dense. */
+int model_plan_linear(struct model *m, struct plan *p, int64_t T);
 /* Book, and after the grant fill, the rope table (model_plan_buffers, model_ready and decode.c do it). */
 int model_plan_rope(struct model *m, struct plan *p, int64_t positions);
 int model_upload_rope(const struct model *m);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "model.h"
+#include "nf4.h"
 #include "../base/rng.h"
 #include "../base/watch.h"
 #include <float.h>
@@ -80,6 +80,13 @@ static int check_values(const struct loader *ld, const struct st_tensor *t, int6
     return 0;
 }
 
+/* Elements [at, at + n) of a parameter, in its own kind of memory. */
+static int put_param(struct model *m, const struct param *p, int64_t at, int64_t n, const float *in)
+{
+    watch_beat();
+    return (p->nf4 ? nf4_put : model_put)(m, p->offset + at, n, in);
+}
+
 static int load_slice(struct loader *ld, const struct param *p, const struct param_slice *s)
 {
     struct model *m = ld->m;
@@ -95,7 +102,7 @@ static int load_slice(struct loader *ld, const struct param *p, const struct par
         const int64_t k = MIN((int64_t)CHUNK, n - i);
         TRY(st_read_f32(&ld->set, t, i, k, ld->chunk));
         TRY(check_values(ld, t, i, k));
-        TRY(model_put(m, p->offset + s->row * cols + i, k, ld->chunk));
+        TRY(put_param(m, p, s->row * cols + i, k, ld->chunk));
     }
     return 0;
 }
@@ -288,7 +295,7 @@ static int random_slice(struct model *m, const struct param *p, const struct par
         else
             for (int64_t j = 0; j < k; j++)
                 chunk[j] = bias ? 0.0f : 1.0f;
-        TRY(model_put(m, p->offset + s->row * cols + i, k, chunk));
+        TRY(put_param(m, p, s->row * cols + i, k, chunk));
     }
     return 0;
 }

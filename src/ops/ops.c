@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 #include "ops.h"
+#include "nf4.h"
 #include "tiles.h"
 
 int64_t dtype_size(enum dtype t)
 {
-    BUG_IF(t != DT_F32 && t != DT_I32 && t != DT_BF16);
-    return t == DT_BF16 ? 2 : 4;
+    BUG_IF(t != DT_F32 && t != DT_I32 && t != DT_BF16 && t != DT_U8);
+    return t == DT_BF16 ? 2 : t == DT_U8 ? 1 : 4;
 }
 
 int64_t tensor_row(const struct tensor *t)
@@ -418,11 +419,12 @@ int op_adamw(const struct backend *be, struct tensor *w, struct tensor *m, struc
              const struct tensor *g, const struct adamw *opt, struct tensor *copy)
 {
     const int64_t n = tensor_count(w);
-    check_flat(w, DT_F32, n);
-    check_flat(m, DT_F32, n);
-    check_flat(v, DT_F32, n);
+    check_flat(w, act(w), n);
+    check_flat(m, act(m), n);
+    check_flat(v, m->dtype, n);
     check_flat(g, DT_F32, n);
     if (copy) check_flat(copy, DT_BF16, n);
+    BUG_IF(copy && w->dtype != DT_F32);
     BUG_IF(opt->step < 1);
     return be->op->adamw(be->cx, w, m, v, g, opt, copy);
 }
@@ -445,6 +447,17 @@ int op_cast(const struct backend *be, struct tensor *y, const struct tensor *x)
     check_flat(y, act(y), tensor_count(y));
     check_flat(x, act(x), tensor_count(y));
     return be->op->cast(be->cx, y, x);
+}
+
+int op_nf4(const struct backend *be, struct tensor *y, const struct tensor *q,
+           const struct tensor *absmax)
+{
+    const int64_t n = tensor_count(y);
+    BUG_IF(n % NF4_BLOCK != 0);
+    check_flat(y, act(y), n);
+    check_flat(q, DT_U8, n / 2);
+    check_flat(absmax, DT_F32, n / NF4_BLOCK);
+    return be->op->nf4(be->cx, y, q, absmax);
 }
 
 int op_fill(const struct backend *be, struct tensor *y, float value)

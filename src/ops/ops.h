@@ -12,7 +12,7 @@
 extern "C" {
 #endif
 
-enum dtype { DT_F32, DT_I32, DT_BF16 }; /* BF16: the upper half of an F32, in a uint16_t */
+enum dtype { DT_F32, DT_I32, DT_BF16, DT_U8 }; /* BF16: the upper half of an F32, in a uint16_t. U8: two elements of 4 bits (nf4.h) */
 
 /* A view: never owns `data`. Row-major, dim[0] slowest, unused trailing dims are 1. Rows (the index dim[0]) may be
  * strided: `ld` elements apart; ld = product of dim[1..3] when contiguous, and only ops that say so take another. */
@@ -39,6 +39,8 @@ struct adamw { /* one AdamW update, as in PyTorch: decoupled decay, bias correct
     double lr, beta1, beta2, eps, weight_decay;
     int64_t step;      /* from 1 */
     double grad_scale; /* multiplies g first (mean and clip) */
+    uint64_t key;      /* of the random bits that round what is BF16 (stochastic.h); another one each step */
+    int64_t first;     /* index of the first element for them, so that shares of an array round as the whole does */
 };
 
 struct ctx; /* a backend's private state: device, stream, library handles, threads */
@@ -188,8 +190,9 @@ int op_logp_bwd(const struct backend *be, struct tensor *dh, struct tensor *dw, 
 int64_t op_logp_kept(int64_t N, int64_t V, enum dtype A);
 int64_t op_logp_scratch(int64_t N, int64_t C, int64_t V, enum dtype A);
 /* g' = grad_scale g; m = b1 m + (1-b1) g'; v = b2 v + (1-b2) g'^2; w -= lr wd w; w -= lr mh / (sqrt(vh) + eps),
- * mh = m / (1 - b1^step), vh = v / (1 - b2^step). Flat, F32. Loshchilov & Hutter, as torch.optim.AdamW.
- * copy: NULL, or BF16 of the same count, = the new w rounded. */
+ * mh = m / (1 - b1^step), vh = v / (1 - b2^step). Flat; g F32. Loshchilov & Hutter, as torch.optim.AdamW.
+ * w F32 or BF16; m and v both F32 or both BF16: what is BF16 is computed with in f32 and rounded stochastically.
+ * copy: NULL, or with w F32 BF16 of the same count, = the new w rounded to nearest. */
 int op_adamw(const struct backend *be, struct tensor *w, struct tensor *m, struct tensor *v, const struct tensor *g,
              const struct adamw *opt, struct tensor *copy);
 /* *out (host) = sum x^2, accumulated in double over fixed blocks (independent of the thread count). */
@@ -198,6 +201,8 @@ int op_sumsq(const struct backend *be, double *out, const struct tensor *x);
 int op_add(const struct backend *be, struct tensor *y, const struct tensor *x);
 /* y = x, the same count; each F32 or BF16. To BF16 it rounds to the nearest even; a NaN stays one (quiet). */
 int op_cast(const struct backend *be, struct tensor *y, const struct tensor *x);
+/* y[n] = code of q times its block's absmax (nf4.h), the product rounded to A. q U8 [n / 2], absmax F32 [n / 64]; n a multiple of 64. */
+int op_nf4(const struct backend *be, struct tensor *y, const struct tensor *q, const struct tensor *absmax);
 /* y = value, in y's dtype. */
 int op_fill(const struct backend *be, struct tensor *y, float value);
 #ifdef __cplusplus

@@ -37,4 +37,5 @@
     OP(sumsq, double *out, const struct tensor *x)                                                                    \
     OP(add, struct tensor *y, const struct tensor *x)                                                                 \
     OP(cast, struct tensor *y, const struct tensor *x)                                                                \
+    OP(nf4, struct tensor *y, const struct tensor *q, const struct tensor *absmax)                                    \
     OP(fill, struct tensor *y, float value)

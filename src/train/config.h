@@ -32,6 +32,8 @@ enum { MODEL_PRETRAINED, MODEL_RANDOM };
 enum { DTYPE_BFLOAT16, DTYPE_FLOAT32 };
 enum { SAVE_AUTO, SAVE_FLOAT32, SAVE_BFLOAT16, SAVE_FLOAT16 };
 enum { ATTENTION_AUTO, ATTENTION_BUILTIN, ATTENTION_CUDNN };
+enum { MASTER_FLOAT32, MASTER_NONE };
+enum { QUANTIZATION_NONE, QUANTIZATION_NF4 };
 enum { GRADIENTS_AUTO, GRADIENTS_LOCAL, GRADIENTS_SHARDED };
 enum { SPECIAL_TEXT, SPECIAL_ERROR, SPECIAL_ALLOW };
 enum { BAD_ROW_ERROR, BAD_ROW_SKIP };
@@ -44,7 +46,7 @@ enum { PROGRESS_AUTO = -1, PROGRESS_OFF, PROGRESS_ON };
 struct config {
     struct {
         char *path;
-        int32_t init, dtype, save_dtype, attention;
+        int32_t init, dtype, save_dtype, attention, quantization;
         struct {
             bool present; /* the section is there: adapters are trained, and the model is not */
             int64_t rank;

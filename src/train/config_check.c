@@ -75,9 +75,19 @@ static int check_template(struct loader *ld)
     return 0;
 }
 
-static void check_lora(struct loader *ld)
+static void check_memory_savers(struct loader *ld)
 {
     const struct config *c = ld->c;
+    if (c->optimizer.master == MASTER_NONE && c->model.dtype == DTYPE_FLOAT32 &&
+        !is_bad(ld, "optimizer.master"))
+        config_report_option(ld, row("optimizer.master"),
+                             "not used with \"dtype\": \"float32\", whose weights are the master");
+    if (c->model.quantization != QUANTIZATION_NONE && !c->model.lora.present &&
+        !is_bad(ld, "model.quantization"))
+        config_report_option(
+            ld, row("model.quantization"),
+            "a base in 4 bits is not trained itself; add \"lora\": {} to \"model\", "
+            "or set \"none\"");
     if (!c->model.lora.present) return;
     if (c->model.lora.dropout > 0)
         config_report_option(ld, row("model.lora.dropout"),
@@ -101,11 +111,29 @@ static void check_stages(struct loader *ld)
                              "is model.path: the run would write over its model");
 }
 
+/* Without a master a weight of the usual 0.02 has neighbours 2^-13 away: below a rate of that / 16 fewer than one update in 16 moves it, and the
+ * rounding is more noise than the updates are signal. */
+static int warn_rate(struct loader *ld, const struct stage_config *s, const char *path)
+{
+    const double least = 0x1p-17;
+    char rate[40], bound[40];
+    if (ld->c->optimizer.master != MASTER_NONE || !s->present || s->learning_rate >= least)
+        return 0;
+    snprintf(bound, sizeof bound, "%.1e", least);
+    return config_warn_option(ld, row(path),
+                              "%s is below %s, where most updates of bfloat16 weights without a "
+                              "master are lost or noise; raise it, or set optimizer.master "
+                              "\"float32\"",
+                              number_text(rate, s->learning_rate), bound);
+}
+
 /* Legal, but hardly meant. */
 static int warn(struct loader *ld)
 {
     const struct config *c = ld->c;
     char rate[40];
+    TRY(warn_rate(ld, &c->sft, "sft.learning_rate"));
+    TRY(warn_rate(ld, &c->preference, "preference.learning_rate"));
     if (!c->preference.present) return 0;
     if (strcmp(c->loss, "bdpo") == 0 && c->loss_opts.lambda == 0)
         TRY(config_warn_option(ld, row("preference.lambda"),
@@ -125,6 +153,6 @@ int config_check(struct loader *ld)
     check_data(ld);
     TRY(check_template(ld));
     check_stages(ld);
-    check_lora(ld);
+    check_memory_savers(ld);
     return ld->diag.count ? 0 : warn(ld);
 }

@@ -23,7 +23,7 @@ static int choose(char **out, const char *given, const char *output, const char 
 static int open_model(struct stage *st, struct setup *su, const struct setup *base, const char *dir,
                       enum stage_kind kind, const struct dataset *d)
 {
-    TRY(arch_load(&su->arch, dir));
+    TRY(setup_arch(&su->arch, su->cfg, dir));
     if (su->arch.V < base->arch.V)
         return err_set(ERR_INPUT, "%s: has %lld token ids, %s has %lld: the tokenizers differ", dir,
                        (long long)su->arch.V, base->cfg->model.path, (long long)base->arch.V);

@@ -64,7 +64,7 @@ int inputs_load(struct inputs *in, const struct setup *su, bool assume)
         if (inputs_present(c, (enum stage_kind)k))
             TRY(load_stage(in, su, (enum stage_kind)k, assume));
     if (inputs_foreign_reference(c)) {
-        TRY(arch_load(&in->reference, c->reference.path));
+        TRY(setup_arch(&in->reference, c, c->reference.path));
         in->stage[in->n_stages++] =
             (struct run_stage){ STAGE_PREFERENCE, &in->reference, &in->data[STAGE_PREFERENCE],
                                 in->has_eval ? &in->eval[STAGE_PREFERENCE] : NULL, false };

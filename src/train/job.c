@@ -36,7 +36,7 @@ static int stage_weights(const struct job *j, struct stage *st)
 static int open_foreign(struct job *j, struct stage *st, struct setup *su)
 {
     const char *path = j->cfg->reference.path;
-    TRY(arch_load(&su->arch, path));
+    TRY(setup_arch(&su->arch, j->cfg, path));
     if (su->arch.V != j->su.arch.V)
         return err_set(
             ERR_INPUT,

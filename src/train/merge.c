@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "merge.h"
-#include "../model/model.h"
+#include "../model/nf4.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,7 +34,7 @@ struct merger {
 };
 
 static int merge_into(struct merger *m, const char *adapter, const char *base, const char *out,
-                      int32_t threads)
+                      bool nf4, int32_t threads)
 {
     const enum st_dtype dtype = model_dir_dtype(base, &m->arch);
     TRY(cpu_open(&m->be, threads));
@@ -44,6 +44,10 @@ static int merge_into(struct merger *m, const char *adapter, const char *base, c
     TRY(plan_grant(&m->plan, &m->be));
     TRY(model_ready(&m->model));
     TRY(model_load(&m->model, adapter));
+    if (nf4) {
+        TRY(arch_check_nf4(&m->arch));
+        nf4_round_weights(&m->model);
+    }
     TRY(lora_merge(&m->model));
     TRY(model_round(&m->model, dtype));
     TRY(model_save(&m->model, out, base, dtype, SHARD_BYTES));
@@ -51,7 +55,7 @@ static int merge_into(struct merger *m, const char *adapter, const char *base, c
     return 0;
 }
 
-int merge_run(const char *dir, const char *out, int32_t threads)
+int merge_run(const char *dir, const char *out, bool nf4, int32_t threads)
 {
     struct merger m = { 0 };
     char *adapter = NULL, *base = NULL;
@@ -61,7 +65,7 @@ int merge_run(const char *dir, const char *out, int32_t threads)
     TRY_OUT(find_adapter(&adapter, dir));
     TRY_OUT(arch_adapter_base(&base, adapter));
     TRY_OUT(arch_load(&m.arch, adapter));
-    TRY_OUT(merge_into(&m, adapter, base, out, threads));
+    TRY_OUT(merge_into(&m, adapter, base, out, nf4, threads));
 out:
     plan_release(&m.plan, &m.be);
     model_release(&m.model);

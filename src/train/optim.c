@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "optim.h"
+#include "../base/rng.h"
 #include <math.h>
 
 double schedule_lr(enum schedule s, double lr, double warmup_ratio, int64_t t, int64_t T)
@@ -18,15 +19,18 @@ double schedule_lr(enum schedule s, double lr, double warmup_ratio, int64_t t, i
     return lr;
 }
 
-int optim_plan(struct optim *o, struct plan *p, int64_t n_shard, const struct stage_config *c)
+int optim_plan(struct optim *o, struct plan *p, int64_t n_shard, const struct stage_config *c,
+               enum dtype moments, uint64_t seed, uint64_t stage)
 {
+    o->seed = seed;
+    o->stream = rng_stream_of(RNG_ROUND, stage);
     o->max_grad_norm = c->max_grad_norm;
     o->opt = (struct adamw){ .beta1 = c->adam_beta1,
                              .beta2 = c->adam_beta2,
                              .eps = c->adam_epsilon,
                              .weight_decay = c->weight_decay };
-    TRY(plan_book(p, PLAN_MOMENTS, &o->m, DT_F32, n_shard, 1, 1, 1));
-    return plan_book(p, PLAN_MOMENTS, &o->v, DT_F32, n_shard, 1, 1, 1);
+    TRY(plan_book(p, PLAN_MOMENTS, &o->m, moments, n_shard, 1, 1, 1));
+    return plan_book(p, PLAN_MOMENTS, &o->v, moments, n_shard, 1, 1, 1);
 }
 
 /* What part b of the shard holds of parameter p. */
@@ -44,6 +48,7 @@ static int update(struct optim *o, struct model *m, const struct zero *z, int32_
     struct tensor copy = tensor_rows(&m->weights, begin, n);
     struct tensor g = tensor_rows(&all, begin - part->begin, n);
     struct tensor mm = tensor_rows(&o->m, at, n), v = tensor_rows(&o->v, at, n);
+    opt->first = begin;
     opt->weight_decay = p->decay ? o->opt.weight_decay : 0;
     return op_adamw(m->be, &w, &mm, &v, &g, opt, master ? &copy : NULL);
 }
@@ -54,6 +59,7 @@ int optim_step(struct optim *o, struct model *m, struct zero *z, double norm, do
     int32_t i = m->first_trained; /* the first parameter that reaches into the bucket */
     opt.lr = lr;
     opt.step = ++o->opt.step;
+    opt.key = rng_u64(o->seed, o->stream, (uint64_t)opt.step);
     opt.grad_scale = o->max_grad_norm > 0 ? fmin(1, o->max_grad_norm / (norm + 1e-6)) : 1;
     for (int32_t b = 0; b < z->n_buckets; b++) {
         const struct zero_bucket *k = &z->bucket[b];

@@ -26,9 +26,19 @@ static const struct choice attention_choices[] = {
     { "cudnn", ATTENTION_CUDNN, NULL },
     { NULL, 0, NULL },
 };
-static const struct choice state_choices[] = {
+static const struct choice moment_choices[] = {
     { "float32", DTYPE_FLOAT32, NULL },
-    { "bfloat16", DTYPE_BFLOAT16, "the optimizer's state is float32" },
+    { "bfloat16", DTYPE_BFLOAT16, NULL },
+    { NULL, 0, NULL },
+};
+static const struct choice master_choices[] = {
+    { "float32", MASTER_FLOAT32, NULL },
+    { "none", MASTER_NONE, NULL },
+    { NULL, 0, NULL },
+};
+static const struct choice quantization_choices[] = {
+    { "none", QUANTIZATION_NONE, NULL },
+    { "nf4", QUANTIZATION_NF4, NULL },
     { NULL, 0, NULL },
 };
 static const struct choice target_choices[] = {
@@ -193,6 +203,8 @@ const struct option option_table[] = {
     { AT(model.attention), .type = OPTION_CHOICE, .choices = attention_choices, .dflt = "\"auto\"",
       .help = "attention on CUDA: the backend's own kernels or cuDNN's; auto: its own" },
 
+    { AT(model.quantization), .type = OPTION_CHOICE, .choices = quantization_choices, .dflt = "\"none\"",
+      .help = "of the linear layers' weights under adapters: nf4 holds them in 4 bits (blocks of 64); embedding, head and norms stay as they are" },
     { AT(model.lora.rank), .type = OPTION_INT, .use = USE_LORA, RANGE(1, 4096), .dflt = "16",
       .help = "r, the rows of A and columns of B in y = x W^T + s (x A^T) B^T" },
     { AT(model.lora.alpha), .type = OPTION_REAL, .flags = OPTION_ABOVE, .use = USE_LORA, RANGE(0, 1e6), .dflt = "32.0",
@@ -207,10 +219,10 @@ const struct option option_table[] = {
     { AT(model.lora.rslora), .type = OPTION_BOOL, .use = USE_LORA, .dflt = "false",
       .help = "s = alpha / sqrt(r) instead" },
 
-    { AT(optimizer.master), .type = OPTION_CHOICE, .choices = state_choices, .dflt = "\"float32\"",
-      .help = "master weights" },
-    { AT(optimizer.moments), .type = OPTION_CHOICE, .choices = state_choices, .dflt = "\"float32\"",
-      .help = "AdamW's two moments" },
+    { AT(optimizer.master), .type = OPTION_CHOICE, .choices = master_choices, .dflt = "\"float32\"",
+      .help = "master weights beside those of model.dtype \"bfloat16\"; none: the update is rounded stochastically to bfloat16" },
+    { AT(optimizer.moments), .type = OPTION_CHOICE, .choices = moment_choices, .dflt = "\"float32\"",
+      .help = "AdamW's two moments; bfloat16: rounded stochastically" },
 
     { AT(reference.path), .type = OPTION_TEXT, .flags = OPTION_NULL, .use = USE_REFERENCE, .dflt = "null",
       .help = "model directory; null: the policy as it stands when the preference stage starts" },

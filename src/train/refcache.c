@@ -68,42 +68,56 @@ static void add_arch(struct sha256 *s, const struct model *m)
         a->rope_low, a->rope_high, (long long)a->rope_original, (int)m->weights.dtype);
     BUG_IF(n < 0 || n >= (int)sizeof text);
     sha256_add(s, text, (size_t)n);
+    if (a->nf4) sha256_add(s, " nf4", 4);
     if (a->lora.rank == 0) return;
     const int more = snprintf(text, sizeof text, " lora %lld %a %d %x", (long long)a->lora.rank,
                               a->lora.alpha, a->lora.rslora, (unsigned)a->lora.targets);
     sha256_add(s, text, (size_t)more);
 }
 
-int refcache_digest(uint8_t digest[32], const struct model *m)
+enum { LEAF = 1 << 20 };
+
+/* The tree's leaves over t, pieces of LEAF bytes, in order. */
+static int add_tensor(struct sha256 *root, const struct model *m, const struct tensor *t)
 {
-    enum { PIECE = 1 << 20 };
     const struct backend *be = m->be;
-    const int64_t bytes = tensor_count(&m->weights) * dtype_size(m->weights.dtype);
-    const int64_t many = MAX(be->threads, 1), room = many * PIECE; /* a piece a thread */
+    const int64_t bytes = tensor_count(t) * dtype_size(t->dtype);
+    const int64_t many = MAX(be->threads, 1), room = many * LEAF; /* a piece a thread */
     uint8_t *host = NULL, (*leaf)[32] = NULL;
-    struct sha256 root;
-    int rc;
+    int rc = 0;
+    if (bytes == 0) return 0;
     TRY_OUT(MEM_NEW(&host, MIN(bytes, room)));
     TRY_OUT(MEM_NEW(&leaf, many));
-    sha256_init(&root);
-    add_arch(&root, m);
     for (int64_t at = 0; at < bytes; at += room) {
-        const int64_t n = MIN(bytes - at, room), pieces = div_up(n, PIECE);
-        TRY_OUT(be->mem->to_host(be->cx, host, (const char *)m->weights.data + at, n));
+        const int64_t n = MIN(bytes - at, room), pieces = div_up(n, LEAF);
+        TRY_OUT(be->mem->to_host(be->cx, host, (const char *)t->data + at, n));
 #pragma omp parallel for num_threads(be->threads) schedule(static, 1)
         for (int64_t i = 0; i < pieces; i++) {
             struct sha256 s;
             sha256_init(&s);
-            sha256_add(&s, host + i * PIECE, (size_t)MIN(n - i * PIECE, (int64_t)PIECE));
+            sha256_add(&s, host + i * LEAF, (size_t)MIN(n - i * LEAF, (int64_t)LEAF));
             sha256_end(&s, leaf[i]);
         }
-        sha256_add(&root, leaf, (size_t)pieces * sizeof *leaf);
+        sha256_add(root, leaf, (size_t)pieces * sizeof *leaf);
     }
-    sha256_end(&root, digest);
 out:
     free(host);
     free(leaf);
     return rc;
+}
+
+int refcache_digest(uint8_t digest[32], const struct model *m)
+{
+    struct sha256 root;
+    sha256_init(&root);
+    add_arch(&root, m);
+    TRY(add_tensor(&root, m, &m->weights));
+    if (m->n_quant > 0) {
+        TRY(add_tensor(&root, m, &m->quant));
+        TRY(add_tensor(&root, m, &m->absmax));
+    }
+    sha256_end(&root, digest);
+    return 0;
 }
 
 struct refcache_key refcache_key(const struct dataset *d, int64_t i)

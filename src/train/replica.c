@@ -8,12 +8,15 @@ enum { DIGEST = 32 };
 
 static int digest_param(uint8_t out[DIGEST], const struct model *m, int32_t i, uint8_t *host)
 {
-    const struct tensor *w = &m->params[i].w;
-    const int64_t bytes = tensor_count(w) * dtype_size(w->dtype);
+    const struct param *p = &m->params[i];
+    const struct tensor *const parts[] = { p->nf4 ? &p->q : &p->w, p->nf4 ? &p->absmax : NULL };
     struct sha256 s;
     sha256_init(&s);
-    TRY(m->be->mem->to_host(m->be->cx, host, w->data, bytes));
-    sha256_add(&s, host, (size_t)bytes);
+    for (size_t k = 0; k < COUNT_OF(parts) && parts[k]; k++) {
+        const int64_t bytes = tensor_count(parts[k]) * dtype_size(parts[k]->dtype);
+        TRY(m->be->mem->to_host(m->be->cx, host, parts[k]->data, bytes));
+        sha256_add(&s, host, (size_t)bytes);
+    }
     sha256_end(&s, out);
     return 0;
 }

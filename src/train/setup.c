@@ -16,6 +16,14 @@ static int tokenizer_file(int64_t *bytes, const char *dir)
     return rc;
 }
 
+int setup_arch(struct arch *a, const struct config *c, const char *dir)
+{
+    TRY(arch_load(a, dir));
+    if (c->model.quantization == QUANTIZATION_NONE) return 0;
+    a->nf4 = a->lora.rank > 0 || strcmp(dir, c->model.path) == 0;
+    return a->nf4 ? arch_check_nf4(a) : 0;
+}
+
 /* model.path is a whole model; adapters beside it are the config's. */
 static int open_arch(struct setup *s)
 {
@@ -25,7 +33,7 @@ static int open_arch(struct setup *s)
                        "model.path: %s holds an adapter; set model.path to its base model and "
                        "model.lora.path to the adapter",
                        c->model.path);
-    TRY(arch_load(&s->arch, c->model.path));
+    TRY(setup_arch(&s->arch, c, c->model.path));
     if (!c->model.lora.present) return 0;
     s->arch.lora = (struct lora){ .rank = c->model.lora.rank,
                                   .alpha = c->model.lora.alpha,

@@ -27,6 +27,8 @@ struct setup { /* valid when zeroed */
 };
 /* config.json, tokenizer and template of model.path; checks max_length against the model. ERR_INPUT. */
 int setup_open(struct setup *s, const struct config *c, struct dist *d);
+/* The architecture of a model or adapter in `dir`, for this config: under adapters, and where it is model.path, the base is quantised as the config says. */
+int setup_arch(struct arch *a, const struct config *c, const char *dir);
 /* The directory of caches: the config's, else XDG's; the caller frees. NULL: none can be named, and a warning says that the `what` ("token")
  * cache is off. */
 int setup_cache_dir(char **dir, const struct config *c, const char *what);

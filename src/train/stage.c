@@ -51,7 +51,7 @@ static int plan_kl(struct stage *st)
                                .seed = su->cfg->seed,
                                .eos = tokenizer_eos(su->tok),
                                .end = template_end(su->tmpl, true) };
-    if (su->kl_reference) TRY(arch_load(&ref, su->kl_reference));
+    if (su->kl_reference) TRY(setup_arch(&ref, su->cfg, su->kl_reference));
     return kl_plan(&st->kl, &st->plan, &st->model, &ref, st->eval, &o);
 }
 
@@ -128,12 +128,15 @@ static int plan_training(struct stage *st)
 {
     struct model *m = &st->model;
     const bool fixed = st->cfg->dist.deterministic;
+    m->no_master = st->cfg->optimizer.master == MASTER_NONE;
     TRY(open_shard(st));
     const bool sharded = shard_gradients(st);
     m->grad_windows = sharded && m->n_trained == m->n_flat; /* those of adapters are small */
     TRY(model_plan_weights(m, &st->plan, true));
     TRY(zero_plan(&st->zero, &st->plan, &m->grads, fixed || sharded, m->grad_windows));
-    return optim_plan(&st->optim, &st->plan, st->zero.n_shard, st->sc);
+    return optim_plan(&st->optim, &st->plan, st->zero.n_shard, st->sc,
+                      st->cfg->optimizer.moments == DTYPE_BFLOAT16 ? DT_BF16 : DT_F32,
+                      st->cfg->seed, st->kind);
 }
 
 /* As order_measure, over the shares of all ranks; batches are those of the rank that has most. */

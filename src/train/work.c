@@ -17,11 +17,16 @@ struct work work_stage(const struct arch *a, const struct stage_config *sc, cons
     const int64_t batch = MIN(sc->batch_size, d->n), steps = stage_steps(sc, d->n);
     const int64_t per_epoch = div_up(d->n, batch), rest = steps % per_epoch;
     struct work w = { .examples = steps / per_epoch * d->n + MIN(rest * batch, d->n) };
-    double sum = 0;
-    for (int64_t i = 0; i < d->n; i++)
+    double sum = 0, tokens = 0;
+    for (int64_t i = 0; i < d->n; i++) {
         sum += work_forward(a, &d->ex[i]);
+        tokens += (double)example_tokens(&d->ex[i]);
+    }
     const double mean = sum / (double)d->n;
-    w.example = 3 * mean;
+    /* under adapters no weight of the base has a gradient */
+    w.example = a->lora.rank == 0
+                    ? 3 * mean
+                    : 2 * mean + 6 * (double)lora_parameters(a) * tokens / (double)d->n;
     w.step = w.example * (double)batch;
     w.stage = w.example * (double)w.examples;
     if (reference) w.reference = mean * (double)MIN(w.examples, d->n);

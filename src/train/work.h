@@ -5,7 +5,7 @@
 #include "stage.h"
 
 /* FLOPs of the forward pass of one example: 2 N_body tokens + 2 C V targets + 4 H D L (pairs of a query and a key that it sees), with
- * the prompt once, N_body the weights without embedding and head. Training takes three times as many. */
+ * the prompt once, N_body the weights without embedding and head. Training takes three times as many, of adapters alone twice as many and their own. */
 double work_forward(const struct arch *a, const struct example *e);
 
 struct work {

@@ -1,0 +1,137 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""A base in 4 bits against bitsandbytes' CPU package: codes, blocks and rounding.
+
+  test/check_nf4.py [--binary build/bdpo-train] [--keep DIR] [--verbose]
+A run with model.quantization "nf4" must give the bytes of a run whose model.path holds the weights that bitsandbytes quantised and
+dequantised, step by step in float32; and the job of peft on those weights. Needs torch, transformers, peft and bitsandbytes."""
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+try:
+    import torch
+    import bitsandbytes.functional as bnb
+    import peft  # noqa: F401
+except ImportError as e:
+    print(f"skipped: check_nf4: {e.name} is not installed")
+    print("0 passed, 0 failed, 1 skipped")
+    sys.exit(0)
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path[:0] = [HERE, os.path.join(HERE, "..", "scripts")]
+import check_lora
+import compare_torch as ct
+import torch_job as job
+from compare_rows import FLOAT32, Report, compare_rows, read_jsonl, read_metrics, run
+
+torch.set_num_threads(1)
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def tensors(path):
+    with safe_open(os.path.join(path, "model.safetensors"), "pt") as f:
+        return {k: f.get_tensor(k) for k in f.keys()}
+
+
+def dequantised(src, dst):
+    """A copy of a model directory whose linear layers went through bitsandbytes."""
+    shutil.copytree(src, dst)
+    out = tensors(src)
+    for name, w in out.items():
+        if name.split(".")[-2] in LINEAR and name.endswith(".weight"):
+            q, state = bnb.quantize_4bit(w.contiguous(), blocksize=64, quant_type="nf4", compress_statistics=False)
+            out[name] = bnb.dequantize_4bit(q, state).reshape(w.shape)
+    save_file(out, os.path.join(dst, "model.safetensors"), metadata={"format": "pt"})
+
+
+def read(path):
+    with open(path, "rb") as f:
+        return f.read()
+
+
+def write_config(cfg, path):
+    with open(path, "w", encoding="utf-8") as f:
+        json.dump(cfg, f, indent=1)
+    return path
+
+
+def logps(binary, run_json, directory, out):
+    rc, _, err = run(binary, ["evaluate", "--config", run_json, "--model", directory, "--per-pair", out])
+    return [x["logps/chosen"] / len(x["chosen_ids"]) for x in read_jsonl(out)] if rc == 0 else err[-300:]
+
+
+def check_shape(r, binary, root, shape):
+    c = dict(name=f"{shape}/nf4", shape=shape, loss="bdpo", model={"hidden": 64, "ffn": 192}, lora=dict(rank=4, alpha=8), preference={"lambda": 0.3},
+             memory={"gradient_checkpointing": 1})
+    cfg, run_json = ct.make_config(root, c)
+    out, base = os.path.dirname(run_json), cfg["model"]["path"]
+    plain, start = os.path.join(out, "dequantised"), os.path.join(out, "start")
+    dequantised(base, plain)
+    changed = sum(not torch.equal(a, b) for a, b in zip(tensors(base).values(), tensors(plain).values()))
+    check_lora.make_adapter(base, start, c["lora"], 7)
+    runs = {}
+    for name, path, kind in (("quantised", base, "nf4"), ("plain", plain, "none"), ("exact", base, "none")):
+        sub = dict(cfg, model=dict(cfg["model"], path=path, quantization=kind, lora=dict(c["lora"], path=start)), output=os.path.join(out, name))
+        runs[name] = sub, write_config(sub, os.path.join(out, name + ".json"))
+        rc, _, err = run(binary, ["--config", runs[name][1]])
+        if rc != 0:
+            r.check(False, f"{shape}: {name}", f"exit code {rc}: {err[-500:]}")
+            return
+    at = lambda name, file: os.path.join(runs[name][0]["output"], file)
+    for file in ("metrics.jsonl", "sft/adapter_model.safetensors", "model/adapter_model.safetensors"):
+        a, b, exact = (read(at(n, file)) for n in ("quantised", "plain", "exact"))
+        r.check(a == b and a != exact and changed == 14, f"{shape}: {file}: the bytes of a run on bitsandbytes' weights")
+    res, options = check_lora.oracle(dict(cfg, model=dict(cfg["model"], path=plain)), plain, start)
+    rows, _ = read_metrics(runs["quantised"][0]["output"])
+    for stage in ("sft", "preference"):
+        compare_rows(r, f"{shape}: {stage} steps in peft", [x for x in res["rows"] if x["stage"] == stage], [x for x in rows if x["stage"] == stage], options, FLOAT32, 0.0)
+    check_lora.compare_adapters(r, f"{shape}: model/ adapters", at("quantised", "model"), res["final"], res["sft"], FLOAT32)
+    check_merge(r, binary, shape, runs["quantised"], out)
+
+
+def check_merge(r, binary, shape, quantised, out):
+    """Merged into the base as the run saw it, the model is the same; into the exact one it differs by what quantisation did."""
+    cfg, run_json = quantised
+    found = {}
+    for kind in ("nf4", "none"):
+        found[kind] = os.path.join(out, "merged-" + kind)
+        rc, _, err = run(binary, ["merge", cfg["output"], "--out", found[kind], "--quantization", kind])
+        if rc != 0:
+            r.check(False, f"{shape}: merge", err[-300:])
+            return
+    adapter = logps(binary, run_json, os.path.join(cfg["output"], "model"), os.path.join(out, "a.jsonl"))
+    tight, loose = (logps(binary, run_json, found[k], os.path.join(out, k + ".jsonl")) for k in ("nf4", "none"))
+    if any(isinstance(x, str) for x in (adapter, tight, loose)):
+        r.check(False, f"{shape}: evaluate", f"{adapter} {tight} {loose}")
+        return
+    worst = lambda x: max(abs(a - b) for a, b in zip(adapter, x))
+    r.check(worst(tight) < 1e-5 < worst(loose), f"{shape}: merged into the rounded base", f"{worst(tight):.1e} a token; into the exact one {worst(loose):.1e}")
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("--binary", default=os.environ.get("BDPO_TRAIN", "build/bdpo-train"))
+    ap.add_argument("--keep", help="work in this directory and leave it there")
+    ap.add_argument("--verbose", action="store_true")
+    a = ap.parse_args()
+    r = Report(a.verbose)
+    root = os.path.abspath(a.keep) if a.keep else tempfile.mkdtemp(prefix="bdpo-nf4-")
+    try:
+        for shape in ("qwen2", "llama"):
+            check_shape(r, os.path.abspath(a.binary), root, shape)
+        return r.last()
+    finally:
+        if not a.keep:
+            shutil.rmtree(root, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

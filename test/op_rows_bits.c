@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: MIT
+ * Rows of the ops that store fewer bits than they compute with. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+#include <math.h>
+#include <string.h>
+#include "op_rows.h"
+#include "ref_ops.h"
+#include "../src/ops/stochastic.h"
+
+#define OK(expr) assert_int_equal((expr), 0)
+
+void op_rows_nf4(struct op_run *r, const int64_t *d) /* blocks */
+{
+    static const double code[16] = { /* of the paper, to ten places */
+                                     -1,
+                                     -0.6961928010,
+                                     -0.5250730515,
+                                     -0.3949174881,
+                                     -0.2844413817,
+                                     -0.1847734302,
+                                     -0.0910500363,
+                                     0,
+                                     0.0795802996,
+                                     0.1609302014,
+                                     0.2461123019,
+                                     0.3379152417,
+                                     0.4407098293,
+                                     0.5626170039,
+                                     0.7229568362,
+                                     1
+    };
+    const int64_t n = 64 * d[0];
+    struct tensor *q = op_run_bytes(r, n / 2), *absmax = op_run_f32(r, BOX_INPUT, d[0], 1, 0, 1);
+    struct tensor *y = op_run_act(r, BOX_OUTPUT, n, 1, 0, 1);
+    double *want = op_run_zeros(r, n), *scale = op_run_double(r, absmax);
+    const uint8_t *bytes = op_run_bytes_of(r, q);
+    for (int64_t i = 0; i < n; i++)
+        want[i] = code[i % 2 ? bytes[i / 2] & 15 : bytes[i / 2] >> 4] * scale[i / 64];
+    OK(op_nf4(r->be, y, q, absmax));
+    op_run_expect(r, y, want, 1, 1, 0);
+}
+
+/* Rounded stochastically with bits `at` to `at` + 15 of the element's own. */
+static double round_random(double x, uint64_t key, int64_t i, int at)
+{
+    const float f = (float)x;
+    const uint16_t h =
+        stochastic_bf16(f, (uint32_t)(stochastic_bits(key, (uint64_t)i) >> at & 0xffff));
+    const uint32_t u = (uint32_t)h << 16;
+    float out;
+    memcpy(&out, &u, sizeof out);
+    return (double)out;
+}
+
+/* One update from zero moments: what is BF16 is one of its two neighbours, and the one that its bits say but where the sum before it was off by
+ * rounding; in two pieces as in one. */
+/* d: n; 0: w, m and v are BF16, 1: w alone, 2: m and v alone */
+void op_rows_adamw_bf16(struct op_run *r, const int64_t *d)
+{
+    const int64_t n = d[0], cut = n / 3;
+    const enum dtype act = r->act;
+    struct adamw opt = { .lr = 0.01,
+                         .beta1 = 0.9,
+                         .beta2 = 0.999,
+                         .eps = 1e-8,
+                         .weight_decay = 0.1,
+                         .step = 1,
+                         .grad_scale = 0.25,
+                         .key = 77,
+                         .first = 1000 };
+    r->act = DT_BF16;
+    struct tensor *w = (d[1] == 2 ? op_run_f32 : op_run_act)(r, BOX_INOUT, n, 1, 0, 1),
+                  *m = (d[1] == 1 ? op_run_f32 : op_run_act)(r, BOX_INOUT, n, 1, 0, 0),
+                  *v = (d[1] == 1 ? op_run_f32 : op_run_act)(r, BOX_INOUT, n, 1, 0, 0),
+                  *g = op_run_f32(r, BOX_INPUT, n, 1, 0, 3);
+    double *want[3] = { op_run_double(r, w), op_run_double(r, m), op_run_double(r, v) },
+           *rg = op_run_double(r, g);
+    struct tensor *of[3] = { w, m, v };
+    ref_adamw(want[0], want[1], want[2], rg, &opt, n);
+    for (int part = 0; part < 2; part++) {
+        const int64_t at = part ? cut : 0, k = part ? n - cut : cut;
+        struct tensor pw = tensor_rows(w, at, k), pm = tensor_rows(m, at, k),
+                      pv = tensor_rows(v, at, k);
+        const struct tensor pg = tensor_rows(g, at, k);
+        opt.first = 1000 + at;
+        OK(op_adamw(r->be, &pw, &pm, &pv, &pg, &opt, NULL));
+    }
+    for (int t = 0; t < 3; t++) {
+        const double *got = op_run_double(r, of[t]);
+        int64_t other = 0;
+        for (int64_t i = 0; i < n && of[t]->dtype == DT_BF16; i++) {
+            const double exact = want[t][i];
+            want[t][i] = round_random(exact, opt.key, 1000 + i, 16 * t);
+            other += got[i] != want[t][i];
+            if (!(fabs(got[i] - exact) <= fabs(exact) * 0x1p-7))
+                fail_msg("tensor %d, element %lld: %.9g is no neighbour of %.9g", t, (long long)i,
+                         got[i], exact);
+            want[t][i] = got[i];
+        }
+        assert_true(other <= 2 + n / 500); /* a last bit of float32 in 2^16 */
+        op_run_expect(r, of[t], want[t], 2, 1, 0);
+    }
+    r->act = act;
+}
