@@ -6,6 +6,7 @@
 #include "src/report/toy.h"
 #include "src/train/evaluate.h"
 #include "src/train/generate.h"
+#include "src/train/merge.h"
 #include "src/train/job.h"
 #include "src/train/lint.h"
 #include "src/train/machine.h"
@@ -53,6 +54,8 @@ static const char USAGE[] =
     "  bdpo-train toy [--out STEM] [--rates 0.01,0.001,0.1] [--steps 1000]               the "
     "paper's toy case, all losses\n"
     "             [--seeds 100] [--seed 1]\n"
+    "  bdpo-train merge RUN_DIR --out DIR [--threads 0]                                  the "
+    "adapters of a run into a full model\n"
     "  bdpo-train report RUN_DIR [RUN_DIR ...] [--out FILE]                              one HTML "
     "page of these runs\n"
     "  bdpo-train sweep GRID.json [--csv FILE]                                           configs "
@@ -478,6 +481,17 @@ static int command_toy(int argc, char **argv)
     return toy_run(&o);
 }
 
+static int command_merge(int argc, char **argv)
+{
+    struct args a;
+    double threads = 0;
+    TRY(parse_args(&a, "--out --threads DIRS", argv, argc, 2));
+    if (a.n_dirs != 1) return err_set(ERR_INPUT, "merge: one RUN_DIR is needed");
+    if (!a.out) return err_set(ERR_INPUT, "merge: --out DIR is needed");
+    TRY(number("--threads", a.threads, 0, 4096, true, &threads));
+    return merge_run(a.dirs[0], a.out, (int32_t)threads);
+}
+
 static int command_report(int argc, char **argv)
 {
     struct args a;
@@ -524,9 +538,9 @@ static int run(int argc, char **argv)
                      { "generate", command_generate }, { "tokenize", command_tokenize },
                      { "lint", command_lint },         { "losses", command_losses },
                      { "contour", command_contour },   { "toy", command_toy },
-                     { "report", command_report },     { "sweep", command_sweep } };
-    static const char *const later[] = { "merge" };
-    const char *names[COUNT_OF(commands) + COUNT_OF(later)];
+                     { "report", command_report },     { "merge", command_merge },
+                     { "sweep", command_sweep } };
+    const char *names[COUNT_OF(commands)];
     size_t n = 0;
     if (argc < 2) return err_set(ERR_INPUT, "no command\n%s", USAGE);
     if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 ||
@@ -542,10 +556,6 @@ static int run(int argc, char **argv)
         names[n++] = commands[i].name;
         if (strcmp(argv[1], commands[i].name) == 0) return commands[i].run(argc, argv);
     }
-    for (size_t i = 0; i < COUNT_OF(later); i++)
-        if (strcmp(argv[1], later[i]) == 0)
-            return err_set(ERR_INPUT, "%s: this command is not in version %s yet", argv[1],
-                           BDPO_VERSION);
     if (strncmp(argv[1], "-", 1) == 0) return command_train(argc, argv);
     const char *near = json_nearest(argv[1], names, n);
     if (near) return err_set(ERR_INPUT, "%s: unknown command; did you mean \"%s\"?", argv[1], near);

@@ -247,8 +247,10 @@ static int bwd_products(struct ctx *cx, struct tensor *dh, struct tensor *dw,
 {
     const struct tensor rows = tensor_rows(h, n0, dz->dim[0]),
                         words = tensor_rows(w, v0, dz->dim[1]);
-    struct tensor drows = tensor_rows(dh, n0, dz->dim[0]), dwords = tensor_rows(dw, v0, dz->dim[1]);
+    struct tensor drows = tensor_rows(dh, n0, dz->dim[0]);
     TRY(cuda_gemm(cx, &drows, dz, false, &words, false, NULL, 1, v0 ? 1 : 0));
+    if (!dw) return 0;
+    struct tensor dwords = tensor_rows(dw, v0, dz->dim[1]);
     return cuda_gemm(cx, &dwords, dz, true, &rows, false, NULL, 1, 1);
 }
 

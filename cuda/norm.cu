@@ -197,6 +197,7 @@ template <class A, class X, bool ADD> static int norm_dx(struct ctx *cx, const s
 /* before norm_dx, which may write over dy */
 template <class A> static int norm_dw(struct ctx *cx, const struct norm_bwd *b)
 {
+    if (!b->dw) return 0;
     const int64_t D = b->w->dim[0], T = b->x->dim[0], blocks = div_up(T, ROWS);
     const dim3 grid((unsigned)div_up(D, COLS), (unsigned)blocks);
     TRY(LAUNCH(cx, (norm_dw_kernel<A>), grid, GROUPS * 32, 0, b->part, data_of<A>(b->dy),

@@ -239,7 +239,7 @@ def train(model, s, examples, batch_loss, stage):
     T = math.ceil(s["epochs"] * per_epoch)
     if s["max_steps"]:
         T = min(T, s["max_steps"])
-    params = list(model.parameters())
+    params = [p for p in model.parameters() if p.requires_grad]  # with adapters these alone
     opt = torch.optim.AdamW([dict(params=[p for p in params if p.ndim >= 2], weight_decay=s["weight_decay"]),
                              dict(params=[p for p in params if p.ndim < 2], weight_decay=0.0)],
                             lr=1.0, betas=(s["adam_beta1"], s["adam_beta2"]), eps=s["adam_epsilon"], foreach=False)

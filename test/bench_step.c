@@ -60,8 +60,8 @@ static int open_job(struct job *j, const struct backend *be, enum dtype dtype, b
     const struct model_size size = {
         .T = T, .N = N, .positions = TOKENS, .train = true, .keep_logits = keep
     };
-    const struct op_sizes sizes = { T,      ARCH.C, ARCH.F,     ARCH.H, ARCH.K,
-                                    ARCH.D, ARCH.V, TOKENS - 2, dtype,  true };
+    const struct op_sizes sizes = { T,      ARCH.C,     ARCH.F, ARCH.H, ARCH.K, ARCH.D,
+                                    ARCH.V, TOKENS - 2, 0,      dtype,  true };
     j->be = be;
     j->opt = (struct adamw){ .lr = 1e-6, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8 };
     TRY(model_init(&j->model, be, &ARCH, dtype));

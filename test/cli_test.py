@@ -111,7 +111,10 @@ def test_usage(r, root):
         (["generate", "--model", "m", "--prompt", "a", "--dtype", "float16"], ["float32 or bfloat16"]),
         (["tokenize", "--model", "m"], ["FILE"]),
         (["losses", "dpo"], ["losses takes no"]),
-        *[([c], [c, "not in version"]) for c in ("merge",)],
+        (["merge"], ["RUN_DIR is needed"]),
+        (["merge", "nowhere"], ["--out DIR is needed"]),
+        (["merge", "nowhere", "--out", "x"], ["holds no adapter"]),
+        (["merge", ".", "--out", "."], ["is there already"]),
     ]:
         p.refused(f"usage: {' '.join(os.path.basename(a) for a in args) or 'nothing'}", t.bdpo(*args), *parts)
 

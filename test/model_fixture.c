@@ -53,13 +53,14 @@ static float draw_weight(const struct param *p, int32_t i, int64_t j)
     return (float)(p->decay ? 0.25 * z : bias ? 0.2 * z : 1 + 0.2 * z);
 }
 
-void fix_open_on(struct fix *f, fix_backend *open, const char *dir, int shape, enum dtype dtype,
-                 const struct model_size *size)
+static void open_fix(struct fix *f, fix_backend *open, const char *dir, int shape, enum dtype dtype,
+                     const struct lora *lora, const struct model_size *size)
 {
     struct arch a;
     memset(f, 0, sizeof *f);
     fix_write(dir, "config.json", fix_config(shape));
     BUG_IF(arch_load(&a, dir) < 0);
+    if (lora) a.lora = *lora;
     f->sizes = (struct op_sizes){ .T = 64,
                                   .C = a.C,
                                   .F = a.F,
@@ -68,6 +69,7 @@ void fix_open_on(struct fix *f, fix_backend *open, const char *dir, int shape, e
                                   .D = a.D,
                                   .V = a.V,
                                   .group = 2 * FIX_LEN,
+                                  .rank = a.lora.rank,
                                   .A = dtype,
                                   .train = size->train };
     BUG_IF(open(&f->be, 2) < 0);
@@ -86,6 +88,18 @@ void fix_open_on(struct fix *f, fix_backend *open, const char *dir, int shape, e
         BUG_IF(model_put(&f->m, p->offset, n, w) < 0);
         free(w);
     }
+}
+
+void fix_open_on(struct fix *f, fix_backend *open, const char *dir, int shape, enum dtype dtype,
+                 const struct model_size *size)
+{
+    open_fix(f, open, dir, shape, dtype, NULL, size);
+}
+
+void fix_open_lora(struct fix *f, const char *dir, int shape, enum dtype dtype,
+                   const struct lora *lora, const struct model_size *size)
+{
+    open_fix(f, cpu_open, dir, shape, dtype, lora, size);
 }
 
 void fix_open_as(struct fix *f, const char *dir, int shape, enum dtype dtype, bool train,

@@ -22,6 +22,8 @@ void fix_open_keeping(struct fix *f, const char *dir, int shape, enum dtype dtyp
 typedef int fix_backend(struct backend *be, int32_t threads);
 /* On the backend that `open` opens, with buffers of size. */
 void fix_open_on(struct fix *f, fix_backend *open, const char *dir, int shape, enum dtype dtype, const struct model_size *size);
+/* With adapters, drawn like all other weights. */
+void fix_open_lora(struct fix *f, const char *dir, int shape, enum dtype dtype, const struct lora *lora, const struct model_size *size);
 void fix_close(struct fix *f);
 
 enum { FIX_PAIRS = 4, FIX_LEN = 16 };

@@ -329,7 +329,7 @@ def test_hang(r, runs):
         path, out = long_run(runs, faults={"hang_timeout": 3})
         p = launch(3, "--config", path)
         ok = wait_steps(out, 20)
-        os.kill(processes(path)[stopped], signal.SIGSTOP)
+        end((pid for rank, pid in processes(path).items() if rank == stopped), signal.SIGSTOP)
         res, took = finish(p, path, 30)
         said = [x for x in res.lines if "no progress for" in x and "waiting for other ranks" in x and "preference step" in x]
         r.check(ok and took is not None and 2 < took < 9 and (res.code == 76 or res.code and not OPEN_MPI) and said, f"rank {stopped} of 3 is stopped: found, 76", f"{took} {res.code} {said[:1]}")

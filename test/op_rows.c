@@ -14,16 +14,15 @@
 /* --- one function per op: makes its tensors, runs it, and asks the oracle
  * ------------------------------------------ */
 static void run_gemm(struct op_run *r, const int64_t *d) /* M N K ta tb form pad */
-/* form: 0 y = in the activations' dtype, 1 y += in float, 2 y = in float */
+/* form: 0 y = in the activations' dtype, 1 y += in float, 2 y = in float, 3 y += in the activations' dtype */
 {
     const int64_t M = d[0], N = d[1], K = d[2], pad = d[6];
     const bool ta = d[3], tb = d[4];
     struct tensor *a = op_run_act(r, BOX_INPUT, ta ? K : M, ta ? M : K, pad, 1);
     struct tensor *b = op_run_act(r, BOX_INPUT, tb ? N : K, tb ? K : N, pad, 1);
-    /* what is added to is float */
-    struct tensor *y =
-        (d[5] ? op_run_f32 : op_run_act)(r, d[5] == 1 ? BOX_INOUT : BOX_OUTPUT, M, N, pad, 1);
-    const double beta = d[5] == 1;
+    const double beta = d[5] % 2;
+    struct tensor *y = (d[5] == 1 || d[5] == 2 ? op_run_f32 : op_run_act)(
+        r, beta == 1 ? BOX_INOUT : BOX_OUTPUT, M, N, pad, 1);
     double *want = op_run_double(r, y);
     ref_gemm(want, op_run_double(r, a), ta, op_run_double(r, b), tb, M, N, K, 0.5, beta);
     OK(op_gemm(r->be, y, a, ta, b, tb, NULL, 0.5f, (float)beta));
@@ -93,7 +92,9 @@ static void run_rmsnorm(struct op_run *r,
     struct tensor *scratch = run_scratch(r, op_rmsnorm_bwd_scratch(T, C));
     struct tensor *dxa = op_run_act(r, BOX_INOUT, T, C, 0, 1),
                   *dwa = op_run_f32(r, BOX_INOUT, C, 1, 0, 1);
-    struct tensor *again = op_run_act(r, BOX_OUTPUT, T, C, 0, 1);
+    struct tensor *again = op_run_act(r, BOX_OUTPUT, T, C, 0, 1),
+                  *dxn = op_run_f32(r, BOX_INOUT, T, C, 0, 1);
+    double *wdxn = op_run_double(r, dxn);
     double *wy = op_run_zeros(r, T * C), *ws = op_run_double(r, x), *wr = op_run_zeros(r, T),
            *rw = op_run_double(r, w), *rdy = op_run_double(r, dy);
     double *wdx = op_run_double(r, dx), *wdw = op_run_double(r, dw), *wdxa = op_run_double(r, dxa),
@@ -103,6 +104,7 @@ static void run_rmsnorm(struct op_run *r,
     ref_rmsnorm_fwd(wy, wr, NULL, ws, NULL, rw, 1e-6, T, C);
     ref_rmsnorm_bwd(wdx, wdw, rdy, ws, rw, wr, T, C);
     ref_rmsnorm_bwd(wdxa, wdwa, rdy, ws, rw, wr, T, C);
+    ref_rmsnorm_bwd(wdxn, op_run_zeros(r, C), rdy, ws, rw, wr, T, C);
     /* of one element nothing is left but the difference of two terms */
     const double size = C == 1 ? 4 * wr[0] : 0;
     OK(op_rmsnorm_fwd(r->be, y, rstd, sum, x, res, w, 1e-6f));
@@ -111,6 +113,7 @@ static void run_rmsnorm(struct op_run *r,
     op_run_expect(r, again, wy, 4, 1, 0);
     OK(op_rmsnorm_bwd(r->be, dx, dw, dy, res ? sum : x, w, rstd, scratch));
     OK(op_rmsnorm_bwd(r->be, dxa, dwa, dy, res ? sum : x, w, rstd, scratch));
+    OK(op_rmsnorm_bwd(r->be, dxn, NULL, dy, res ? sum : x, w, rstd, scratch));
     op_run_expect(r, y, wy, 4, 1, 0);
     op_run_expect(r, rstd, wr, 4, 1, 0);
     if (res) op_run_expect(r, sum, ws, 1, 1, 0);
@@ -118,6 +121,7 @@ static void run_rmsnorm(struct op_run *r,
     op_run_expect(r, dw, wdw, 2, T, 0);
     op_run_expect(r, dxa, wdxa, 4, 1, size);
     op_run_expect(r, dwa, wdwa, 2, T, 0);
+    op_run_expect(r, dxn, wdxn, 4, 1, size);
 }
 
 static void run_headnorm(struct op_run *r, const int64_t *d) /* T n D pad in_place */
@@ -129,6 +133,7 @@ static void run_headnorm(struct op_run *r, const int64_t *d) /* T n D pad in_pla
                   *rstd = op_run_f32(r, BOX_OUTPUT, T, n, 0, 1);
     struct tensor *dy = op_run_act(r, d[4] ? BOX_INOUT : BOX_INPUT, T, n * D, d[3], 1);
     struct tensor *dx = d[4] ? dy : op_run_act(r, BOX_OUTPUT, T, n * D, d[3] + 2, 1);
+    struct tensor *dxn = d[4] ? NULL : op_run_act(r, BOX_OUTPUT, T, n * D, d[3], 1);
     struct tensor *dw = op_run_f32(r, BOX_INOUT, D, 1, 0, 1),
                   *scratch = run_scratch(r, op_headnorm_bwd_scratch(T, D));
     double *rx = op_run_double(r, d[4] ? y : x), *rw = op_run_double(r, w),
@@ -141,7 +146,9 @@ static void run_headnorm(struct op_run *r, const int64_t *d) /* T n D pad in_pla
     op_run_expect(r, y, wy, 4, 1, 0);
     op_run_expect(r, rstd, wr, 4, 1, 0);
     if (d[4]) return; /* the forward's input is gone */
+    OK(op_headnorm_bwd(r->be, dxn, NULL, dy, x, w, rstd, scratch));
     OK(op_headnorm_bwd(r->be, dx, dw, dy, x, w, rstd, scratch));
+    op_run_expect(r, dxn, wdx, 4, 1, 0);
     op_run_expect(r, dx, wdx, 4, 1, 0);
     op_run_expect(r, dw, wdw, 2, T * n, 0);
 }
@@ -215,7 +222,8 @@ static void run_logp(struct op_run *r, const int64_t *d) /* N C V spread/100 */
     struct tensor *logp = op_run_f32(r, BOX_OUTPUT, N, 1, 0, 1),
                   *lse = op_run_f32(r, BOX_OUTPUT, N, 1, 0, 1);
     struct tensor *dh = op_run_act(r, BOX_OUTPUT, N, C, 0, 1),
-                  *dw = op_run_f32(r, BOX_INOUT, V, C, 0, 1);
+                  *dw = op_run_f32(r, BOX_INOUT, V, C, 0, 1),
+                  *dh3 = op_run_act(r, BOX_OUTPUT, N, C, 0, 1);
     struct tensor *logp2 = op_run_f32(r, BOX_OUTPUT, N, 1, 0, 1),
                   *lse2 = op_run_f32(r, BOX_OUTPUT, N, 1, 0, 1),
                   *dh2 = op_run_act(r, BOX_OUTPUT, N, C, 0, 1),
@@ -233,11 +241,13 @@ static void run_logp(struct op_run *r, const int64_t *d) /* N C V spread/100 */
     ref_logp_bwd(wdh2, wdw2, op_run_double(r, coef), rh, rw, op_run_indices(r, at), N, C, V);
     OK(op_logp_fwd(r->be, logp, lse, NULL, h, w, at, scratch));
     OK(op_logp_bwd(r->be, dh, dw, coef, lse, NULL, h, w, at, scratch));
+    OK(op_logp_bwd(r->be, dh3, NULL, coef, lse, NULL, h, w, at, scratch));
     OK(op_logp_fwd(r->be, logp2, lse2, kept, h, w, at, scratch));
     OK(op_logp_bwd(r->be, dh2, dw2, coef, lse2, kept, h, w, at, scratch2));
     op_run_expect(r, logp, wp, 1, C, 0);
     op_run_expect(r, lse, wl, 1, C, 0);
     op_run_expect_rounded(r, dh, wdh, 4, C, 0);
+    op_run_expect_rounded(r, dh3, wdh, 4, C, 0);
     op_run_expect_rounded(r, dw, wdw, 4, C, 0);
     op_run_expect(r, logp2, wp, 1, C, 0);
     op_run_expect(r, lse2, wl, 1, C, 0);
@@ -445,6 +455,10 @@ const struct op_row op_rows[] = {
     { "gemm", run_gemm, false, { 1050, 40, 530, 1, 0, 1, 2 } },
     { "gemm", run_gemm, false, { 40, 1050, 530, 0, 1, 0, 2 } },
     { "gemm", run_gemm, false, { 8, 70, 33, 0, 1, 2, 1 } },
+    { "gemm", run_gemm, false, { 7, 70, 33, 0, 1, 3, 1 } },
+    { "gemm", run_gemm, false, { 65, 33, 17, 1, 0, 3, 3 } },
+    { "gemm", run_gemm, false, { 201, 300, 97, 0, 1, 3, 0 } },
+    { "gemm", run_gemm, false, { 1050, 1040, 530, 0, 0, 3, 2 } },
     { "bias", run_bias, true, { 1, 1, 0 } },
     { "bias", run_bias, true, { 0, 5, 0 } },
     { "bias", run_bias, true, { 3, 0, 0 } },

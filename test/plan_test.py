@@ -85,6 +85,9 @@ CASES = {  # name: model, config sections
     "bfloat16, tied": ("tied", {}),
     "bfloat16, own head, all layers recomputed": ("untied", dict(memory={"gradient_checkpointing": True})),
     "bfloat16, small micro-batches": ("tied", dict(memory={"micro_batch_tokens": 300, "gradient_checkpointing": 1})),
+    "float32, adapters": ("tied", dict(model={"dtype": "float32", "lora": {"rank": 16}}, checkpoint={"every": 1})),
+    "bfloat16, adapters": ("untied", dict(model={"lora": {"rank": 8, "targets": ["q_proj", "down_proj"]}})),
+    "bfloat16, adapters, all layers recomputed": ("qwen3", dict(model={"lora": {"rank": 64}}, memory={"gradient_checkpointing": True}, sft={"max_steps": 2, "batch_size": 8})),
     "bfloat16, query and key norms, steps of many rows": ("qwen3", dict(preference={"batch_size": 30}, checkpoint={"every": 1})),
 }
 

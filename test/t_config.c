@@ -36,15 +36,16 @@ static json_t *rich(const struct option *o)
 /* Put value (taken over) at the dotted path. */
 static void put(json_t *root, const char *path, json_t *value)
 {
-    const char *dot = strchr(path, '.');
+    const char *dot;
     char section[40];
     assert_non_null(value);
-    if (dot) {
+    while ((dot = strchr(path, '.'))) {
         snprintf(section, sizeof section, "%.*s", (int)(dot - path), path);
         if (!json_object_get(root, section)) json_object_set_new(root, section, json_object());
         root = json_object_get(root, section);
+        path = dot + 1;
     }
-    assert_int_equal(json_object_set_new(root, dot ? dot + 1 : path, value), 0);
+    assert_int_equal(json_object_set_new(root, path, value), 0);
 }
 
 static char *text_of(const json_t *v)
@@ -116,7 +117,7 @@ static void test_config__each_option_both_ways(void **state)
             expect(state, o, json_integer(7), true);
             break;
         case OPTION_REAL:
-            expect(state, o, json_real(0.25), true);
+            expect(state, o, json_real(0.25), strcmp(o->path, "model.lora.dropout") != 0);
             break;
         case OPTION_TEXT:
         case OPTION_CHOICE:
@@ -128,6 +129,14 @@ static void test_config__each_option_both_ways(void **state)
             else
                 expect(state, o, json_string("a b/\"c\\.d"), true);
             expect(state, o, json_string(""), (o->flags & OPTION_EMPTY) != 0);
+            break;
+        case OPTION_SET:
+            expect(state, o, json_pack("[s]", o->choices[0].name), true);
+            expect(state, o, json_pack("[s, s]", o->choices[0].name, o->choices[1].name), true);
+            expect(state, o, json_pack("[s, s]", o->choices[0].name, o->choices[0].name), false);
+            expect(state, o, json_pack("[s, s]", o->choices[0].name, "qqq"), false);
+            expect(state, o, json_pack("[i]", 1), false);
+            expect(state, o, json_array(), false);
             break;
         case OPTION_PATHS:
             expect(state, o, json_string("a.jsonl"), true);
@@ -217,7 +226,7 @@ static void test_config__unknown_keys(void **state)
     for (size_t i = 0; i < option_count + section_count; i++) {
         const char *path =
             i < option_count ? option_table[i].path : section_table[i - option_count].path;
-        const char *dot = strchr(path, '.'), *leaf = dot ? dot + 1 : path;
+        const char *dot = strrchr(path, '.'), *leaf = dot ? dot + 1 : path;
         const size_t at = (size_t)(leaf - path), n = strlen(path);
         for (int edit = 0; edit < 4; edit++) {
             char typo[80], setting[100], want[400];
@@ -240,7 +249,8 @@ static void test_config__unknown_keys(void **state)
     load_bad(state, BASE, "epochs=1", "did you mean \"sft.epochs\" or \"preference.epochs\"?");
     load_bad(state, "{" BASE_KEYS ", \"preference\": {}, \"model.dtype\": 1}", NULL,
              "did you mean \"model.dtype\"");
-    load_bad(state, BASE, "model.lora.rank=8", "model.lora: unknown key");
+    load_bad(state, BASE, "model.qlora.rank=8", "model.qlora: unknown key; did you mean \"lora\"?");
+    load_bad(state, BASE, "model.path.rank=8", "\"path\" is not a section");
     load_bad(state, BASE, "zzzzzzzz=8", "--set zzzzzzzz: error: zzzzzzzz: unknown key");
     load_bad(state, "{" BASE_KEYS ", \"preference\": {}, \"a\\u001b[1m\\u00e9/~\": 1}", NULL,
              "a\\x1b[1m\\xc3\\xa9/~: unknown key");
@@ -458,7 +468,7 @@ static void test_config__table(void **state)
         assert_true(o->dflt || (o->flags & OPTION_NEEDED) || o->use == USE_LOSS);
         for (size_t k = 0; k < i; k++)
             assert_int_not_equal(o->offset, option_table[k].offset);
-        const char *dot = strchr(o->path, '.');
+        const char *dot = strrchr(o->path, '.');
         char section[40];
         snprintf(section, sizeof section, "%.*s", dot ? (int)(dot - o->path) : 0, o->path);
         if (dot) assert_non_null(section_find(section));

@@ -11,7 +11,7 @@
 
 #define OK(expr) assert_int_equal((expr), 0)
 
-/* One row in one dtype and on one instruction set, by 1, 2, 3 threads, twice each. */
+/* One row in one dtype and on one instruction set, by 1, 2 and twice by 3 threads. */
 static void row_on(const struct op_row *row, enum dtype act, const char *isa)
 {
     uint8_t first[32];
@@ -21,7 +21,7 @@ static void row_on(const struct op_row *row, enum dtype act, const char *isa)
         OK(cpu_open(&be, threads));
         assert_int_equal(be.threads, threads);
         const bool can = cpu_force_isa(be.cx, isa);
-        for (int k = 0; k < 2 && can; k++) {
+        for (int k = 0; k < (threads == 3 ? 2 : 1) && can; k++) {
             struct op_run r = { .be = &be, .seed = 11, .act = act };
             row->run(&r, row->d);
             op_run_check(&r, digest[k]);
@@ -29,7 +29,7 @@ static void row_on(const struct op_row *row, enum dtype act, const char *isa)
         }
         backend_close(&be);
         if (!can) return;
-        assert_memory_equal(digest[0], digest[1], 32);
+        if (threads == 3) assert_memory_equal(digest[0], digest[1], 32);
         if (threads == 1) memcpy(first, digest[0], 32);
         if (row->any_threads) assert_memory_equal(first, digest[0], 32);
     }

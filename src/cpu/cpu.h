@@ -43,7 +43,7 @@ int cpu_team(const struct ctx *cx, int64_t work);
 /* Make cx->shared at least `bytes` long; what it held is lost. 64-byte aligned. */
 int cpu_shared(struct ctx *cx, int64_t bytes);
 /* y[M,N] = alpha op(a) op(b) + beta y, where each of a, b, y is F32 or BF16 by itself, beta is 0 or
- * 1 (0 where y is BF16), and t means stored transposed; with the threads of cx. */
+ * 1, and t means stored transposed; with the threads of cx. */
 struct mat {
     const void *p;
     int64_t ld;

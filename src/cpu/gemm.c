@@ -78,9 +78,11 @@ static int few_rows(struct ctx *cx, const struct product *p)
                        half, n, K);
         for (int64_t i = 0; i < M; i++) {
             const int64_t at = i * p->ldy + j0;
-            float *row = t + i * STRIP, *out = cpu_write(row, p->y, p->y_dtype, at);
+            float was[STRIP], *row = t + i * STRIP, *out = cpu_write(row, p->y, p->y_dtype, at);
+            const float *old =
+                p->beta == 0 ? NULL : cpu_read(cx->rows, was, p->y, p->y_dtype, at, n);
             for (int64_t j = 0; j < n; j++)
-                out[j] = p->alpha * row[j] + (p->beta == 0 ? 0 : out[j]);
+                out[j] = p->alpha * row[j] + (old ? old[j] : 0);
             cpu_wrote(cx->rows, out, p->y, p->y_dtype, at, n);
         }
     }

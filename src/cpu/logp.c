@@ -175,7 +175,7 @@ int cpu_logp_bwd(struct ctx *cx, struct tensor *dh, struct tensor *dw, const str
     const struct kept kept = kept_at(keep, N, V, h->dtype);
     struct tensor sum = *dh; /* in float where dh is not */
     if (dh->dtype != DT_F32) sum = tensor_view(r.dh, DT_F32, N, C, 1, 1);
-    float *pdh = sum.data, *pdw = dw->data;
+    float *pdh = sum.data;
     for (int64_t i = 0; i < N; i++)
         BUG_IF(at[i] < 0 || at[i] >= V);
     for (int64_t v0 = 0; v0 < V; v0 += LOGP_TILE_V)
@@ -188,12 +188,13 @@ int cpu_logp_bwd(struct ctx *cx, struct tensor *dh, struct tensor *dw, const str
             p.y = pdh + n0 * C;
             p.ldy = MAX(C, 1);
             TRY(cpu_product(cx, &p));
+            if (!dw) continue;
             p.M = t.v;
             p.K = t.n;
             p.beta = 1;
             p.a.t = true;
             p.b = factor(h, n0, false);
-            p.y = pdw + v0 * C;
+            p.y = (float *)dw->data + v0 * C;
             TRY(cpu_product(cx, &p));
         }
     return dh->dtype == DT_F32 ? 0 : cpu_cast(cx, dh, &sum);

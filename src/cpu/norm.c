@@ -130,7 +130,7 @@ static void bwd_run(const struct rows *r, const struct norm_bwd *a, int64_t t, i
     cpu_wrote(r, dx, a->dx->data, a->dx->dtype, at, n);
 }
 
-static void norm_bwd(const struct ctx *cx, const struct norm_bwd *a, float *dw)
+static void norm_bwd(const struct ctx *cx, const struct norm_bwd *a, struct tensor *dw)
 {
     const int64_t T = a->dy->dim[0], n = a->n, runs = a->dy->dim[1] / n, blocks = div_up(T, ROWS);
 #pragma omp parallel for schedule(static) num_threads(cpu_team(cx, T *runs *n))
@@ -141,7 +141,7 @@ static void norm_bwd(const struct ctx *cx, const struct norm_bwd *a, float *dw)
             for (int64_t h = 0; h < runs; h++)
                 bwd_run(cx->rows, a, t, h * n, a->rstd[t * runs + h], part, buf);
     }
-    sum_blocks(cx, dw, a->part, blocks, n);
+    if (dw) sum_blocks(cx, dw->data, a->part, blocks, n);
 }
 
 int cpu_rmsnorm_bwd(struct ctx *cx, struct tensor *dx, struct tensor *dw, const struct tensor *dy,
@@ -157,7 +157,7 @@ int cpu_rmsnorm_bwd(struct ctx *cx, struct tensor *dx, struct tensor *dw, const 
                           .add = true };
     if (a.n == 0) return 0;
     TRY(prepare(cx, &a.w, w, a.n));
-    norm_bwd(cx, &a, dw->data);
+    norm_bwd(cx, &a, dw);
     return 0;
 }
 
@@ -193,6 +193,6 @@ int cpu_headnorm_bwd(struct ctx *cx, struct tensor *dx, struct tensor *dw, const
                           .n = w->dim[0],
                           .add = false };
     TRY(prepare(cx, &a.w, w, a.n));
-    norm_bwd(cx, &a, dw->data);
+    norm_bwd(cx, &a, dw);
     return 0;
 }

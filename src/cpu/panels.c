@@ -52,6 +52,10 @@ static void multiply(const struct rows *r, const struct product *p, const struct
                      int64_t i0, int64_t i1, int64_t j0, int64_t j1)
 {
     const struct panels *q = g->q;
+    const bool half = p->y_dtype == DT_BF16;
+    for (int64_t i = i0; i < i1 && half && g->k0 == 0 && p->beta != 0; i++)
+        r->widen(g->c + i * g->ldc + j0, (const uint16_t *)p->y + (g->m0 + i) * p->ldy + g->n0 + j0,
+                 j1 - j0);
     for (int64_t j = j0; j < j1; j += q->panel_b)
         for (int64_t i = i0; i < i1; i += q->tile_rows) {
             const float *a = g->a + i / q->tile_rows * q->panel_a * g->rows,
@@ -62,7 +66,7 @@ static void multiply(const struct rows *r, const struct product *p, const struct
             else
                 edge(r, g, c, a, b, MIN(q->tile_rows, i1 - i), MIN(q->panel_b, j1 - j));
         }
-    if (!g->last || p->y_dtype != DT_BF16) return;
+    if (!g->last || !half) return;
     for (int64_t i = i0; i < i1; i++)
         r->narrow((uint16_t *)p->y + (g->m0 + i) * p->ldy + g->n0 + j0, g->c + i * g->ldc + j0,
                   j1 - j0);

@@ -3,34 +3,48 @@
 #include "cpu.h"
 #include "../ops/tiles.h"
 
+/* Of a product of activations; alpha decides which panels it takes. */
+static int64_t product_need(const struct ctx *cx, enum dtype A, enum dtype y, int64_t M, int64_t N,
+                            int64_t K, float alpha)
+{
+    const struct mat half = { .dtype = A };
+    const struct product p = {
+        .M = M, .N = N, .K = K, .alpha = alpha, .a = half, .b = half, .y_dtype = y
+    };
+    return cpu_product_shared(cx, &p);
+}
+
+/* Of adapters beside a linear layer: xa = x A^T, y += s xa B^T, dxa = s dy B, dx += dxa A, dA += dxa^T x, dB += s dy^T xa. */
+static int64_t adapter_need(const struct ctx *cx, const struct op_sizes *s, int64_t in, int64_t out)
+{
+    const int64_t r = s->rank, many = 3 * r;
+    const float scale = 0.5F; /* any but 1 */
+    int64_t need = MAX(product_need(cx, s->A, s->A, s->T, many, in, 1),
+                       product_need(cx, s->A, s->A, s->T, out, r, scale));
+    if (!s->train) return need;
+    need = MAX(need, product_need(cx, s->A, s->A, s->T, r, out, scale));
+    need = MAX(need, product_need(cx, s->A, s->A, s->T, in, many, 1));
+    need = MAX(need, product_need(cx, s->A, DT_F32, many, in, s->T, 1));
+    return MAX(need, product_need(cx, s->A, DT_F32, out, r, s->T, scale));
+}
+
 /* Of the products of one linear layer: y = x w^T, dx = dy w, dw += dy^T x. */
 static int64_t linear_need(const struct ctx *cx, const struct op_sizes *s, int64_t in, int64_t out)
 {
-    const struct mat half = { .dtype = s->A };
-    const struct product fwd = {
-        .M = s->T, .N = out, .K = in, .a = half, .b = half, .y_dtype = s->A
-    };
-    const struct product back = {
-        .M = s->T, .N = in, .K = out, .a = half, .b = half, .y_dtype = s->A
-    };
-    const struct product dw = { .M = out, .N = in, .K = s->T, .a = half, .b = half };
-    int64_t need = cpu_product_shared(cx, &fwd);
+    int64_t need = product_need(cx, s->A, s->A, s->T, out, in, 1);
+    if (s->rank > 0) need = MAX(need, adapter_need(cx, s, in, out));
     if (!s->train) return need;
-    need = MAX(need, cpu_product_shared(cx, &back));
-    return MAX(need, cpu_product_shared(cx, &dw));
+    need = MAX(need, product_need(cx, s->A, s->A, s->T, in, out, 1));
+    return MAX(need, product_need(cx, s->A, DT_F32, out, in, s->T, 1));
 }
 
 static int64_t head_need(const struct ctx *cx, const struct op_sizes *s)
 {
-    const struct mat half = { .dtype = s->A };
     const int64_t n = LOGP_TILE_N, v = MIN(LOGP_TILE_V, s->V);
-    const struct product z = { .M = n, .N = v, .K = s->C, .a = half, .b = half };
-    const struct product dh = { .M = n, .N = s->C, .K = v, .a = half, .b = half };
-    const struct product dw = { .M = v, .N = s->C, .K = n, .a = half, .b = half };
-    int64_t need = cpu_product_shared(cx, &z);
+    int64_t need = product_need(cx, s->A, DT_F32, n, v, s->C, 1);
     if (!s->train) return need;
-    need = MAX(need, cpu_product_shared(cx, &dh));
-    return MAX(need, cpu_product_shared(cx, &dw));
+    need = MAX(need, product_need(cx, s->A, DT_F32, n, s->C, v, 1));
+    return MAX(need, product_need(cx, s->A, DT_F32, v, s->C, n, 1));
 }
 
 /* oneDNN's sgemm in version 2.6, measured: its code, made once; a panel of 384 rows of b; a panel of a for each thread. */
@@ -52,6 +66,6 @@ struct cpu_need cpu_need_of(const struct ctx *cx, const struct op_sizes *s)
     n.shared = MAX(n.shared, linear_need(cx, s, s->F, s->C));
     if (s->A == DT_F32) return n;
     n.arena = MAX(n.arena, cpu_norm_arena(s->C));
-    n.shared = MAX(n.shared, cpu_few_shared(MAX(s->F, MAX(s->C, q))));
+    n.shared = MAX(n.shared, cpu_few_shared(MAX(MAX(s->F, 3 * s->rank), MAX(s->C, q))));
     return n;
 }

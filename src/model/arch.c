@@ -362,7 +362,7 @@ static int read_all(struct arch *a, const struct json_doc *doc)
     return diag_result(&diag, ERR_INPUT);
 }
 
-int arch_load(struct arch *a, const char *dir)
+static int load_config(struct arch *a, const char *dir)
 {
     struct json_doc doc = { 0 };
     char *path = NULL;
@@ -374,6 +374,17 @@ int arch_load(struct arch *a, const char *dir)
 out:
     json_doc_release(&doc);
     free(path);
+    return rc;
+}
+
+int arch_load(struct arch *a, const char *dir)
+{
+    char *base = NULL;
+    if (!arch_adapter(dir)) return load_config(a, dir);
+    TRY(arch_adapter_base(&base, dir));
+    int rc = load_config(a, base);
+    if (rc == 0) rc = lora_read_config(&a->lora, dir);
+    free(base);
     return rc;
 }
 

@@ -11,17 +11,18 @@ static int head_backward(struct model *m, const struct batch *b, const double *c
     const struct tensor xf = tensor_rows(&m->xf, 0, T), rstd = tensor_rows(&m->rstd_f, 0, T);
     struct tensor cf = tensor_rows(&m->coef, 0, N), dhsel = tensor_rows(&m->dhsel, 0, N);
     struct tensor dx = tensor_rows(&m->dx, 0, T), dh = tensor_rows(&m->dh, 0, T);
-    struct tensor dw = model_grad(m, m->head), dnorm = model_grad(m, m->final_norm);
+    struct tensor dw, dnorm;
     for (int64_t n = 0; n < N; n++)
         m->host[n] = (float)coef[b->seq[n]];
     TRY(m->be->mem->to_device(m->be->cx, cf.data, m->host, N * dtype_size(DT_F32)));
-    TRY(op_logp_bwd(m->be, &dhsel, &dw, &cf, &lse, m->has_kept ? &m->kept : NULL, &hsel,
-                    &m->params[m->head].w, &target, &m->scratch));
+    TRY(op_logp_bwd(m->be, &dhsel, model_grad_of(m, m->head, &dw), &cf, &lse,
+                    m->has_kept ? &m->kept : NULL, &hsel, &m->params[m->head].w, &target,
+                    &m->scratch));
     TRY(op_fill(m->be, &dh, 0));
     TRY(op_scatter_add(m->be, &dh, &dhsel, &src));
     TRY(op_fill(m->be, &dx, 0));
-    return op_rmsnorm_bwd(m->be, &dx, &dnorm, &dh, &xf, &m->params[m->final_norm].w, &rstd,
-                          &m->scratch);
+    return op_rmsnorm_bwd(m->be, &dx, model_grad_of(m, m->final_norm, &dnorm), &dh, &xf,
+                          &m->params[m->final_norm].w, &rstd, &m->scratch);
 }
 
 /* dx as the products take it: rounded to the dtype of the activations where that is not float32. */
@@ -39,27 +40,27 @@ static int mlp_backward(struct model *m, const struct layer *y, struct acts *t)
     const int64_t T = t->x.dim[0];
     struct tensor dx = tensor_rows(&m->dx, 0, T), dh = tensor_rows(&m->dh, 0, T),
                   act = tensor_rows(&m->act, 0, T), h = tensor_rows(&m->h, 0, T);
-    struct tensor dnorm = model_grad(m, y->norm2), dout;
+    struct tensor dnorm, dout;
     TRY(stream_gradient(m, &dout, &dx));
     TRY(linear_bwd_input(m, &y->down, &act, &dout));
     TRY(op_swiglu_bwd(m->be, &t->gu, &act, &act, &t->gu));
     TRY(linear_bwd_weight(m, &y->down, &dout, &act));
     TRY(op_rmsnorm_apply(m->be, &h, &t->x2, &t->rstd2, &m->params[y->norm2].w));
-    TRY(linear_bwd_weight(m, &y->gate_up, &t->gu, &h));
     TRY(linear_bwd_input(m, &y->gate_up, &dh, &t->gu));
-    return op_rmsnorm_bwd(m->be, &dx, &dnorm, &dh, &t->x2, &m->params[y->norm2].w, &t->rstd2,
-                          &m->scratch);
+    TRY(linear_bwd_weight(m, &y->gate_up, &t->gu, &h));
+    return op_rmsnorm_bwd(m->be, &dx, model_grad_of(m, y->norm2, &dnorm), &dh, &t->x2,
+                          &m->params[y->norm2].w, &t->rstd2, &m->scratch);
 }
 
 static int headnorm_backward(struct model *m, const struct layer *y, struct acts *t,
                              struct tensor *dq, struct tensor *dk)
 {
-    struct tensor q_in, k_in, v, dqn = model_grad(m, y->q_norm), dkn = model_grad(m, y->k_norm);
+    struct tensor q_in, k_in, v, dqn, dkn;
     layer_qkv(&m->arch, &t->qkv, NULL, &q_in, &k_in, &v);
-    TRY(op_headnorm_bwd(m->be, dq, &dqn, dq, &q_in, &m->params[y->q_norm].w, &t->rstd_q,
-                        &m->scratch));
-    return op_headnorm_bwd(m->be, dk, &dkn, dk, &k_in, &m->params[y->k_norm].w, &t->rstd_k,
-                           &m->scratch);
+    TRY(op_headnorm_bwd(m->be, dq, model_grad_of(m, y->q_norm, &dqn), dq, &q_in,
+                        &m->params[y->q_norm].w, &t->rstd_q, &m->scratch));
+    return op_headnorm_bwd(m->be, dk, model_grad_of(m, y->k_norm, &dkn), dk, &k_in,
+                           &m->params[y->k_norm].w, &t->rstd_k, &m->scratch);
 }
 
 /* dx is dL/dx2 and becomes dL/dx. */
@@ -73,7 +74,7 @@ static int attention_backward(struct model *m, const struct layer *y, struct act
     struct tensor dx = tensor_rows(&m->dx, 0, T), dh = tensor_rows(&m->dh, 0, T),
                   h = tensor_rows(&m->h, 0, T);
     struct tensor datt = tensor_rows(&m->datt, 0, T), dqkv = tensor_rows(&m->dqkv, 0, T);
-    struct tensor dnorm = model_grad(m, y->norm1), dout, q, k, v, dq, dk, dv;
+    struct tensor dnorm, dout, q, k, v, dq, dk, dv;
     layer_qkv(a, &t->qkv, a->qk_norm ? &t->qk : NULL, &q, &k, &v);
     layer_qkv(a, &dqkv, NULL, &dq, &dk, &dv);
     TRY(stream_gradient(m, &dout, &dx));
@@ -85,10 +86,10 @@ static int attention_backward(struct model *m, const struct layer *y, struct act
     TRY(op_rope(m->be, &dk, D, &pos, &m->rope, true));
     if (a->qk_norm) TRY(headnorm_backward(m, y, t, &dq, &dk));
     TRY(op_rmsnorm_apply(m->be, &h, &t->x, &t->rstd1, &m->params[y->norm1].w));
-    TRY(linear_bwd_weight(m, &y->qkv, &dqkv, &h));
     TRY(linear_bwd_input(m, &y->qkv, &dh, &dqkv));
-    return op_rmsnorm_bwd(m->be, &dx, &dnorm, &dh, &t->x, &m->params[y->norm1].w, &t->rstd1,
-                          &m->scratch);
+    TRY(linear_bwd_weight(m, &y->qkv, &dqkv, &h));
+    return op_rmsnorm_bwd(m->be, &dx, model_grad_of(m, y->norm1, &dnorm), &dh, &t->x,
+                          &m->params[y->norm1].w, &t->rstd1, &m->scratch);
 }
 
 /* The same kernels on the same numbers as in the forward, so that the bits are the same. */
@@ -118,9 +119,11 @@ static int layer_backward(struct model *m, int64_t l, int64_t T, const struct se
     return attention_backward(m, &m->layers[l], &t, segs);
 }
 
-static int report(model_ready_fn *ready, void *payload, int32_t first, int32_t n)
+/* Of parameters [first, end) those that are trained are final. */
+static int report(const struct model *m, model_ready_fn *ready, void *payload, int32_t first,
+                  int32_t end)
 {
-    return ready ? ready(payload, first, n) : 0;
+    return ready && end > first && model_trains(m, first) ? ready(payload, first, end - first) : 0;
 }
 
 int model_backward(struct model *m, const struct batch *b, const double *coef,
@@ -128,16 +131,18 @@ int model_backward(struct model *m, const struct batch *b, const double *coef,
 {
     const struct segments segs = batch_segments(b);
     const struct tensor ids = tensor_rows(&m->ids, 0, b->T), dx = tensor_rows(&m->dx, 0, b->T);
-    struct tensor dembed = model_grad(m, m->embed);
     BUG_IF(m->batch != b);
     m->batch = NULL; /* activations are used up */
     TRY(head_backward(m, b, coef));
-    TRY(report(ready, payload, m->final_norm, m->n_params - m->final_norm));
+    TRY(report(m, ready, payload, m->final_norm, m->n_base));
     for (int64_t l = m->arch.L - 1; l >= 0; l--) {
         const struct layer *y = &m->layers[l];
         TRY(layer_backward(m, l, b->T, &segs));
-        TRY(report(ready, payload, y->norm1, y->end - y->norm1));
+        TRY(report(m, ready, payload, y->norm1, y->end));
+        TRY(report(m, ready, payload, y->lora, y->lora_end));
     }
+    if (!model_trains(m, m->embed)) return 0;
+    struct tensor dembed = model_grad(m, m->embed);
     TRY(op_scatter_add(m->be, &dembed, &dx, &ids));
-    return report(ready, payload, m->embed, 1);
+    return report(m, ready, payload, m->embed, m->embed + 1);
 }

@@ -42,6 +42,7 @@ int decoder_plan(struct decoder *d, struct model *m, struct plan *p, int64_t bat
     TRY(MEM_NEW(&d->k, a->L));
     TRY(MEM_NEW(&d->v, a->L));
     TRY(model_plan_rope(m, p, positions));
+    TRY(model_plan_lora(m, p, d->T_max));
     for (int64_t l = 0; l < a->L; l++) {
         TRY(plan_book(p, PLAN_ACTIVATIONS, &d->k[l], A, rows, a->K * a->D, 1, 1));
         TRY(plan_book(p, PLAN_ACTIVATIONS, &d->v[l], A, rows, a->K * a->D, 1, 1));

@@ -6,6 +6,7 @@
 
 enum {
     LAYER_PARAMS_MAX = 12,
+    LAYER_ADAPTERS_MAX = 8,
     ALIGN_ELEMENTS = 32 /* 64 bytes of bfloat16; the same offsets in float32 */
 };
 
@@ -48,7 +49,7 @@ static struct linear add_linear(struct model *m, int l, const char *module,
                                 const char *const *names, const int64_t *rows, int n, int64_t cols,
                                 bool bias)
 {
-    struct linear lin = { add_param(m, cols), -1 };
+    struct linear lin = { add_param(m, cols), -1, -1, -1, 0 };
     for (int i = 0; i < n; i++)
         add_slice(m, lin.w, rows[i], "model.layers.%d.%s.%s.weight", l, module, names[i]);
     if (!bias) return lin;
@@ -82,6 +83,48 @@ static void add_layer(struct model *m, int l)
     y->end = m->n_params;
 }
 
+/* The adapters of slices j of l->w where bit j of `slices` is set. */
+static void add_adapters(struct model *m, struct linear *l, uint32_t slices)
+{
+    static const char end[] = ".weight";
+    const struct param *w = &m->params[l->w];
+    const int64_t r = m->arch.lora.rank;
+    if (!slices) return;
+    l->lora_slices = slices;
+    l->lora_a = add_param(m, tensor_row(&w->w));
+    l->lora_b = add_param(m, r);
+    for (int32_t j = 0; j < w->n_slices; j++) {
+        const struct param_slice *s = &w->slice[j];
+        const int stem = (int)(strlen(s->name) - strlen(end));
+        if (!(slices >> j & 1)) continue;
+        add_slice(m, l->lora_a, r, "base_model.model.%.*s.lora_A%s", stem, s->name, end);
+        add_slice(m, l->lora_b, s->rows, "base_model.model.%.*s.lora_B%s", stem, s->name, end);
+    }
+}
+
+static void add_layer_adapters(struct model *m, int64_t l)
+{
+    const uint32_t t = m->arch.lora.targets;
+    struct layer *y = &m->layers[l];
+    y->lora = m->n_params;
+    add_adapters(m, &y->qkv, t / LORA_Q & 7);
+    add_adapters(m, &y->o, t / LORA_O & 1);
+    add_adapters(m, &y->gate_up, t / LORA_GATE & 3);
+    add_adapters(m, &y->down, t / LORA_DOWN & 1);
+    y->lora_end = m->n_params;
+}
+
+/* Parameters [first, end) follow each other in the flat weights. */
+static void place(struct model *m, int32_t first, int32_t end)
+{
+    for (int32_t i = first; i < end; i++) {
+        struct param *p = &m->params[i];
+        p->w.ld = tensor_row(&p->w);
+        p->offset = p->grad_at = m->n_flat;
+        m->n_flat += round_up(tensor_count(&p->w), ALIGN_ELEMENTS);
+    }
+}
+
 int model_init(struct model *m, const struct backend *be, const struct arch *a, enum dtype dtype)
 {
     memset(m, 0, sizeof *m);
@@ -89,7 +132,7 @@ int model_init(struct model *m, const struct backend *be, const struct arch *a, 
     m->arch = *a;
     m->be = be;
     m->dtype = dtype;
-    TRY(MEM_NEW(&m->params, a->L * LAYER_PARAMS_MAX + 3));
+    TRY(MEM_NEW(&m->params, a->L * (LAYER_PARAMS_MAX + LAYER_ADAPTERS_MAX) + 3));
     TRY(MEM_NEW(&m->layers, a->L));
     m->embed = add_param(m, a->C);
     add_slice(m, m->embed, a->V, "model.embed_tokens.weight");
@@ -102,13 +145,20 @@ int model_init(struct model *m, const struct backend *be, const struct arch *a, 
         m->head = add_param(m, a->C);
         add_slice(m, m->head, a->V, "lm_head.weight");
     }
-    for (int32_t i = 0; i < m->n_params; i++) {
-        struct param *p = &m->params[i];
-        p->w.ld = tensor_row(&p->w);
-        p->offset = p->grad_at = m->n_flat;
-        m->n_flat += round_up(tensor_count(&p->w), ALIGN_ELEMENTS);
-    }
+    m->n_base = m->n_params;
+    for (int64_t l = 0; l < a->L && a->lora.rank > 0; l++)
+        add_layer_adapters(m, l);
+    m->first_trained = a->lora.rank > 0 ? m->n_base : 0;
+    m->end_trained = m->n_params;
+    place(m, m->first_trained, m->n_params);
+    m->n_trained = m->n_flat;
+    place(m, 0, m->first_trained);
     return 0;
+}
+
+bool model_trains(const struct model *m, int32_t i)
+{
+    return i >= m->first_trained && i < m->end_trained;
 }
 
 /* First element after parameter i. */
@@ -138,13 +188,21 @@ static int64_t place_windows(struct model *m)
 
 int model_plan_weights(struct model *m, struct plan *p, bool train)
 {
-    const int64_t held = m->shard.n ? m->shard.elements : m->n_flat;
-    int64_t grads = m->n_flat;
+    const int64_t held = m->shard.n ? m->shard.elements : m->n_trained;
+    int64_t grads = m->n_trained;
+    BUG_IF(m->grad_windows && m->n_trained < m->n_flat);
     TRY(plan_book(p, PLAN_WEIGHTS, &m->weights, m->dtype, m->n_flat, 1, 1, 1));
     if (!train) return 0;
     if (m->dtype != DT_F32) TRY(plan_book(p, PLAN_MASTER, &m->master, DT_F32, held, 1, 1, 1));
     if (m->grad_windows) grads = place_windows(m);
     return plan_book(p, PLAN_GRADIENTS, &m->grads, DT_F32, grads, 1, 1, 1);
+}
+
+int model_plan_lora(struct model *m, struct plan *p, int64_t T)
+{
+    if (m->arch.lora.rank == 0 || m->lora_x.dim[0] > 0) return 0;
+    return plan_book(p, PLAN_SCRATCH, &m->lora_x, m->dtype, T, PARAM_SLICES_MAX * m->arch.lora.rank,
+                     1, 1);
 }
 
 int model_plan_rope(struct model *m, struct plan *p, int64_t positions)
@@ -203,6 +261,8 @@ static int plan_backward(struct model *m, struct plan *p, int64_t T)
     TRY(plan_book(p, PLAN_SCRATCH, &m->dx, DT_F32, T, a->C, 1, 1));
     if (A != DT_F32) TRY(plan_book(p, PLAN_SCRATCH, &m->dxc, A, T, a->C, 1, 1));
     TRY(plan_book(p, PLAN_SCRATCH, &m->dh, A, T, a->C, 1, 1));
+    if (a->lora.rank > 0)
+        TRY(plan_book(p, PLAN_SCRATCH, &m->lora_dx, A, T, PARAM_SLICES_MAX * a->lora.rank, 1, 1));
     TRY(plan_book(p, PLAN_SCRATCH, &m->dqkv, A, T, (a->H + 2 * a->K) * a->D, 1, 1));
     return plan_book(p, PLAN_SCRATCH, &m->datt, A, T, a->H * a->D, 1, 1);
 }
@@ -221,6 +281,7 @@ int model_plan_buffers(struct model *m, struct plan *p, const struct model_size 
     TRY(MEM_NEW(&m->acts, m->n_acts));
     TRY(MEM_NEW(&m->host, N));
     TRY(model_plan_rope(m, p, size->positions));
+    TRY(model_plan_lora(m, p, T));
     for (int32_t i = 0; i < m->n_acts; i++)
         TRY(plan_layer(&m->acts[i], m, p, T));
     if (size->train && m->first_kept > 0) {
@@ -267,10 +328,17 @@ int model_ready(struct model *m)
 struct tensor model_grad(const struct model *m, int32_t i)
 {
     struct tensor g = m->params[i].w;
-    BUG_IF(!m->grads.data);
+    BUG_IF(!m->grads.data || !model_trains(m, i));
     g.dtype = DT_F32;
     g.data = (float *)m->grads.data + m->params[i].grad_at;
     return g;
+}
+
+struct tensor *model_grad_of(const struct model *m, int32_t i, struct tensor *hold)
+{
+    if (!model_trains(m, i)) return NULL;
+    *hold = model_grad(m, i);
+    return hold;
 }
 
 void model_release(struct model *m)

@@ -21,11 +21,13 @@ struct param { /* q, k, v and gate, up are stored fused: one matrix each */
     struct param_slice slice[PARAM_SLICES_MAX];
 };
 
-struct linear { /* y = x w^T + b: indices into params; b -1: none. The one place where dense, LoRA and 4-bit weights differ (linear.c) */
+struct linear { /* y = x w^T + b: indices into params; -1: none. The one place where dense and LoRA differ (linear.c) */
     int32_t w, b;
+    int32_t lora_a, lora_b; /* of the slices of w that are targets, stacked by rows: A [n rank, in], B [their rows, rank] */
+    uint32_t lora_slices;   /* bit j: slice j of w is one */
 };
-struct layer { /* indices into params; -1: absent. A layer's parameters are [norm1, end) */
-    int32_t norm1, norm2, q_norm, k_norm, end;
+struct layer { /* indices into params; -1: absent. A layer's parameters are [norm1, end), its adapters [lora, lora_end) */
+    int32_t norm1, norm2, q_norm, k_norm, end, lora, lora_end;
     struct linear qkv, o, gate_up, down;
 };
 
@@ -50,15 +52,18 @@ struct model { /* valid when zeroed */
     const struct backend *be;
     enum dtype dtype;           /* of weights and activations: DT_F32 or DT_BF16. Gradients, statistics and sums are f32 */
     struct param *params;
-    int32_t n_params, embed, final_norm, head; /* head == embed when tied. Order: embed, layers, final norm, head */
+    int32_t n_params, embed, final_norm, head; /* head == embed when tied. Order: embed, layers, final norm, head, adapters of the layers */
+    int32_t n_base;             /* of n_params without adapters */
+    int32_t first_trained, end_trained; /* parameters that are trained: all, or the adapters; their elements are the first of the flat weights */
     struct layer *layers;
     int64_t n_flat;             /* elements of the flat weights with padding */
+    int64_t n_trained;          /* of these, from the start, the trained ones */
     struct tensor weights;      /* flat [n_flat] of `dtype` */
     struct model_shard shard;   /* set before model_plan_weights */
-    struct tensor master;       /* f32, the shard's elements of [n_flat]: what the optimizer changes, weights being its rounding; data NULL where
+    struct tensor master;       /* f32, the shard's elements of [n_trained]: what the optimizer changes, weights being its rounding; data NULL where
                                  * dtype is DT_F32 (weights are the master) or nothing is trained */
-    struct tensor grads;        /* f32 [n_flat], or the windows; data NULL where not training */
-    bool grad_windows;          /* set before model_plan_weights: gradients of two layers at a time, which share memory in turns, and of
+    struct tensor grads;        /* f32 [n_trained], or the windows; data NULL where not training */
+    bool grad_windows;          /* set before model_plan_weights, not with adapters: gradients of two layers at a time, which share memory in turns, and of
                                  * the other parameters. model_backward zeroes a layer's before it writes them */
 
     struct tensor rope;         /* [positions, 2, D/2] */
@@ -73,6 +78,7 @@ struct model { /* valid when zeroed */
     bool has_kept;              /* the last model_logp left something there */
     struct tensor dx, dh, dqkv, datt, dhsel, coef, scratch; /* backward; dx f32, the residual stream's gradient */
     struct tensor dxc;          /* [T,C] dx rounded for a product; not booked where dtype is DT_F32 */
+    struct tensor lora_x, lora_dx; /* [T, 3 rank] A of the linear at work: x A^T, and in the backward the gradient of it; not booked without adapters */
     struct tensor ids, pos, src, target; /* i32, device copies of the batch */
     float *host;                /* [N_max] */
     const struct batch *batch;  /* of the last forward */
@@ -95,6 +101,8 @@ int model_plan_weights(struct model *m, struct plan *p, bool train);
 int model_plan_buffers(struct model *m, struct plan *p, const struct model_size *size);
 /* After plan_grant: set the views of params, upload the rope table where one is booked. */
 int model_ready(struct model *m);
+/* Book lora_x for products of up to T rows, where there are adapters; linear_fwd takes more rows in pieces. */
+int model_plan_lora(struct model *m, struct plan *p, int64_t T);
 /* Book, and after the grant fill, the rope table (model_plan_buffers, model_ready and decode.c do it). */
 int model_plan_rope(struct model *m, struct plan *p, int64_t positions);
 int model_upload_rope(const struct model *m);
@@ -107,30 +115,44 @@ void model_release(struct model *m);
 int model_get(const struct model *m, int64_t at, int64_t n, float *out);
 /* The same elements = in[n]: the master where there is one (what the shard holds of it), and the weights, rounded to nearest even. */
 int model_put(struct model *m, int64_t at, int64_t n, const float *in);
-/* Fill weights and master from DIR's safetensors (F32, F16, BF16). Missing tensor, wrong shape, NaN or Inf, or a value that dtype cannot hold: ERR_INPUT
+/* Fill weights and master from DIR's safetensors (F32, F16, BF16); where DIR holds an adapter, the base from the directory that it names, then lora_load. Missing tensor, wrong shape, NaN or Inf, or a value that dtype cannot hold: ERR_INPUT
  * with expected and found.
  * Extra tensors: one warning on stderr (rotary inv_freq buffers and a tied lm_head equal to the embedding: silently). */
 int model_load(struct model *m, const char *dir);
-/* init "random": normal(0, initializer_range) for matrices and embedding, 0 for biases, 1 for norms; pure function of seed. */
+/* init "random": normal(0, initializer_range) for matrices and embedding, 0 for biases, 1 for norms; pure function of seed. Not the adapters. */
 int model_random(struct model *m, uint64_t seed);
 /* The dtype of most elements in DIR's files (F32, F16 or BF16); without files ST_F32, which loses nothing. */
 enum st_dtype model_dir_dtype(const char *dir, const struct arch *a);
-/* Round every exact weight to what `dtype` can hold, as model_save will (F32: nothing changes). Of a sharded master: what the shard holds,
+/* Round every trained exact weight to what `dtype` can hold, as model_save will (F32: nothing changes). Of a sharded master: what the shard holds,
  * and these elements of the weights. */
 int model_round(struct model *m, enum st_dtype dtype);
 /* Write the exact weights as a Hugging Face directory `dir` (created whole under a temporary name, then renamed; an existing one is replaced): model.safetensors, or shards of at
- * most shard_bytes with an index; config.json from source_dir with its dtype set; tokenizer and template files copied. */
+ * most shard_bytes with an index; config.json from source_dir with its dtype set; tokenizer and template files copied. With adapters: these alone, in PEFT's format
+ * (adapter_model.safetensors, adapter_config.json with source_dir as the base), and the same files copied. */
 int model_save(struct model *m, const char *dir, const char *source_dir, enum st_dtype dtype, int64_t shard_bytes);
 
+/* lora.c ---------------------------------------------------------------------------------------------------------- */
+/* A uniform in +-1/sqrt(in), B zero, as peft draws them: the model is its base. A pure function of seed. */
+int lora_init(struct model *m, uint64_t seed);
+/* The adapters' weights and master from DIR/adapter_model.safetensors, whose adapter_config.json must agree with arch.lora. ERR_INPUT. */
+int lora_load(struct model *m, const char *dir);
+/* adapter_config.json as json_t (owned by the caller; NULL: out of memory), for a base in directory `base`. */
+json_t *lora_config(const struct lora *l, const char *base);
+/* The base's weights += lora_scale() B A; from then on m is a model without adapters. DT_F32, not in training. */
+int lora_merge(struct model *m);
+
 /* linear.c: the callers of op_gemm on the weights of layers; a packed copy of a weight is made and kept here ---------------- */
-/* y[T,N] = x[T,K] w^T (+ b). Rows of x and y may be strided. */
+/* y[T,N] = x[T,K] w^T (+ b) (+ the adapters). Rows of x and y may be strided. */
 int linear_fwd(const struct model *m, const struct linear *l, struct tensor *y, const struct tensor *x);
-/* dx[T,K] = dy w */
+/* dx[T,K] = dy w (+ the adapters); m->lora_dx is kept for linear_bwd_weight of the same linear, which comes before another one's */
 int linear_bwd_input(const struct model *m, const struct linear *l, struct tensor *dx, const struct tensor *dy);
-/* dw += dy^T x, db += sum_T dy */
+/* dw += dy^T x, db += sum_T dy; with adapters not these but dA, dB +=. After linear_bwd_input of the same dy. */
 int linear_bwd_weight(const struct model *m, const struct linear *l, const struct tensor *dy, const struct tensor *x);
-/* The gradient view of parameter i. */
+/* The gradient view of parameter i, which is trained. */
 struct tensor model_grad(const struct model *m, int32_t i);
+/* The same in *hold, or NULL where it is not trained. */
+struct tensor *model_grad_of(const struct model *m, int32_t i, struct tensor *hold);
+bool model_trains(const struct model *m, int32_t i);
 
 /* forward.c, backward.c -------------------------------------------------------------------------------------------- */
 /* Hidden states of a micro-batch; keeps what the backward needs, as planned. */
@@ -139,7 +161,7 @@ int model_forward(struct model *m, const struct batch *b);
  * follows. */
 int model_logp(struct model *m, const struct batch *b, double *logp, bool backward);
 /* A callback when the gradients of parameters [first, first + n), which stand in one piece from model_grad(first) on, are final for this micro-batch: the head and final
- * norm, the layers from the last to the first, the embedding. With grad_windows a layer's may be written again after the next call. May be NULL. */
+ * norm, the layers from the last to the first, the embedding; with adapters those of the layers from the last to the first. With grad_windows a layer's may be written again after the next call. May be NULL. */
 typedef int model_ready_fn(void *payload, int32_t first, int32_t n);
 /* grads += sum over sequences of coef[s] d logp[s] / d weights. coef[S] host. Once after model_logp, with backward, of the same batch. */
 int model_backward(struct model *m, const struct batch *b, const double *coef, model_ready_fn *ready, void *payload);

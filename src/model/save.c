@@ -16,6 +16,7 @@ struct saver {
     const struct model *m;
     const char *tmp; /* the directory under its temporary name */
     enum st_dtype dtype;
+    bool adapters; /* these alone, in PEFT's format: one file, however large */
     struct item *items;
     int64_t n, total; /* items; bytes of all data */
     int32_t n_shards;
@@ -29,7 +30,7 @@ static int list_items(struct saver *sv, int64_t shard_bytes)
     const struct model *m = sv->m;
     int64_t in_shard = 0;
     TRY(MEM_NEW(&sv->items, (int64_t)m->n_params * PARAM_SLICES_MAX));
-    for (int32_t i = 0; i < m->n_params; i++)
+    for (int32_t i = sv->adapters ? m->n_base : 0; i < m->n_params; i++)
         for (int32_t j = 0; j < m->params[i].n_slices; j++) {
             const struct param *p = &m->params[i];
             struct item *it = &sv->items[sv->n++];
@@ -48,12 +49,12 @@ static int list_items(struct saver *sv, int64_t shard_bytes)
     return MEM_NEW(&sv->chunk, CHUNK);
 }
 
-static void shard_name(char out[64], int32_t shard, int32_t n_shards)
+static void shard_name(char out[64], const struct saver *sv, int32_t shard)
 {
-    if (n_shards == 1)
-        snprintf(out, 64, "model.safetensors");
+    if (sv->n_shards == 1)
+        snprintf(out, 64, "%s.safetensors", sv->adapters ? "adapter_model" : "model");
     else
-        snprintf(out, 64, "model-%05d-of-%05d.safetensors", shard + 1, n_shards);
+        snprintf(out, 64, "model-%05d-of-%05d.safetensors", shard + 1, sv->n_shards);
 }
 
 static int put_item(const struct saver *sv, struct st_writer *w, const struct item *it)
@@ -82,7 +83,7 @@ static int save_shard(const struct saver *sv, int32_t shard)
             it->s->name, sv->dtype, it->p->decay ? 2 : 1, { it->s->rows, tensor_row(&it->p->w) }
         };
     }
-    shard_name(name, shard, sv->n_shards);
+    shard_name(name, sv, shard);
     TRY_OUT(path_join(&path, sv->tmp, name));
     TRY_OUT(st_writer_open(&w, path, sv->decls, n, metadata));
     for (int64_t i = 0; i < sv->n; i++)
@@ -117,7 +118,7 @@ static int save_index(const struct saver *sv)
     int bad = json_object_set_new(root, "metadata",
                                   json_pack("{s:I}", "total_size", (json_int_t)sv->total));
     for (int64_t i = 0; i < sv->n; i++) {
-        shard_name(name, sv->items[i].shard, sv->n_shards);
+        shard_name(name, sv, sv->items[i].shard);
         bad |= json_object_set_new(map, sv->items[i].s->name, json_string(name));
     }
     bad |= json_object_set_new(root, "weight_map", map);
@@ -159,6 +160,15 @@ out:
     return rc;
 }
 
+static int save_adapter_config(const struct saver *sv, const char *source_dir)
+{
+    json_t *root = lora_config(&sv->m->arch.lora, source_dir);
+    const int rc = root ? write_json(sv, "adapter_config.json", root)
+                        : err_set(ERR_OOM, "out of memory: adapter_config.json");
+    json_decref(root);
+    return rc;
+}
+
 static int copy_one(const struct saver *sv, const char *source_dir, const char *name)
 {
     char *from = NULL, *to = NULL;
@@ -191,7 +201,7 @@ static int copy_others(const struct saver *sv, const char *source_dir)
 static int fill_directory(struct saver *sv, const char *source_dir, int64_t shard_bytes)
 {
     TRY(dir_make(sv->tmp));
-    TRY(save_config(sv, source_dir));
+    TRY(sv->adapters ? save_adapter_config(sv, source_dir) : save_config(sv, source_dir));
     TRY(copy_others(sv, source_dir));
     TRY(list_items(sv, shard_bytes));
     for (int32_t i = 0; i < sv->n_shards; i++)
@@ -203,7 +213,7 @@ static int fill_directory(struct saver *sv, const char *source_dir, int64_t shar
 int model_save(struct model *m, const char *dir, const char *source_dir, enum st_dtype dtype,
                int64_t shard_bytes)
 {
-    struct saver sv = { .m = m, .dtype = dtype };
+    struct saver sv = { .m = m, .dtype = dtype, .adapters = m->arch.lora.rank > 0 };
     size_t len = strlen(dir);
     char *to = NULL, *tmp = NULL, *old = NULL;
     int rc;
@@ -213,6 +223,7 @@ int model_save(struct model *m, const char *dir, const char *source_dir, enum st
     TRY_OUT(mem_strndup(&to, dir, len));
     TRY_OUT(mem_asprintf(&tmp, "%s.tmp", to));
     TRY_OUT(mem_asprintf(&old, "%s.old", to));
+    if (sv.adapters) shard_bytes = INT64_MAX;
     TRY_OUT(dir_remove(tmp)); /* left by a killed run */
     sv.tmp = tmp;
     TRY_OUT(fill_directory(&sv, source_dir, shard_bytes));

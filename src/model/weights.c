@@ -153,7 +153,7 @@ static int load_all(struct loader *ld)
     TRY(st_open_dir(&ld->set, ld->dir));
     TRY(MEM_NEW(&ld->chunk, CHUNK));
     TRY(MEM_NEW(&ld->used, ld->set.n));
-    for (int32_t i = 0; i < m->n_params; i++)
+    for (int32_t i = 0; i < m->n_base; i++)
         for (int32_t j = 0; j < m->params[i].n_slices; j++)
             TRY(load_slice(ld, &m->params[i], &m->params[i].slice[j]));
     if (m->head == m->embed) TRY(check_tied_head(ld));
@@ -164,9 +164,11 @@ static int load_all(struct loader *ld)
 int model_get(const struct model *m, int64_t at, int64_t n, float *out)
 {
     const struct backend *be = m->be;
-    const struct tensor *exact = m->master.data ? &m->master : &m->weights;
+    const bool master = m->master.data && at < m->n_trained;
+    const struct tensor *exact = master ? &m->master : &m->weights;
     uint16_t half[PIECE];
-    if (m->master.data && m->shard.n) return m->shard.fetch(m->shard.payload, at, n, out);
+    BUG_IF(master && n > m->n_trained - at);
+    if (master && m->shard.n) return m->shard.fetch(m->shard.payload, at, n, out);
     if (exact->dtype == DT_F32)
         return be->mem->to_host(be->cx, out, (const float *)exact->data + at, n * 4);
     for (int64_t i = 0; i < n; i += PIECE) {
@@ -181,7 +183,7 @@ int model_get(const struct model *m, int64_t at, int64_t n, float *out)
 static int put_master(struct model *m, int64_t at, int64_t n, const float *in)
 {
     const struct backend *be = m->be;
-    const struct flat_part all = { 0, m->n_flat, 0 }, *part = m->shard.n ? m->shard.part : &all;
+    const struct flat_part all = { 0, m->n_trained, 0 }, *part = m->shard.n ? m->shard.part : &all;
     for (int32_t i = 0; i < MAX(m->shard.n, 1); i++) {
         const int64_t begin = MAX(at, part[i].begin), end = MIN(at + n, part[i].end);
         float *to = (float *)m->master.data + part[i].at;
@@ -208,12 +210,56 @@ int model_put(struct model *m, int64_t at, int64_t n, const float *in)
     return 0;
 }
 
-int model_load(struct model *m, const char *dir)
+static int load_base(struct model *m, const char *dir)
 {
     struct loader ld = { .m = m, .dir = dir };
     const int rc = load_all(&ld);
     free(ld.chunk);
     free(ld.used);
+    st_close(&ld.set);
+    return rc;
+}
+
+int model_load(struct model *m, const char *dir)
+{
+    char *base = NULL;
+    if (!arch_adapter(dir)) return load_base(m, dir);
+    TRY(arch_adapter_base(&base, dir));
+    int rc = load_base(m, base);
+    free(base);
+    if (rc == 0) rc = lora_load(m, dir);
+    return rc;
+}
+
+static int load_adapters(struct loader *ld, const char *path)
+{
+    struct model *m = ld->m;
+    TRY(st_open_file(&ld->set, path));
+    TRY(MEM_NEW(&ld->chunk, CHUNK));
+    TRY(MEM_NEW(&ld->used, ld->set.n));
+    for (int32_t i = m->n_base; i < m->n_params; i++)
+        for (int32_t j = 0; j < m->params[i].n_slices; j++)
+            TRY(load_slice(ld, &m->params[i], &m->params[i].slice[j]));
+    for (int64_t i = 0; i < ld->set.n; i++)
+        if (!ld->used[i])
+            return err_at(ERR_INPUT, path, 0, 0,
+                          "tensor \"%s\" is no adapter of a %s model with these targets",
+                          ld->set.tensors[i].name, m->arch.model_type);
+    return 0;
+}
+
+int lora_load(struct model *m, const char *dir)
+{
+    struct loader ld = { .m = m, .dir = dir };
+    char *path = NULL;
+    int rc;
+    TRY_OUT(lora_check(&m->arch.lora, dir));
+    TRY_OUT(path_join(&path, dir, "adapter_model.safetensors"));
+    TRY_OUT(load_adapters(&ld, path));
+out:
+    free(ld.chunk);
+    free(ld.used);
+    free(path);
     st_close(&ld.set);
     return rc;
 }
@@ -253,7 +299,7 @@ int model_random(struct model *m, uint64_t seed)
     float *chunk;
     int rc = 0;
     TRY(MEM_NEW(&chunk, CHUNK));
-    for (int32_t i = 0; i < m->n_params; i++)
+    for (int32_t i = 0; i < m->n_base; i++)
         for (int32_t j = 0; j < m->params[i].n_slices; j++)
             TRY_OUT(random_slice(m, &m->params[i], &m->params[i].slice[j], seed, number++, chunk));
 out:
@@ -282,7 +328,7 @@ static int round_part(struct model *m, struct flat_part part, enum st_dtype dtyp
 
 int model_round(struct model *m, enum st_dtype dtype)
 {
-    const struct flat_part all = { 0, m->n_flat, 0 };
+    const struct flat_part all = { 0, m->n_trained, 0 };
     const bool sharded = m->master.data && m->shard.n;
     float *chunk = NULL;
     uint16_t *half = NULL;

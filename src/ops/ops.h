@@ -58,6 +58,7 @@ OPS(OP)
 struct op_sizes { /* the largest of a run, for the scratch that a backend has of its own */
     int64_t T, C, F, H, K, D, V;
     int64_t group; /* tokens of the longest group of segments */
+    int64_t rank;  /* of adapters beside the linear layers; 0: none */
     enum dtype A;
     bool train;
 };
@@ -112,7 +113,7 @@ struct tensor tensor_cols(const struct tensor *t, int64_t first, int64_t n);
 
 /* --- the ops: checked entries, one per row of ops_list.h ------------------------------------------------------- */
 /* y[M,N] = alpha op(a) op(b) + beta y; op(a) is [M,K] (a stored [K,M] if ta), op(b) is [K,N] (b stored [N,K] if tb).
- * a, b A; y F32 or A. beta is 0 (y is not read) or, with y F32, 1. All three may have strided rows. y aliases neither input.
+ * a, b A; y F32 or A. beta is 0 (y is not read) or 1 (the sum is rounded once to y). All three may have strided rows. y aliases neither input.
  * packed: NULL, or what op_pack made of the same b and tb; the caller packs anew after b has changed. */
 int op_gemm(const struct backend *be, struct tensor *y, const struct tensor *a, bool ta, const struct tensor *b, bool tb,
             const void *packed, float alpha, float beta);
@@ -136,7 +137,7 @@ int op_rmsnorm_fwd(const struct backend *be, struct tensor *y, struct tensor *rs
 /* y[T,C] = x * rstd * w: what op_rmsnorm_fwd gave, to the bit, with x its sum (or its x where r was NULL). x, w, y A; rstd F32. */
 int op_rmsnorm_apply(const struct backend *be, struct tensor *y, const struct tensor *x, const struct tensor *rstd, const struct tensor *w);
 /* dx[T,C] += dL/ds, dw[C] += dL/dw for y = s * rstd * w; x is s. dx may not alias dy.
- * dy, x, w A; dx F32 or A; dw, rstd F32.
+ * dy, x, w A; dx F32 or A; dw, rstd F32. dw NULL: not wanted.
  * dw is summed over fixed blocks of 64 rows, then over blocks in order (independent of the thread count).
  * Scratch: op_rmsnorm_bwd_scratch(T, C) bytes. */
 int op_rmsnorm_bwd(const struct backend *be, struct tensor *dx, struct tensor *dw, const struct tensor *dy,
@@ -146,7 +147,7 @@ int64_t op_rmsnorm_bwd_scratch(int64_t T, int64_t C);
  * rstd[T, n] contiguous; every run of D columns is normed by itself. y may alias x. */
 int op_headnorm_fwd(const struct backend *be, struct tensor *y, struct tensor *rstd, const struct tensor *x,
                     const struct tensor *w, float eps);
-/* dx[T, n*D] = (not +=) dL/dx; dw[D] += ; x is the forward's input. dx may alias dy. Strided rows allowed.
+/* dx[T, n*D] = (not +=) dL/dx; dw[D] += (NULL: not wanted); x is the forward's input. dx may alias dy. Strided rows allowed.
  * Scratch: op_headnorm_bwd_scratch(T, D). */
 int op_headnorm_bwd(const struct backend *be, struct tensor *dx, struct tensor *dw, const struct tensor *dy,
                     const struct tensor *x, const struct tensor *w, const struct tensor *rstd, struct tensor *scratch);
@@ -180,7 +181,7 @@ int op_swiglu_bwd(const struct backend *be, struct tensor *dgu, struct tensor *y
 int op_logp_fwd(const struct backend *be, struct tensor *logp, struct tensor *lse, struct tensor *kept,
                 const struct tensor *h, const struct tensor *w, const struct tensor *target, struct tensor *scratch);
 /* With coef[n] = dL/dlogp[n]: dz = coef (onehot(target) - exp(z - lse)), from kept, or (NULL) recomputed by tiles;
- * dh[N,C] = dz w (not +=), dw[V,C] += dz^T h. h, w, dh A; dw, coef, lse F32. kept may be used up. */
+ * dh[N,C] = dz w (not +=), dw[V,C] += dz^T h (NULL: not wanted). h, w, dh A; dw, coef, lse F32. kept may be used up. */
 int op_logp_bwd(const struct backend *be, struct tensor *dh, struct tensor *dw, const struct tensor *coef,
                 const struct tensor *lse, struct tensor *kept, const struct tensor *h, const struct tensor *w,
                 const struct tensor *target, struct tensor *scratch);

@@ -54,7 +54,7 @@ int64_t checkpoint_bytes(int64_t elements, int64_t pairs)
 static int make_layout(const struct model *m, json_t **out)
 {
     json_t *list = *out = json_array();
-    for (int32_t i = 0; i < m->n_params; i++) {
+    for (int32_t i = m->first_trained; i < m->end_trained; i++) {
         const struct param *p = &m->params[i];
         for (int32_t k = 0; k < p->n_slices; k++) {
             const struct param_slice *s = &p->slice[k];
@@ -130,7 +130,7 @@ static int write_rest(const char *dir, const struct stage *st, struct shard *sha
                           .recompute = st->su->recompute,
                           .keep_logits = st->su->keep_logits,
                           .threads = st->su->be.threads,
-                          .elements = st->model.n_flat,
+                          .elements = st->model.n_trained,
                           .ranks = ranks,
                           .shards = shards };
     int rc;
@@ -160,7 +160,7 @@ static int write_own(const char *dir, struct stage *st, struct shard *own)
     int rc = own_ranges(st, &range, &n);
     own->rank = dist_rank(st->su->dist);
     own->ranks = dist_size(st->su->dist);
-    if (rc == 0) rc = shard_write(own, dir, st->model.n_flat, range, n, get_state, st);
+    if (rc == 0) rc = shard_write(own, dir, st->model.n_trained, range, n, get_state, st);
     free(range);
     return rc;
 }
@@ -233,7 +233,7 @@ static int check_layout(const struct manifest *m, const char *dir, const struct 
     struct buf a = { 0 }, b = { 0 };
     int rc;
     TRY_OUT(make_layout(&st->model, &want));
-    if (m->elements == st->model.n_flat && json_equal(m->layout, want)) goto out;
+    if (m->elements == st->model.n_trained && json_equal(m->layout, want)) goto out;
     size_t i = 0;
     while (i < json_array_size(want) &&
            json_equal(json_array_get(m->layout, i), json_array_get(want, i)))
@@ -286,7 +286,7 @@ static int read_state(const struct shard_set *set, struct stage *st)
     int64_t n;
     int rc;
     TRY_OUT(own_ranges(st, &range, &n));
-    TRY_OUT(shard_set_read(set, STATE_MASTER, 0, st->model.n_flat, put_state, st));
+    TRY_OUT(shard_set_read(set, STATE_MASTER, 0, st->model.n_trained, put_state, st));
     for (int part = STATE_MOMENT1; part < STATE_PARTS; part++)
         for (int64_t i = 0; i < n; i++)
             TRY_OUT(shard_set_read(set, (enum state_part)part, range[i].begin, range[i].end,

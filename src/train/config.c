@@ -295,7 +295,7 @@ static void read_note(struct loader *ld, const json_t *value, const char *sectio
         config_report(ld, pointer, "%s%snote: expected a string", section, *section ? "." : "");
 }
 
-/* All keys of one section ("": the root, whose sections are read by recursion). */
+/* All keys of one section ("": the root); sections in it are read by recursion. */
 static int read_section(struct loader *ld, json_t *object, const char *section, const char *pointer)
 {
     const char *key;
@@ -310,7 +310,7 @@ static int read_section(struct loader *ld, json_t *object, const char *section, 
         const bool plain =
             !strchr(key, '.') && strlen(key) < 100; /* "model.path" as one key is not the path */
         const struct option *o = plain ? option_find(path) : NULL;
-        const struct section *s = plain && !*section ? section_find(path) : NULL;
+        const struct section *s = plain ? section_find(path) : NULL;
         if (strcmp(key, "note") == 0)
             read_note(ld, value, section, at);
         else if (o)
@@ -369,6 +369,8 @@ static int load(struct loader *ld, const char *file, const char *const *sets, in
         TRY(apply_set(ld, i, sets[i]));
     find_loss(ld);
     TRY(set_defaults(ld));
+    ld->c->model.lora.present =
+        json_is_object(json_object_get(json_object_get(ld->doc.root, "model"), "lora"));
     ld->c->sft.present = json_is_object(json_object_get(ld->doc.root, "sft"));
     ld->c->preference.present = json_is_object(json_object_get(ld->doc.root, "preference"));
     TRY(read_section(ld, ld->doc.root, "", ""));

@@ -45,6 +45,14 @@ struct config {
     struct {
         char *path;
         int32_t init, dtype, save_dtype, attention;
+        struct {
+            bool present; /* the section is there: adapters are trained, and the model is not */
+            int64_t rank;
+            double alpha, dropout;
+            char *path; /* NULL: A drawn, B zero */
+            int32_t targets; /* enum lora_target */
+            bool rslora;
+        } lora;
     } model;
     struct {
         int32_t master, moments;

@@ -75,6 +75,15 @@ static int check_template(struct loader *ld)
     return 0;
 }
 
+static void check_lora(struct loader *ld)
+{
+    const struct config *c = ld->c;
+    if (!c->model.lora.present) return;
+    if (c->model.lora.dropout > 0)
+        config_report_option(ld, row("model.lora.dropout"),
+                             "adapters are trained without dropout in this version; set 0");
+}
+
 static void check_stages(struct loader *ld)
 {
     const struct config *c = ld->c;
@@ -116,5 +125,6 @@ int config_check(struct loader *ld)
     check_data(ld);
     TRY(check_template(ld));
     check_stages(ld);
+    check_lora(ld);
     return ld->diag.count ? 0 : warn(ld);
 }

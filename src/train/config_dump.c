@@ -8,19 +8,17 @@
 /* Put the option's value into its section of `root`. */
 static int put(json_t *root, const struct config *c, const struct option *o)
 {
-    const char *dot = strchr(o->path, '.');
+    const char *key = o->path, *dot;
     json_t *at = root;
-    char section[32] = "";
-    if (dot) {
-        BUG_IF((size_t)(dot - o->path) >= sizeof section);
-        memcpy(section, o->path, (size_t)(dot - o->path));
-        at = json_object_get(root, section);
-        if (!at) {
-            json_object_set_new(root, section, json_object());
-            at = json_object_get(root, section);
-        }
+    while ((dot = strchr(key, '.'))) {
+        char section[32] = "";
+        BUG_IF((size_t)(dot - key) >= sizeof section);
+        memcpy(section, key, (size_t)(dot - key));
+        if (!json_object_get(at, section)) json_object_set_new(at, section, json_object());
+        at = json_object_get(at, section);
+        key = dot + 1;
     }
-    if (json_object_set_new(at, dot ? dot + 1 : o->path, option_value(c, o)) < 0)
+    if (json_object_set_new(at, key, option_value(c, o)) < 0)
         return err_set(ERR_OOM, "out of memory while writing the config");
     return 0;
 }

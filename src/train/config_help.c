@@ -7,6 +7,8 @@ static const char *use_text(enum option_use use)
     switch (use) {
     case USE_REFERENCE:
         return "not with a loss without a reference";
+    case USE_LORA:
+        return "with model.lora";
     case USE_EVAL:
         return "with data.eval";
     case USE_SKIP:
@@ -18,7 +20,7 @@ static const char *use_text(enum option_use use)
 
 static bool is_in(const struct option *o, const char *section)
 {
-    const char *dot = strchr(o->path, '.');
+    const char *dot = strrchr(o->path, '.');
     const size_t n = dot ? (size_t)(dot - o->path) : 0;
     return strlen(section) == n && strncmp(o->path, section, n) == 0;
 }

@@ -63,6 +63,10 @@ int option_expects(struct buf *b, const struct option *o, const struct loss_def 
     case OPTION_REAL:
         TRY(buf_addf(b, "a number in %s", range));
         break;
+    case OPTION_SET:
+        TRY(buf_adds(b, "a list of some of "));
+        TRY(add_choices(b, o));
+        break;
     case OPTION_PATHS:
         TRY(buf_adds(b, "a path or a list of paths, or of {\"path\", \"weight\"}"));
         break;
@@ -288,6 +292,29 @@ static int read_paths(struct config *c, const struct option *o, const json_t *v,
     return 0;
 }
 
+static int read_set(struct config *c, const struct option *o, const json_t *v, int64_t *element)
+{
+    int32_t all = 0;
+    if (json_array_size(v) == 0) return err_set(ERR_INPUT, "the list is empty");
+    for (size_t i = 0; i < json_array_size(v); i++) {
+        const json_t *e = json_array_get(v, i);
+        const char *text = json_string_value(e);
+        const struct choice *k = o->choices;
+        char found[360];
+        *element = (int64_t)i;
+        shown(found, sizeof found, e);
+        if (!text) return err_set(ERR_INPUT, "expected a name, found %s", found);
+        while (k->name && strcmp(k->name, text) != 0)
+            k++;
+        if (!k->name) return wrong_choice(o, text, json_string_length(e));
+        if (all & k->value) return err_set(ERR_INPUT, "\"%s\" stands there twice", k->name);
+        all |= k->value;
+    }
+    *element = -1;
+    memcpy(field(c, o), &all, sizeof all);
+    return 0;
+}
+
 static int read_flag(struct config *c, const struct option *o, const json_t *v)
 {
     const bool yes = json_is_true(v);
@@ -338,6 +365,9 @@ int option_read(struct config *c, const struct option *o, const json_t *value,
         if (json_is_string(value)) return read_text(c, o, value);
         if ((o->flags & OPTION_TREE) && json_object_size(value) > 0) return read_tree(c, o, value);
         break;
+    case OPTION_SET:
+        if (json_is_array(value)) return read_set(c, o, value, element);
+        break;
     case OPTION_PATHS:
         return read_paths(c, o, value, from_set, element);
     }
@@ -378,6 +408,17 @@ static json_t *paths_value(const struct strlist *list)
     return a;
 }
 
+static json_t *set_of_names(const struct option *o, int32_t bits)
+{
+    json_t *a = json_array();
+    for (const struct choice *k = o->choices; a && k->name; k++) {
+        if (!(bits & k->value) || json_array_append_new(a, json_string(k->name)) == 0) continue;
+        json_decref(a);
+        return NULL;
+    }
+    return a;
+}
+
 json_t *option_value(const struct config *c, const struct option *o)
 {
     const void *f = field(c, o);
@@ -409,6 +450,9 @@ json_t *option_value(const struct config *c, const struct option *o)
         if ((o->flags & OPTION_TREE) && **(char *const *)f == '{')
             return json_loads(*(char *const *)f, 0, NULL);
         return *(char *const *)f ? json_string(*(char *const *)f) : json_null();
+    case OPTION_SET:
+        memcpy(&word, f, sizeof word);
+        return set_of_names(o, word);
     case OPTION_PATHS:
         return paths_value(f);
     }

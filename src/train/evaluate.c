@@ -162,8 +162,9 @@ int evaluate_run(const struct config *c, struct dist *dist, const char *model, c
     int rc;
     TRY_OUT(dist_agree(dist, evaluate_open(&su, c, dist, &d, &pairs, per_pair)));
     TRY_OUT(dist_watch(dist, c->faults.hang_timeout, NULL, NULL));
-    TRY_OUT(choose(&policy, model, c->output, "model", c->model.path));
-    TRY_OUT(choose(&reference, c->reference.path, c->output, "sft", c->model.path));
+    const char *start = c->model.lora.path ? c->model.lora.path : c->model.path;
+    TRY_OUT(choose(&policy, model, c->output, "model", start));
+    TRY_OUT(choose(&reference, c->reference.path, c->output, "sft", start));
     su.kl_reference = reference;
     TRY_OUT(choose_sizes(&su, kind, &d));
     if (loss && (loss->flags & LOSS_REF)) {

@@ -54,12 +54,29 @@ static int add_sampled(json_t *o, const char *key, const char *path)
     return metrics_text(o, key, text);
 }
 
-/* The weight files of a model directory, by name; `prefix` keeps two directories apart. */
+/* The adapter of a directory. */
+static int add_adapter(json_t *o, const char *dir, const char *prefix)
+{
+    char key[64], *path = NULL;
+    TRY(path_join(&path, dir, "adapter_model.safetensors"));
+    snprintf(key, sizeof key, "%sadapter", prefix);
+    const int rc = add_sampled(o, key, path);
+    free(path);
+    return rc;
+}
+
+/* The weight files of a model directory, by name, or of an adapter and its base; `prefix` keeps two directories apart. */
 static int add_weights(json_t *o, const char *dir, const char *prefix)
 {
     struct st_set set = { 0 };
-    char key[300];
-    int rc = st_open_dir(&set, dir);
+    char key[300], *base = NULL;
+    int rc;
+    if (arch_adapter(dir)) {
+        TRY(add_adapter(o, dir, prefix));
+        TRY(arch_adapter_base(&base, dir));
+    }
+    rc = st_open_dir(&set, base ? base : dir);
+    free(base);
     for (int32_t i = 0; rc == 0 && i < set.n_files; i++) {
         snprintf(key, sizeof key, "%s%s", prefix, path_base(set.files[i]));
         rc = add_sampled(o, key, set.files[i]);
@@ -87,6 +104,8 @@ int fingerprint_text(const struct setup *su, const struct dataset data[2],
         TRY_OUT(add_file(content, su->cfg->model.path, small[i]));
     if (su->cfg->model.init == MODEL_PRETRAINED)
         TRY_OUT(add_weights(content, su->cfg->model.path, ""));
+    if (su->cfg->model.lora.present && su->cfg->model.lora.path)
+        TRY_OUT(add_adapter(content, su->cfg->model.lora.path, "start "));
     if (su->cfg->preference.present && su->cfg->reference.path &&
         (rc = add_weights(content, su->cfg->reference.path, "reference ")) < 0)
         TRY_OUT(err_note(rc, "reference.path"));

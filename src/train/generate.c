@@ -403,16 +403,28 @@ static int answer_all(struct generator *g)
     return answers_finish(&g->file);
 }
 
+/* An adapter need not bring a tokenizer: its base has one. */
+static int text_dir(char **dir, const char *model)
+{
+    char *path = NULL;
+    TRY(path_join(&path, model, "tokenizer.json"));
+    const bool own = file_exists(path) || !arch_adapter(model);
+    free(path);
+    return own ? mem_strdup(dir, model) : arch_adapter_base(dir, model);
+}
+
 int generate_run(const struct generate_opts *o)
 {
     struct generator g = { .o = o };
+    char *dir = NULL;
     int rc;
     sha256_init(&g.print);
     for (int32_t i = 0; i < o->n_stops; i++)
         g.longest_stop = MAX(g.longest_stop, strlen(o->stops[i]));
     TRY_OUT(arch_load(&g.arch, o->model));
-    TRY_OUT(tokenizer_open(&g.tok, o->model));
-    TRY_OUT(template_open(&g.tmpl, g.tok, o->model, o->chat_template ? o->chat_template : "auto",
+    TRY_OUT(text_dir(&dir, o->model));
+    TRY_OUT(tokenizer_open(&g.tok, dir));
+    TRY_OUT(template_open(&g.tmpl, g.tok, dir, o->chat_template ? o->chat_template : "auto",
                           o->system, NULL));
     TRY_OUT(read_prompts(&g));
     TRY_OUT(answers_open(&g.file, o->out)); /* before the work */
@@ -428,6 +440,7 @@ out:
         json_decref(g.row[i].row);
     free(g.row);
     free(g.work);
+    free(dir);
     template_close(g.tmpl);
     tokenizer_close(g.tok);
     return rc;

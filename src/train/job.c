@@ -241,6 +241,12 @@ static void announce(struct job *j, const struct stage *st)
     if (st->loss)
         status_say(&j->status, "preference loss: %s",
                    loss_describe(text, sizeof text, st->loss, &j->cfg->loss_opts));
+    if (st->model.arch.lora.rank > 0)
+        status_say(&j->status,
+                   "%s: adapters of rank %lld, %lld parameters (%.3g %% of the model's)", st->name,
+                   (long long)st->model.arch.lora.rank, (long long)lora_parameters(&st->model.arch),
+                   100 * (double)lora_parameters(&st->model.arch) /
+                       (double)arch_parameters(&st->model.arch));
     status_say(&j->status,
                "%s: %lld steps of %lld from %lld rows, %d threads, micro-batches of %lld tokens",
                st->name, (long long)st->steps, (long long)st->order.batch_size,
@@ -306,8 +312,15 @@ static int stage_begin(struct job *j, struct stage *st)
 
 static void check_room(const struct job *j, const struct stage *st)
 {
-    const int64_t n = st->model.n_flat, size = st_dtype_size(setup_save_dtype(&j->su));
+    const int64_t n = st->model.n_trained, size = st_dtype_size(setup_save_dtype(&j->su));
     output_room(&j->out, j->cfg, checkpoint_bytes(n, st->ref.n + st->ref_eval.n), n * size);
+}
+
+/* A checkpoint holds what is trained: of adapters, the base comes from where it came from before. */
+static int restore(struct job *j, struct stage *st, const char *dir, bool allow_change)
+{
+    if (j->cfg->model.lora.present) TRY(stage_load_base(&st->model, j->cfg));
+    return checkpoint_load(dir, st, j->out.fingerprint, allow_change);
 }
 
 static int run_stage(struct job *j, enum stage_kind kind, const char *resume, bool allow_change)
@@ -326,8 +339,7 @@ static int run_stage(struct job *j, enum stage_kind kind, const char *resume, bo
     announce(j, &st);
     if (kind == j->out.first && job_writes(j)) check_room(j, &st);
     if (resume) {
-        TRY_OUT(
-            dist_agree(j->su.dist, checkpoint_load(resume, &st, j->out.fingerprint, allow_change)));
+        TRY_OUT(dist_agree(j->su.dist, restore(j, &st, resume, allow_change)));
         TRY_OUT(dist_agree_written(j->su.dist,
                                    job_writes(j) ? output_begin(&j->out, &j->resolved) : 0));
         status_say(&j->status, "resumed from %s", resume);

@@ -151,7 +151,8 @@ static int save_and_verify(struct job *j, struct stage *st, const char *name)
     TRY_OUT(probe(st, saved));
     TRY_OUT(job_save_model(j, st, name));
     TRY_OUT(output_path(&j->out, name, &dir));
-    if (model_load(&st->model, dir) < 0) rc = err_note(ERR_IO, "reading back what was saved");
+    if ((j->cfg->model.lora.present ? lora_load : model_load)(&st->model, dir) < 0)
+        rc = err_note(ERR_IO, "reading back what was saved");
     if (rc == 0) rc = probe(st, read);
     for (int i = 0; i < VERIFY_ROWS && rc == 0; i++)
         if (saved[i] != read[i])

@@ -51,15 +51,15 @@ static int update(struct optim *o, struct model *m, const struct zero *z, int32_
 int optim_step(struct optim *o, struct model *m, struct zero *z, double norm, double lr)
 {
     struct adamw opt = o->opt;
-    int32_t i = 0; /* the first parameter that reaches into the bucket */
+    int32_t i = m->first_trained; /* the first parameter that reaches into the bucket */
     opt.lr = lr;
     opt.step = ++o->opt.step;
     opt.grad_scale = o->max_grad_norm > 0 ? fmin(1, o->max_grad_norm / (norm + 1e-6)) : 1;
     for (int32_t b = 0; b < z->n_buckets; b++) {
         const struct zero_bucket *k = &z->bucket[b];
-        while (i + 1 < m->n_params && m->params[i + 1].offset <= k->begin)
+        while (i + 1 < m->end_trained && m->params[i + 1].offset <= k->begin)
             i++;
-        for (int32_t j = i; j < m->n_params && m->params[j].offset < k->end; j++)
+        for (int32_t j = i; j < m->end_trained && m->params[j].offset < k->end; j++)
             TRY(update(o, m, z, b, &m->params[j], &opt));
         TRY(zero_gather(z, b, m->weights.data, dtype_size(m->dtype)));
     }

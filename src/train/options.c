@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "options.h"
+#include "../model/arch.h"
 #include <string.h>
 
 static const struct choice init_choices[] = {
@@ -29,6 +30,12 @@ static const struct choice state_choices[] = {
     { "float32", DTYPE_FLOAT32, NULL },
     { "bfloat16", DTYPE_BFLOAT16, "the optimizer's state is float32" },
     { NULL, 0, NULL },
+};
+static const struct choice target_choices[] = {
+    { "q_proj", LORA_Q, NULL },       { "k_proj", LORA_K, NULL },
+    { "v_proj", LORA_V, NULL },       { "o_proj", LORA_O, NULL },
+    { "gate_proj", LORA_GATE, NULL }, { "up_proj", LORA_UP, NULL },
+    { "down_proj", LORA_DOWN, NULL }, { NULL, 0, NULL },
 };
 static const struct choice prompt_choices[] = {
     { "raw", PROMPTS_RAW, NULL },
@@ -76,6 +83,9 @@ static const struct choice backend_choices[] = {
 
 const struct section section_table[] = {
     { "model", false, "The model that is trained." },
+    { "model.lora", true,
+      "Low-rank adapters (LoRA): these alone are trained, saved and kept in checkpoints. Absent or "
+      "null: the whole model is trained." },
     { "optimizer", false, "Number formats of the optimizer's state." },
     { "reference", false, "The model that the preference losses compare with (all but `orpo`)." },
     { "data", false, "Files and how rows become tokens." },
@@ -179,9 +189,23 @@ const struct option option_table[] = {
     { AT(model.dtype), .type = OPTION_CHOICE, .choices = dtype_choices, .dflt = "\"bfloat16\"",
       .help = "number format of the computation" },
     { AT(model.save_dtype), .type = OPTION_CHOICE, .choices = save_choices, .dflt = "\"auto\"",
-      .help = "number format of the written model; auto: that of the input's files" },
+      .help = "number format of the written model; auto: that of the input's files, of adapters float32" },
     { AT(model.attention), .type = OPTION_CHOICE, .choices = attention_choices, .dflt = "\"auto\"",
       .help = "attention on CUDA: the backend's own kernels or cuDNN's; auto: its own" },
+
+    { AT(model.lora.rank), .type = OPTION_INT, .use = USE_LORA, RANGE(1, 4096), .dflt = "16",
+      .help = "r, the rows of A and columns of B in y = x W^T + s (x A^T) B^T" },
+    { AT(model.lora.alpha), .type = OPTION_REAL, .flags = OPTION_ABOVE, .use = USE_LORA, RANGE(0, 1e6), .dflt = "32.0",
+      .help = "s = alpha / r" },
+    { AT(model.lora.dropout), .type = OPTION_REAL, .flags = OPTION_BELOW, .use = USE_LORA, RANGE(0, 1), .dflt = "0.0",
+      .help = "of what goes into A; 0 only in this version" },
+    { AT(model.lora.path), .type = OPTION_TEXT, .flags = OPTION_NULL, .use = USE_LORA, .dflt = "null",
+      .help = "directory of an adapter in PEFT's format to start from, with the same rank, alpha and targets; null: A drawn, B zero" },
+    { AT(model.lora.targets), .type = OPTION_SET, .use = USE_LORA, .choices = target_choices,
+      .dflt = "[\"q_proj\", \"k_proj\", \"v_proj\", \"o_proj\", \"gate_proj\", \"up_proj\", \"down_proj\"]",
+      .help = "linear layers that get adapters, in every layer" },
+    { AT(model.lora.rslora), .type = OPTION_BOOL, .use = USE_LORA, .dflt = "false",
+      .help = "s = alpha / sqrt(r) instead" },
 
     { AT(optimizer.master), .type = OPTION_CHOICE, .choices = state_choices, .dflt = "\"float32\"",
       .help = "master weights" },
@@ -321,6 +345,8 @@ bool option_used(const struct config *c, const struct option *o)
 {
     const struct loss_def *loss = loss_find(c->loss);
     switch (o->use) {
+    case USE_LORA:
+        return c->model.lora.present;
     case USE_SFT:
         return c->sft.present;
     case USE_PREFERENCE:

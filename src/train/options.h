@@ -13,6 +13,7 @@ enum option_type {
     OPTION_CHOICE, /* int32_t: one of choices */
     OPTION_TEXT,   /* char *: any text, or one of choices where there are some */
     OPTION_PATHS,  /* struct strlist: a path or a list of paths */
+    OPTION_SET,    /* int32_t: a list of some of choices, whose values are bits */
     OPTION_LOSS    /* char *: a name in loss_table */
 };
 enum option_flag {
@@ -28,6 +29,7 @@ enum option_flag {
 };
 enum option_use { /* when an option has an effect; elsewhere it is left out of the resolved config */
     USE_ALWAYS,
+    USE_LORA,         /* the section is there */
     USE_SFT,          /* the section is there */
     USE_PREFERENCE,   /* the section is there */
     USE_LOSS,         /* the loss has the option `loss_bit` */

@@ -176,6 +176,7 @@ int output_open(struct output *o, const struct config *c, const char *fingerprin
     TRY(check_writable(o->dir));
     if (dir_exists(o->dir)) TRY(lock(o));
     TRY(check_input(o, "model.path", c->model.path));
+    TRY(check_input(o, "model.lora.path", c->model.lora.path));
     TRY(check_input(o, "reference.path", c->reference.path));
     TRY(check_foreign(o, anew));
     if (anew) {

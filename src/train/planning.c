@@ -76,10 +76,11 @@ static int disk(struct planning *p)
     for (int i = 0; i < p->in.n_stages; i++)
         rows =
             MAX(rows, p->in.stage[i].data->n + (p->in.stage[i].eval ? p->in.stage[i].eval->n : 0));
-    p->checkpoint = checkpoint_bytes(m.n_flat, rows);
+    p->checkpoint = checkpoint_bytes(m.n_trained, rows);
     model_release(&m);
     p->n_models = c->sft.present + 1;
-    p->models = p->params * st_dtype_size(dtype);
+    const int64_t written = p->su.arch.lora.rank > 0 ? lora_parameters(&p->su.arch) : p->params;
+    p->models = written * st_dtype_size(dtype);
     return 0;
 }
 
@@ -232,6 +233,9 @@ static int say(struct buf *b, const struct planning *p)
                  (double)(p->params - (a->tied ? 1 : 2) * a->C * a->V) / 1e6, (long long)a->L,
                  (long long)a->C, p->cfg->model.dtype == DTYPE_BFLOAT16 ? "bfloat16" : "float32"));
     if (p->device) TRY(buf_addf(b, "  on one %s\n", p->device->title));
+    if (a->lora.rank > 0)
+        TRY(buf_addf(b, "  adapters of rank %lld: %.4g M parameters, which alone are trained\n",
+                     (long long)a->lora.rank, (double)lora_parameters(a) / 1e6));
     for (int k = 0; k < 2; k++)
         if (p->in.assumed[k])
             TRY(buf_addf(
@@ -257,6 +261,8 @@ static int json_out(struct buf *b, const struct planning *p)
     TRY_OUT(metrics_int(root, "memory_bytes_limit", s->limit));
     if (p->device) TRY_OUT(metrics_int(root, "memory_bytes_device", forecast_device(&s->peak)));
     TRY_OUT(metrics_int(root, "parameters", p->params));
+    if (p->su.arch.lora.rank > 0)
+        TRY_OUT(metrics_int(root, "adapter_parameters", lora_parameters(&p->su.arch)));
     TRY_OUT(metrics_int(root, "layers", p->su.arch.L));
     TRY_OUT(metrics_int(root, "micro_batch_tokens", s->micro_tokens));
     TRY_OUT(metrics_int(root, "gradient_checkpointing", s->recompute));

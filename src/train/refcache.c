@@ -68,6 +68,10 @@ static void add_arch(struct sha256 *s, const struct model *m)
         a->rope_low, a->rope_high, (long long)a->rope_original, (int)m->weights.dtype);
     BUG_IF(n < 0 || n >= (int)sizeof text);
     sha256_add(s, text, (size_t)n);
+    if (a->lora.rank == 0) return;
+    const int more = snprintf(text, sizeof text, " lora %lld %a %d %x", (long long)a->lora.rank,
+                              a->lora.alpha, a->lora.rslora, (unsigned)a->lora.targets);
+    sha256_add(s, text, (size_t)more);
 }
 
 int refcache_digest(uint8_t digest[32], const struct model *m)

@@ -16,6 +16,26 @@ static int tokenizer_file(int64_t *bytes, const char *dir)
     return rc;
 }
 
+/* model.path is a whole model; adapters beside it are the config's. */
+static int open_arch(struct setup *s)
+{
+    const struct config *c = s->cfg;
+    if (arch_adapter(c->model.path))
+        return err_set(ERR_INPUT,
+                       "model.path: %s holds an adapter; set model.path to its base model and "
+                       "model.lora.path to the adapter",
+                       c->model.path);
+    TRY(arch_load(&s->arch, c->model.path));
+    if (!c->model.lora.present) return 0;
+    s->arch.lora = (struct lora){ .rank = c->model.lora.rank,
+                                  .alpha = c->model.lora.alpha,
+                                  .rslora = c->model.lora.rslora,
+                                  .targets = (uint32_t)c->model.lora.targets };
+    if (!c->model.lora.path) return 0;
+    const int rc = lora_check(&s->arch.lora, c->model.lora.path);
+    return rc < 0 ? err_note(rc, "model.lora.path") : 0;
+}
+
 int setup_open(struct setup *s, const struct config *c, struct dist *d)
 {
     memset(s, 0, sizeof *s);
@@ -23,7 +43,7 @@ int setup_open(struct setup *s, const struct config *c, struct dist *d)
     s->kl_samples = c->eval.kl_samples;
     s->kl_reference = c->reference.path;
     s->dist = d;
-    TRY(arch_load(&s->arch, c->model.path));
+    TRY(open_arch(s));
     if (c->data.max_length > s->arch.max_positions)
         return err_set(ERR_INPUT,
                        "data.max_length: %lld is more than the model's max_position_embeddings, "
@@ -169,6 +189,7 @@ enum st_dtype setup_save_dtype(const struct setup *s)
     case SAVE_FLOAT16:
         return ST_F16;
     default:
+        if (c->model.lora.present) return ST_F32; /* as peft keeps them; they are small */
         return c->model.init == MODEL_RANDOM ? ST_F32 : model_dir_dtype(c->model.path, &s->arch);
     }
 }

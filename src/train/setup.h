@@ -46,7 +46,7 @@ int setup_data(const struct setup *s, struct dataset *d, const struct strlist *f
 struct data_opts setup_data_opts(const struct setup *s);
 /* Of weights and activations: model.dtype. */
 enum dtype setup_dtype(const struct config *c);
-/* Of the files of a model that this run writes: model.save_dtype. */
+/* Of the files of a model (or of adapters) that this run writes: model.save_dtype. */
 enum st_dtype setup_save_dtype(const struct setup *s);
 /* Positions that the rope table must hold for d. */
 int64_t setup_positions(const struct dataset *d);

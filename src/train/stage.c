@@ -13,16 +13,31 @@ int64_t stage_steps(const struct stage_config *c, int64_t n)
     return total;
 }
 
+int stage_load_base(struct model *m, const struct config *c)
+{
+    return c->model.init == MODEL_RANDOM ? model_random(m, c->seed) : model_load(m, c->model.path);
+}
+
 int stage_load_start(struct model *m, const struct config *c, enum stage_kind kind)
 {
+    const bool from_sft = kind == STAGE_PREFERENCE && c->sft.present;
     char *sft = NULL;
-    if (kind == STAGE_PREFERENCE && c->sft.present) {
-        TRY(path_join(&sft, c->output, "sft"));
-        const int rc = model_load(m, sft);
-        free(sft);
-        return rc;
-    }
-    return c->model.init == MODEL_RANDOM ? model_random(m, c->seed) : model_load(m, c->model.path);
+    int rc;
+    if (from_sft) TRY(path_join(&sft, c->output, "sft"));
+    if (from_sft && !c->model.lora.present)
+        TRY_OUT(model_load(m, sft));
+    else
+        TRY_OUT(stage_load_base(m, c));
+    if (!c->model.lora.present) goto out;
+    if (from_sft)
+        TRY_OUT(lora_load(m, sft));
+    else if (c->model.lora.path)
+        TRY_OUT(lora_load(m, c->model.lora.path));
+    else
+        TRY_OUT(lora_init(m, c->seed));
+out:
+    free(sft);
+    return rc;
 }
 
 static int plan_kl(struct stage *st)
@@ -63,12 +78,13 @@ int stage_measure_kl(struct stage *st, struct metrics *m, struct buf *answers)
     return answers ? kl_answers(&st->kl, st->su->tok, answers) : 0;
 }
 
-/* A backward finishes the head and final norm first, then the layers from the last on, then the embedding. */
+/* The trained ones of parameters [first, end). */
 static int add_group(struct stage *st, int32_t first, int32_t end)
 {
     const struct model *m = &st->model;
+    if (end <= first || !model_trains(m, first)) return 0;
     return zero_add_group(&st->zero, m->params[first].offset,
-                          end < m->n_params ? m->params[end].offset : m->n_flat);
+                          end < m->end_trained ? m->params[end].offset : m->n_trained);
 }
 
 static int fetch_master(void *payload, int64_t at, int64_t n, float *out)
@@ -80,10 +96,13 @@ static int open_shard(struct stage *st)
 {
     struct model *m = &st->model;
     struct zero *z = &st->zero;
-    TRY(zero_init(z, st->su->dist, &st->su->be, m->n_flat));
-    TRY(add_group(st, m->final_norm, m->n_params));
-    for (int64_t l = m->arch.L - 1; l >= 0; l--)
+    TRY(zero_init(z, st->su->dist, &st->su->be, m->n_trained));
+    /* as a backward finishes them: the head and final norm first, then the layers from the last on, then the embedding */
+    TRY(add_group(st, m->final_norm, m->n_base));
+    for (int64_t l = m->arch.L - 1; l >= 0; l--) {
         TRY(add_group(st, m->layers[l].norm1, m->layers[l].end));
+        TRY(add_group(st, m->layers[l].lora, m->layers[l].lora_end));
+    }
     TRY(add_group(st, m->embed, m->layers[0].norm1));
     TRY(zero_split(z));
     z->state[ZERO_MASTER] = &m->master;
@@ -98,8 +117,8 @@ static int open_shard(struct stage *st)
 static bool shard_gradients(const struct stage *st)
 {
     const struct model *m = &st->model;
-    const int64_t each = plan_total(&st->plan) + m->n_flat * (dtype_size(m->dtype) + 4) +
-                         st->zero.n_shard * (m->dtype == DT_F32 ? 8 : 12);
+    const int64_t each = plan_total(&st->plan) + m->n_flat * dtype_size(m->dtype) +
+                         m->n_trained * 4 + st->zero.n_shard * (m->dtype == DT_F32 ? 8 : 12);
     if (st->cfg->dist.gradients != GRADIENTS_AUTO)
         return st->cfg->dist.gradients == GRADIENTS_SHARDED;
     return dist_size(st->su->dist) > 1 && st->su->limit > 0 && each > st->su->limit;
@@ -110,9 +129,10 @@ static int plan_training(struct stage *st)
     struct model *m = &st->model;
     const bool fixed = st->cfg->dist.deterministic;
     TRY(open_shard(st));
-    m->grad_windows = shard_gradients(st);
+    const bool sharded = shard_gradients(st);
+    m->grad_windows = sharded && m->n_trained == m->n_flat; /* those of adapters are small */
     TRY(model_plan_weights(m, &st->plan, true));
-    TRY(zero_plan(&st->zero, &st->plan, &m->grads, fixed || m->grad_windows, m->grad_windows));
+    TRY(zero_plan(&st->zero, &st->plan, &m->grads, fixed || sharded, m->grad_windows));
     return optim_plan(&st->optim, &st->plan, st->zero.n_shard, st->sc);
 }
 
@@ -217,6 +237,7 @@ int stage_plan(struct stage *st, struct setup *su, enum stage_kind kind, const s
                                    .D = a->D,
                                    .V = a->V,
                                    .group = stage_longest(data, eval),
+                                   .rank = a->lora.rank,
                                    .A = setup_dtype(c),
                                    .train = train };
     size.positions = setup_positions(data);

@@ -55,7 +55,9 @@ int stage_plan(struct stage *st, struct setup *su, enum stage_kind kind, const s
 int stage_open(struct stage *st, struct setup *su, enum stage_kind kind, const struct dataset *data, const struct dataset *eval,
                bool train);
 void stage_release(struct stage *st);
-/* The weights that a stage of this kind starts with: OUTPUT/sft after an SFT stage, else model.path or, with model.init "random", drawn. */
+/* The weights of model.path or, with model.init "random", drawn; of the base where there are adapters. */
+int stage_load_base(struct model *m, const struct config *c);
+/* The weights that a stage of this kind starts with, adapters included: OUTPUT/sft after an SFT stage, else model.path or, with model.init "random", drawn. */
 int stage_load_start(struct model *m, const struct config *c, enum stage_kind kind);
 /* All ranks: eval/kl of the present weights into *m, where the stage measures it; the reference is loaded first time. answers (may be NULL) gets the lines
  * of kl_answers. */
