@@ -198,6 +198,14 @@ def test_failures(r, root):
     p.check(code == 1 and "sft: FAILED with exit code 2" in said and said.count("not begun: sft failed") == 2, "no SFT stage, no runs", said)
 
 
+def test_adapters(r, root):
+    p = Place(r, root, "adapters", grid={"preference.loss": ["dpo", "bdpo"]}, preference={"loss": "bdpo", "epochs": 2},
+              model={"lora": {"rank": 2}}, eval={"at_end": False})
+    code, said = p.sweep()
+    p.check(code == 0 and [x["state"] for x in p.table()] == ["done", "done"] and f"{p.out}/sft/model" in t.read_bytes(f"{p.out}/dpo/config.json").decode() and
+            os.path.exists(f"{p.out}/bdpo/model/adapter_model.safetensors"), "adapters start from the SFT stage's", said + log(p, "sft")[-400:])
+
+
 def test_array(r, root, plain):
     p = Place(r, root, "array")
     score = ("sh", "-c", 'wc -c <"$0/metrics.jsonl"')
@@ -245,6 +253,7 @@ def main():
         test_kills(r, root, random.Random(a.seed), a.kills, plain)
         test_stop(r, root)
         test_failures(r, root)
+        test_adapters(r, root)
         test_array(r, root, plain)
         test_ranks(r, root)
     finally:

@@ -320,7 +320,7 @@ void sweep_release(struct sweep *s)
 
 /* Writing ---------------------------------------------------------------------------------------------------------- */
 
-/* The config of a run (of its SFT stage where `stage`) as text. */
+/* The config of a run (of its SFT stage where `stage`) as text. With adapters a run starts from the SFT stage's adapters on the same base. */
 static int run_config(const struct sweep *s, const struct sweep_run *r, bool stage, struct buf *b)
 {
     struct config *c = NULL;
@@ -328,12 +328,17 @@ static int run_config(const struct sweep *s, const struct sweep_run *r, bool sta
     char *output = NULL, *model = NULL;
     int rc;
     TRY_OUT(mem_asprintf(&output, "output=%s/%s", s->output, stage ? r->sft : r->name));
-    TRY_OUT(mem_asprintf(&model, "model.path=%s/%s/model", s->output, r->sft ? r->sft : ""));
-    char *of_stage[] = { output, none }, *after[] = { output, no_sft, init, model };
-    if (stage)
-        rc = load_with(&c, s, r, true, of_stage, 2);
-    else
-        rc = load_with(&c, s, r, false, after, r->sft ? 4 : 1);
+    char *extra[] = { output, stage ? none : no_sft, init, NULL };
+    rc = load_with(&c, s, r, stage, extra, r->sft ? 2 : 1);
+    if (rc == 0 && r->sft && !stage) {
+        const bool adapters = c->model.lora.present;
+        config_free(c);
+        c = NULL;
+        TRY_OUT(mem_asprintf(&model, "model.%spath=%s/%s/model", adapters ? "lora." : "", s->output,
+                             r->sft));
+        extra[adapters ? 2 : 3] = model;
+        rc = load_with(&c, s, r, false, extra, adapters ? 3 : 4);
+    }
     if (rc == 0) rc = config_dump(c, b);
     if (rc < 0) rc = err_note(rc, "%s: %s", s->file, stage ? r->sft : r->name);
 out:

@@ -1,0 +1,86 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Results of evaluations as one Markdown table, with the number of items and 95 % intervals, and a paper's figures beside them.
+
+usage: table.py NAME=DIR [NAME=DIR ...] [--paper FILE.csv]
+
+DIR holds what scripts/eval_gsm8k.sh and eval_ifeval.sh wrote: results.json, in it or in folders below it; a sweep's runs/NAME/eval, say. FILE.csv has the columns name, metric, value
+(in per cent), source: rows of the paper's tables under the NAMEs used here, such as "bdpo,gsm8k,12.3,Table 1". Metrics are gsm8k (strict-match), gsm8k-flexible, ifeval-loose,
+ifeval-strict, ifeval-total, ifeval-inst-loose, ifeval-inst-strict, ifeval-prompt-loose, ifeval-prompt-strict. Standard library only."""
+import argparse
+import csv
+import json
+import os
+import sys
+
+METRICS = {"strict-match": "gsm8k", "flexible-extract": "gsm8k-flexible", "loose": "ifeval-loose", "strict": "ifeval-strict", "total": "ifeval-total",
+           "inst_level_loose_acc": "ifeval-inst-loose", "inst_level_strict_acc": "ifeval-inst-strict", "prompt_level_loose_acc": "ifeval-prompt-loose",
+           "prompt_level_strict_acc": "ifeval-prompt-strict"}
+
+
+def results(folder):
+    """{metric: its object} of all results.json under folder, and what was not scored."""
+    found, missing = {}, {}
+    for base, dirs, files in os.walk(folder):
+        dirs.sort()
+        if "results.json" not in files:
+            continue
+        with open(os.path.join(base, "results.json"), encoding="utf-8") as f:
+            r = json.load(f)
+        for key, value in r["results"].items():
+            if METRICS[key] in found:
+                sys.exit(f"error: {base}: {METRICS[key]} stands in two places under {folder}")
+            found[METRICS[key]] = value
+        missing.update(r.get("not_scored", {}))
+    if not found:
+        sys.exit(f"error: {folder}: no results.json; run scripts/eval_gsm8k.sh or eval_ifeval.sh first")
+    return found, missing
+
+
+def read_paper(path):
+    out = {}
+    with open(path, encoding="utf-8", newline="") as f:
+        rows = csv.DictReader(f)
+        for i, row in enumerate(rows, 2):
+            try:
+                if row["metric"] not in METRICS.values():
+                    raise ValueError(f"metric \"{row['metric']}\" is not one of {', '.join(METRICS.values())}")
+                out[row["name"], row["metric"]] = (float(row["value"]), row["source"])
+            except (KeyError, TypeError, ValueError) as e:
+                sys.exit(f"{path}:{i}: error: {e}; expected name,metric,value,source")
+    return out
+
+
+def cell(v):
+    text = f"{100 * v['value']:.1f}"
+    if "interval" in v and v["interval"][0] is not None:
+        text += f" ({100 * v['interval'][0]:.1f} to {100 * v['interval'][1]:.1f}), {v['items']} items"
+    return text
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("runs", nargs="+", metavar="NAME=DIR")
+    p.add_argument("--paper")
+    a = p.parse_args()
+    for r in a.runs:
+        if "=" not in r:
+            sys.exit(f"error: {r}: expected NAME=DIR")
+    runs = {r.split("=", 1)[0]: results(r.split("=", 1)[1]) for r in a.runs}
+    paper = read_paper(a.paper) if a.paper else {}
+    print(f"| run | metric | here, % (95 % interval) |{' paper, % | where |' if paper else ''}")
+    print("|---|---|---|" + ("---|---|" if paper else ""))
+    for name, (found, _) in runs.items():
+        for metric in METRICS.values():
+            said = paper.get((name, metric))
+            if metric not in found and not said:
+                continue
+            beside = f" {said[0]:g} | {said[1]} |" if said else " | |"
+            print(f"| {name} | {metric} | {cell(found[metric]) if metric in found else ''} |{beside if paper else ''}")
+    for name, (_, missing) in runs.items():
+        for what, m in missing.items():
+            print(f"\n{name}: not scored: {what}, {m['instructions']} times ({m['missing']} is missing)")
+
+
+if __name__ == "__main__":
+    main()
