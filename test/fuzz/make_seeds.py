@@ -33,6 +33,14 @@ ROWS = {
     "surrogate": {"prompt": "\ud83d", "chosen": "\U0001f600<|im_end|>", "rejected": "\u0000"},
 }
 
+CHATML = ("{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+          "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+LOOP = ("{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ 'U: ' + m['content'] | trim + '\n' }}{% elif m['role'] == 'system' %}"
+        "{{ m.content ~ '\n\n' }}{% else %}{{ 'A: ' + m['content'] + eos_token }}{% endif %}{%- endfor -%}{# end #}")
+LLAMA2 = ("{% if messages[0]['role'] == 'system' %}{% set system_message = messages[0]['content'] %}{% endif %}{% for message in messages %}"
+          "{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + '<<SYS>>\\n' + content.strip() + ' [/INST]' }}{% endif %}{% endfor %}")
+PIECES = {r: [f"<|im_start|>{r}\n", "<|im_end|>\n"] for r in ("system", "user", "assistant")}
+
 
 def seeds():
     yield "tokenizer", "bytes", tokenizer(pre={"type": "Sequence", "pretokenizers": [SPLIT, {**LEVEL, "use_regex": False}]}, norm={"type": "NFC"},
@@ -53,6 +61,11 @@ def seeds():
     for i, (name, row) in enumerate(ROWS.items()):
         yield "rows", name, bytes([i * 37 % 64]) + json.dumps(row).encode() + b"\r\n"
     yield "rows", "array", bytes([64]) + b"\xef\xbb\xbf[\n" + json.dumps(ROWS["pair"]).encode() + b", " + json.dumps(ROWS["orca"]).encode() + b"]"
+    for name, text in (("chatml", CHATML), ("loop", LOOP), ("llama2", LLAMA2)):
+        yield "template", name, b"\0" + text.encode()
+    yield "template", "config", b"\1" + json.dumps({"chat_template": CHATML, "eos_token": "<|im_end|>"}).encode()
+    yield "template", "named", b"\1" + json.dumps({"chat_template": [{"name": "default", "template": LOOP}]}).encode()
+    yield "template", "pieces", b"\2" + json.dumps({**PIECES, "generation": "<|im_start|>assistant\n", "end": "<|im_end|>", "trim": True}).encode()
     yield "encode", "letters", b"abcab xyxy aabbcc"
     yield "encode", "long", b"ab" * 100 + b" " * 40
     yield "encode", "marks", "e\u0301q\u0323\u0307\u0307\u0323 \u1100\u1161\u11a8 \u212b \uac00\u11a8".encode()
