@@ -6,7 +6,7 @@
 
 /* FEW: rows that few_rows takes, in pieces of at most STRIP columns; SMALL: multiplications that
  * are not worth a team; MIDDLE: those that oneDNN does not share well */
-enum { FEW = 8, STRIP = 64, SMALL = 1 << 18, MIDDLE = 1 << 26 };
+enum { FEW = 32, STRIP = 64, SMALL = 1 << 18, MIDDLE = 1 << 26 };
 
 /* Rows [i, i + m) and columns [j, j + n) of the product. */
 static dnnl_status_t sgemm_part(const struct product *p, int64_t i, int64_t m, int64_t j, int64_t n)
