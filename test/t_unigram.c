@@ -187,6 +187,74 @@ static void test_unigram__against_every_way(void **state)
     fixture_remove(dir);
 }
 
+/* Base64 of a double array with "a" -> text at `a`, "\r\n" -> text at 3, and the texts "xy" and " "; the caller frees. */
+static char *charsmap_base64(uint32_t a)
+{
+    static const char DIGITS[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    enum { LEAF = 1 << 8, TEXTS = 6, BYTES = 4 + 4 * 256 + TEXTS };
+    uint32_t word[1 + 256] = { 4 * 256 }, *unit = word + 1;
+    uint8_t raw[BYTES + 2] = { 0 };
+    struct buf b = { 0 };
+    unit[0] = 0x80 << 10;
+    unit[0x80 ^ 'a'] = 'a' | LEAF | (0x80 ^ 'a' ^ 0x10) << 10;
+    unit[0x10] = 1u << 31 | a;
+    unit[0x80 ^ '\r'] = '\r' | (0x80 ^ '\r' ^ 0x20) << 10;
+    unit[0x20 ^ '\n'] = '\n' | LEAF | (0x20 ^ '\n' ^ 0x30) << 10;
+    unit[0x30] = 1u << 31 | 3;
+    for (size_t i = 0; i < 4 * COUNT_OF(word); i++)
+        raw[i] = (uint8_t)(word[i / 4] >> 8 * (i % 4));
+    memcpy(raw + 4 * COUNT_OF(word), "xy\0 \0", TEXTS);
+    for (size_t i = 0; i < BYTES; i += 3) {
+        const uint32_t v = (uint32_t)raw[i] << 16 | (uint32_t)raw[i + 1] << 8 | raw[i + 2];
+        for (size_t k = 0; k < 4; k++)
+            assert_int_equal(buf_add(&b, i + k > BYTES ? "=" : &DIGITS[v >> (18 - 6 * k) & 63], 1),
+                             0);
+    }
+    return b.data;
+}
+
+static void test_unigram__charsmap(void **state)
+{
+    (void)state;
+#define ACUTE "\xcc\x81"
+    static const char *const row[][2] = {
+        { "aba", "xybxy" },
+        { "\r\n|\r|\n", " |\r|\n" },
+        /* what starts with an entry is replaced whole as a short cluster, by characters as a long one */
+        { "a" ACUTE ACUTE "b" ACUTE, "xyb" ACUTE },
+        { "a" ACUTE ACUTE ACUTE, "xy" ACUTE ACUTE ACUTE },
+        { "\xf0\x9f\x98\x80", "\xf0\x9f\x98\x80" },
+    };
+    static const char *const bad[][2] = {
+        { "", "cut short" },      { "AAAA", "cut short" },         { "BAAAAAA=", "cut short" },
+        { "AAA", "not base64" },  { "A=AA", "not base64" },        { "AAB=", "not base64" },
+        { "AA!A", "not base64" }, { "BAAAAAAAAAD/", "not UTF-8" },
+    };
+    struct charsmap *m = NULL;
+    struct buf b = { 0 };
+    char *base64 = charsmap_base64(0);
+    assert_int_equal(charsmap_open(&m, base64), 0);
+    free(base64);
+    for (size_t i = 0; i < COUNT_OF(row); i++) {
+        buf_clear(&b);
+        assert_int_equal(charsmap_apply(m, &b, row[i][0], strlen(row[i][0])), 0);
+        assert_int_equal(b.len, strlen(row[i][1]));
+        assert_memory_equal(b.data, row[i][1], b.len);
+    }
+    charsmap_close(m);
+    base64 = charsmap_base64(100);
+    assert_int_equal(charsmap_open(&m, base64), 0);
+    free(base64);
+    assert_int_equal(charsmap_apply(m, &b, "a", 1), ERR_INPUT);
+    charsmap_close(m);
+    buf_release(&b);
+    for (size_t i = 0; i < COUNT_OF(bad); i++) {
+        assert_int_equal(charsmap_open(&m, bad[i][0]), ERR_INPUT);
+        assert_null(m);
+        if (!strstr(err_msg(), bad[i][1])) fail_msg("%s: %s", bad[i][0], err_msg());
+    }
+}
+
 static void test_unigram__refused(void **state)
 {
     (void)state;
@@ -222,6 +290,7 @@ int main(void)
         cmocka_unit_test(test_unigram__pieces),
         cmocka_unit_test(test_unigram__scores),
         cmocka_unit_test(test_unigram__against_every_way),
+        cmocka_unit_test(test_unigram__charsmap),
         cmocka_unit_test(test_unigram__refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -33,12 +33,13 @@ int trie_add(struct trie *t, const char *s, size_t len, int32_t added);
 int32_t trie_match(const struct trie *t, const char *s, size_t len, size_t *bytes);
 
 /* Normalizers, in order. */
-enum norm_kind { NORM_FORM, NORM_LOWER, NORM_ACCENTS, NORM_STRIP, NORM_PREPEND, NORM_REPLACE };
+enum norm_kind { NORM_FORM, NORM_LOWER, NORM_ACCENTS, NORM_STRIP, NORM_PREPEND, NORM_REPLACE, NORM_CHARSMAP };
 struct norm_step {
     enum norm_kind kind;
     enum text_form form;  /* FORM */
     bool left, right;     /* STRIP */
     struct regex *regex;  /* REPLACE: of this, else of `from`; owned, may be NULL */
+    struct charsmap *charsmap; /* CHARSMAP; owned, may be NULL */
     char *from, *to; /* owned; PREPEND: `to` */
     size_t from_len, to_len;
 };
@@ -161,6 +162,13 @@ bool regex_matches_empty(const struct regex *r);
 void regex_budget(struct regex_run *m, size_t len);
 /* End of the match that starts at s[at], in *end; 1, or 0 where none does. ERR_INPUT where the pattern needs too many steps. */
 int regex_match(const struct regex *r, struct regex_run *m, const char *s, size_t len, size_t at, size_t *end);
+
+/* SentencePiece's compiled normalization (Precompiled), from its base64. */
+struct charsmap;
+int charsmap_open(struct charsmap **out, const char *base64);
+void charsmap_close(struct charsmap *m);
+/* Add s[0..len) with what it replaces: a grapheme cluster of up to 5 bytes as a whole, by its shortest entry, else each of its characters. */
+int charsmap_apply(const struct charsmap *m, struct buf *b, const char *s, size_t len);
 
 /* One call's memory; valid when zeroed. */
 struct piece {

@@ -115,6 +115,15 @@ static int load_replace(struct loader *l, const json_t *o, const char *at, struc
     return mem_strdup(&n->to, to);
 }
 
+static int load_charsmap(struct loader *l, const json_t *o, const char *at, struct norm_step *n)
+{
+    const char *base64;
+    CHECK_KEYS(l, o, at, "Precompiled's key", "type", "precompiled_charsmap");
+    TRY(member_text(&base64, l->d, o, at, "precompiled_charsmap"));
+    const int rc = charsmap_open(&n->charsmap, base64);
+    return rc == ERR_INPUT ? json_err(rc, l->d, at, "%s", err_msg()) : rc;
+}
+
 static int load_norm(struct loader *l, const json_t *o, const char *at)
 {
     static const struct {
@@ -150,6 +159,10 @@ static int load_norm(struct loader *l, const json_t *o, const char *at)
         TRY(member_text(&to, l->d, o, at, "prepend"));
         n->to_len = strlen(to);
         return mem_strdup(&n->to, to);
+    }
+    if (strcmp(type, "Precompiled") == 0) {
+        n->kind = NORM_CHARSMAP;
+        return load_charsmap(l, o, at, n);
     }
     if (strcmp(type, "Replace") != 0) return unsupported(l, at, "normalizer", type);
     n->kind = NORM_REPLACE;
