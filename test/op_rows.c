@@ -449,6 +449,8 @@ const struct op_row op_rows[] = {
     { "gemm", run_gemm, false, { 1, 1000, 896, 0, 1, 0, 0 } },
     { "gemm", run_gemm, false, { 3, 1000, 896, 0, 1, 1, 0 } },
     { "gemm", run_gemm, false, { 8, 515, 301, 0, 1, 0, 1 } },
+    { "gemm", run_gemm, false, { 31, 131, 301, 0, 1, 1, 1 } },
+    { "gemm", run_gemm, false, { 32, 70, 33, 0, 1, 2, 1 } },
     { "gemm", run_gemm, false, { 201, 300, 97, 0, 1, 0, 0 } },
     { "gemm", run_gemm, false, { 201, 97, 300, 0, 0, 0, 0 } },
     { "gemm", run_gemm, false, { 300, 97, 201, 1, 0, 1, 0 } },

@@ -171,7 +171,7 @@ static void test_refcache__format(void **state)
     const uint8_t *p = (const uint8_t *)text;
     assert_memory_equal(p, "bdporef1", 8);
     assert_memory_equal(p + 8, DIGEST, 32);
-    assert_memory_equal(p + 40, "float32\0\2\0\0\0", 12);
+    assert_memory_equal(p + 40, "float32\0\3\0\0\0", 12);
     memcpy(&crc, p + 60, 4);
     assert_int_equal(crc, (uint32_t)crc32(0, p, 60));
     p += HEADER + RECORD;

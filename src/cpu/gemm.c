@@ -6,7 +6,7 @@
 
 /* FEW: rows that few_rows takes, in pieces of at most STRIP columns; SMALL: multiplications that
  * are not worth a team; MIDDLE: those that oneDNN does not share well */
-enum { FEW = 8, STRIP = 64, SMALL = 1 << 18, MIDDLE = 1 << 26 };
+enum { FEW = 32, STRIP = 64, SMALL = 1 << 18, MIDDLE = 1 << 26 };
 
 /* Rows [i, i + m) and columns [j, j + n) of the product. */
 static dnnl_status_t sgemm_part(const struct product *p, int64_t i, int64_t m, int64_t j, int64_t n)
@@ -91,7 +91,8 @@ static int few_rows(struct ctx *cx, const struct product *p)
     const bool half = p->b.dtype == DT_BF16;
     const float *a = p->a.p;
     int64_t lda = p->a.ld;
-    if (p->a.dtype == DT_BF16) {
+    const bool pairs = cx->rows->dots_pairs && p->a.dtype == DT_BF16 && half;
+    if (p->a.dtype == DT_BF16 && !pairs) {
         TRY(cpu_shared(cx, M * K * (int64_t)sizeof *a));
         for (int64_t i = 0; i < M; i++)
             cx->rows->widen((float *)cx->shared + i * K, cpu_at_const(p->a.p, DT_BF16, i * p->a.ld),
@@ -103,8 +104,11 @@ static int few_rows(struct ctx *cx, const struct product *p)
     for (int64_t s = 0; s < parts; s++) {
         const int64_t j0 = s * strip, n = MIN(strip, N - j0);
         float t[FEW * STRIP];
-        cx->rows->dots(t, STRIP, a, lda, M, cpu_at_const(p->b.p, p->b.dtype, j0 * p->b.ld), p->b.ld,
-                       half, n, K);
+        const void *b = cpu_at_const(p->b.p, p->b.dtype, j0 * p->b.ld);
+        if (pairs)
+            cx->rows->dots_pairs(t, STRIP, p->a.p, lda, M, b, p->b.ld, n, K);
+        else
+            cx->rows->dots(t, STRIP, a, lda, M, b, p->b.ld, half, n, K);
         for (int64_t i = 0; i < M; i++) {
             const int64_t at = i * p->ldy + j0;
             float was[STRIP], *row = t + i * STRIP, *out = cpu_write(row, p->y, p->y_dtype, at);

@@ -429,6 +429,7 @@ const struct rows PASTE(rows_, ROWS_ISA) = {
     .block = block,
     .block_pairs = BLOCK_PAIRS,
     .dots = dots,
+    .dots_pairs = DOTS_PAIRS,
     .floats = &panels_floats,
     .pairs = PANELS_PAIRS,
 };

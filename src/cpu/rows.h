@@ -91,6 +91,9 @@ struct rows {
      * as the L2 cache holds: bound by its reading */
     void (*dots)(float *y, int64_t ldy, const float *x, int64_t ldx, int64_t M, const void *w,
                  int64_t ldw, bool half, int64_t N, int64_t K);
+    /* The same of bfloat16 on both sides. NULL where `pairs` is. */
+    void (*dots_pairs)(float *y, int64_t ldy, const uint16_t *x, int64_t ldx, int64_t M,
+                       const uint16_t *w, int64_t ldw, int64_t N, int64_t K);
     /* Products by panels: of floats, and of pairs of bfloat16 (NULL without the processor's instruction for these) */
     const struct panels *floats, *pairs;
 };

@@ -388,11 +388,66 @@ static void block_pairs(float *c, int64_t ldc, const uint16_t *a, int64_t row, c
         rows_pairs(1, c + i * ldc, ldc, a + i * row, row, b, ldb, N, K);
 }
 
+/* m x 4 dot products side by side: y[m, 4] */
+INLINE void dots_pairs4(int m, float *y, const uint16_t *x, int64_t ldx, const uint16_t *const w[4],
+                        int64_t K)
+{
+    __m512 s[4][4];
+    for (int i = 0; i < m; i++)
+        for (int j = 0; j < 4; j++)
+            s[i][j] = _mm512_setzero_ps();
+    for (int64_t k = 0; k < K; k += 32) {
+        const __mmask32 some = lanes32(K - k);
+        __m512bh b[4];
+        for (int j = 0; j < 4; j++)
+            b[j] = (__m512bh)_mm512_maskz_loadu_epi16(some, w[j] + k);
+        for (int i = 0; i < m; i++) {
+            const __m512bh a = (__m512bh)_mm512_maskz_loadu_epi16(some, x + i * ldx + k);
+            for (int j = 0; j < 4; j++)
+                s[i][j] = _mm512_dpbf16_ps(s[i][j], a, b[j]);
+        }
+    }
+    for (int i = 0; i < m; i++)
+        for (int j = 0; j < 4; j++)
+            y[4 * i + j] = sum_lanes((vf)s[i][j]);
+}
+
+static void dots_pairs(float *y, int64_t ldy, const uint16_t *x, int64_t ldx, int64_t M,
+                       const uint16_t *w, int64_t ldw, int64_t N, int64_t K)
+{
+    for (int64_t i = 0; i < M; i += 4)
+        for (int64_t j = 0; j < N; j += 4) {
+            const uint16_t *p = x + i * ldx, *at[4];
+            float t[16];
+            for (int64_t k = 0; k < 4; k++)
+                at[k] = w + MIN(j + k, N - 1) * ldw;
+            switch (M - i) {
+            case 1:
+                dots_pairs4(1, t, p, ldx, at, K);
+                break;
+            case 2:
+                dots_pairs4(2, t, p, ldx, at, K);
+                break;
+            case 3:
+                dots_pairs4(3, t, p, ldx, at, K);
+                break;
+            default:
+                dots_pairs4(4, t, p, ldx, at, K);
+                break;
+            }
+            for (int64_t a = 0; a < MIN(4, M - i); a++)
+                for (int64_t b = 0; b < MIN(4, N - j); b++)
+                    y[(i + a) * ldy + j + b] = t[4 * a + b];
+        }
+}
+
 #define PANELS_PAIRS &panels_pairs
 #define BLOCK_PAIRS  block_pairs
+#define DOTS_PAIRS   dots_pairs
 #else
 #define PANELS_PAIRS NULL
 #define BLOCK_PAIRS  NULL
+#define DOTS_PAIRS   NULL
 #endif
 
 INLINE vf dots_ld(const void *w, int64_t k, bool half)

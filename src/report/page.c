@@ -39,7 +39,10 @@ static const char STYLE[] =
     "@media "
     "print{body{max-width:none;padding:0;font-size:11pt;background:#fff;color:#000}.charts{grid-"
     "template-columns:1fr 1fr}"
-    "figure,tr,.answers{break-inside:avoid}.tip{display:none!important}}";
+    "figure,tr,.answers{break-inside:avoid}.tip{display:none!important}.scroll,pre{overflow:"
+    "visible}"
+    "pre{white-space:pre-wrap}table{width:100%;font-size:8pt}th,td{padding:.2em "
+    ".4em}td.n{white-space:normal}small,.answers .prompt{color:#444}}";
 
 /* Hovering shows the values at the nearest step: places of the lines are turned back into values by the axes' data. */
 static const char SCRIPT[] =
@@ -77,8 +80,8 @@ static const struct plot PLOTS[] = {
       false },
     { "nll", "NLL of the chosen response", "nats a token", "preference", "nll_loss", NULL, false },
     { "in", "log(pi(w) + pi(l))", "nats", "preference", "in_distribution", NULL, false },
-    { "gate", "BDPO: gate g, the weight of the rejected gradient", "mean", "preference",
-      "bdpo/gate", NULL, false },
+    { "gate", "BDPO: gate g, the rejected one's weight", "mean", "preference", "bdpo/gate", NULL,
+      false },
     { "bound", "BDPO: pairs with pi(w) > (1 - lambda) ref(w)", "share", "preference", "bdpo/bound",
       NULL, false },
     { "margin", "Reward margin", "beta x nats", "preference", "rewards/margins", NULL, false },

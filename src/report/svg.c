@@ -101,7 +101,7 @@ void axis_close(struct axis *a, double room)
     }
     double pad = room * (a->hi - a->lo);
     if (a->hi - a->lo <= 1e-12 * fmax(fabs(a->lo), fabs(a->hi)))
-        pad = a->lo == 0 ? 1 : 0.05 * fabs(a->lo);
+        pad = a->log || a->lo == 0 ? 1 : fabs(a->lo);
     a->lo -= pad;
     a->hi += pad;
 }
