@@ -9,11 +9,13 @@ from its two files) and stories260K, with the added tokens taken out of Hugging 
 the conversations of the pairs and made-up ones through Qwen2.5's, Qwen3's, LLaMA 3's and LLaMA 3.2's.
 Exit code 1 on a difference; a check that cannot run says why."""
 import argparse
+import base64
 import gzip
 import json
 import os
 import random
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -22,7 +24,7 @@ import unicodedata
 try:
     import jinja2
     from jinja2.sandbox import ImmutableSandboxedEnvironment
-    from tokenizers import Tokenizer
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 except ImportError as e:
     print(f"skipped: check_tokenizer: {e.name} is not installed")
     sys.exit(0)
@@ -327,6 +329,94 @@ def check_variants(args, gpt2, stories, texts):
     return ok
 
 
+def metaspace(scheme, cut=True):
+    return {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": scheme, "split": cut}
+
+
+def charsmap(entries):
+    """SentencePiece's compiled normalization: a double array over the keys' bytes, and the replacements."""
+    tree, text, units, bases, low = {}, bytearray(), {0: 0}, set(), 1
+    for key, to in entries.items():
+        node = tree
+        for byte in key.encode():
+            node = node.setdefault(byte, {})
+        node[0] = len(text)
+        text += to.encode() + b"\0"
+    todo = [(0, tree)]
+    while todo:
+        at, node = todo.pop()
+        base = low
+        while base in bases or any(base ^ c in units for c in node):
+            base += 1
+        low = max(low, base - 512)
+        bases.add(base)
+        units[at] |= (at ^ base) << 10 | (0x100 if 0 in node else 0)
+        for c, child in node.items():
+            units[base ^ c] = 1 << 31 | child if c == 0 else c
+            if c:
+                todo.append((base ^ c, child))
+    size = (max(units) // 256 + 1) * 256
+    return base64.b64encode(struct.pack(f"<{size + 1}I", 4 * size, *(units.get(i, 0) for i in range(size))) + bytes(text)).decode()
+
+
+def nfkc_charsmap():
+    """As the published models have it: NFKC of single characters and of letters with a mark, white space and what is dropped."""
+    out = {c: unicodedata.normalize("NFKC", c) for c in map(chr, [*range(0xa0, 0x3400), *range(0xf900, 0x10000)])}
+    out |= {unicodedata.normalize("NFD", c): c for c in map(chr, range(0xc0, 0x2000)) if len(unicodedata.normalize("NFD", c)) == 2}
+    out = {key: to for key, to in out.items() if key != to} | {c: " " for c in "\t\n\r\x0b\u2028\u200b"} | {"\r\n": "\n", "\u200d": "", "\x7f": ""}
+    return {"type": "Precompiled", "precompiled_charsmap": charsmap(out)}
+
+
+UNIGRAMS = {  # normalizer, pre-tokenizer and decoder, changes to the model
+    "always": (None, metaspace("always"), {}),
+    "first, whole": (None, metaspace("first", False), {}),
+    "never": (None, metaspace("never"), {}),
+    "byte_fallback": (None, metaspace("always"), {"byte_fallback": True}),
+    "byte_fallback, whole": ({"type": "NFKC"}, metaspace("never", False), {"byte_fallback": True}),
+    "T5": ({"type": "Sequence", "normalizers": [{"type": "NFKC"}, {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": "\u2581"}]},
+           metaspace("always"), {}),
+    "Precompiled": (nfkc_charsmap(), metaspace("always"), {}),
+    "Precompiled, then Replace": ({"type": "Sequence", "normalizers": [nfkc_charsmap(), {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}]},
+                                  metaspace("always"), {"byte_fallback": True}),
+    "other unk_id": ({"type": "Lowercase"}, metaspace("first"), {"unk_id": 40}),
+    "byte_fallback without the bytes": (None, metaspace("first"), {"byte_fallback": True, "bytes": False}),
+    "positive scores": (None, metaspace("always", False), {"add": 9.0}),
+    "whole numbers": (None, metaspace("always", False), {"digits": 0}),
+    "two decimals": (None, None, {"digits": 2}),
+}
+
+
+def train_unigram(texts):
+    """A tokenizer.json, trained on texts of few characters, so that the others are unknown to it."""
+    tok = Tokenizer(models.Unigram())
+    tok.pre_tokenizer = pre_tokenizers.Metaspace()
+    some = [t for t in texts if t.isascii()] + ["caf\u00e9 na\u00efve \u4e2d\u6587\u4e2d", "aaaa aa a " * 9, "=" * 40] * 20
+    tok.train_from_iterator(some, trainers.UnigramTrainer(
+        vocab_size=1500, unk_token="<unk>", special_tokens=["<unk>"], show_progress=False))
+    return json.loads(tok.to_str())
+
+
+def check_unigrams(args, texts):
+    rng, ok = random.Random(6), True
+    spec = train_unigram(texts)
+    pieces = spec["model"]["vocab"]
+    runs = [c * rng.randrange(1, 3000) for c in "a= \u2581\u00e9\U0001f600" for _ in range(5)]
+    points = code_points()
+    mixed = ["".join(rng.choice(pieces)[0] if rng.random() < 0.7 else random_char(rng) for _ in range(rng.randrange(1, 40))) for _ in range(args.random)]
+    for name, (norm, pre, change) in UNIGRAMS.items():
+        vocab = [[s, score + change.get("add", 0.0)] for s, score in pieces]
+        if "digits" in change:
+            vocab = [[s, round(score, change["digits"])] for s, score in vocab]
+        if change.get("bytes", change.get("byte_fallback")):
+            vocab += [[f"<0x{b:02X}>", -20.0] for b in range(256)]
+        model = {"type": "Unigram", "unk_id": change.get("unk_id", 0), "byte_fallback": change.get("byte_fallback", False), "vocab": vocab}
+        with tempfile.TemporaryDirectory() as d:
+            with open(os.path.join(d, "tokenizer.json"), "w", encoding="utf-8") as f:
+                json.dump({**spec, "added_tokens": [], "normalizer": norm, "pre_tokenizer": pre, "decoder": pre, "model": model}, f)
+            ok &= check_texts(args, f"Unigram, {name}", d, texts + runs + mixed + (points if "Precompiled" in name else []))
+    return ok
+
+
 def cuts(texts, n):
     """n pieces cut out of the texts at random places."""
     rng, out = random.Random(3), []
@@ -433,6 +523,7 @@ def main():
                             ("stories260K", os.path.join(args.data, "models", "stories260K"))):
             ok &= check_texts(args, name, model, texts)
         ok &= check_variants(args, gpt2, os.path.join(args.data, "models", "stories260K"), some)
+    ok &= check_unigrams(args, some)
     for name, model, file in (("Qwen2.5", qwen, "Qwen-Qwen2.5-7B-Instruct.jinja"), ("Qwen3", qwen, "Qwen-Qwen3-0.6B.jinja"),
                               ("LLaMA 3.2", llama, "meta-llama-Llama-3.2-3B-Instruct.jinja")):
         with open(os.path.join(chat, file), encoding="utf-8") as f:

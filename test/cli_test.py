@@ -249,7 +249,7 @@ def test_model_errors(r, root):
          ["sliding"]),
         ("config.json is no JSON", lambda: put(p.path("model/config.json"), b"{"), ["config.json:1:"]),
         ("tokenizer.json is no JSON", lambda: put(p.path("model/tokenizer.json"), b"nothing"), ["tokenizer.json:1:"]),
-        ("tokenizer.json of another kind", lambda: spoil_json(p.path("model/tokenizer.json"), lambda c: c["model"].update(type="Unigram")), ["Unigram"]),
+        ("tokenizer.json of another kind", lambda: spoil_json(p.path("model/tokenizer.json"), lambda c: c["model"].update(type="WordPiece")), ["WordPiece"]),
         ("weights: empty", lambda: put(weights, b""), ["model.safetensors"]),
         ("weights: garbage", lambda: put(weights, b"\xff" * 64), ["model.safetensors"]),
         ("weights: cut off", lambda: os.truncate(weights, os.path.getsize(weights) - 4), ["model.safetensors"]),

@@ -421,7 +421,7 @@ static void test_tokenizer_input__long_word(void **state)
         struct ids v = { 0 };
         struct buf b = { 0 };
         char *s = repeat(row[i].unit, BYTES / strlen(row[i].unit));
-        assert_int_equal(bpe_encode(t, &k, s, BYTES, &v), 0);
+        assert_int_equal(word_encode(t, &k, s, BYTES, &v), 0);
         assert_true(k.bpe.work > 0 && k.bpe.work < (int64_t)4 * BYTES * LOG);
         assert_int_equal(tokenizer_decode(t, v.id, v.n, false, &b), 0);
         assert_int_equal(b.len, BYTES);

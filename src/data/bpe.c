@@ -51,12 +51,11 @@ static int symbols_of_bytes(const struct tokenizer *t, struct bpe *b, const char
     return 0;
 }
 
-/* <0xNN> for each byte of a character that the vocabulary lacks; false where one of them is not there. */
-static bool has_bytes(const struct tokenizer *t, const char *s, int n)
+bool vocab_has_bytes(const struct tokenizer *t, const char *s, size_t n)
 {
     bool all = t->byte_fallback;
-    for (int i = 0; i < n; i++)
-        all = all && t->byte_id[(uint8_t)s[i]] >= 0;
+    for (size_t i = 0; i < n && all; i++)
+        all = t->byte_id[(uint8_t)s[i]] >= 0;
     return all;
 }
 
@@ -74,7 +73,7 @@ static int symbols_of_chars(const struct tokenizer *t, struct bpe *b, const char
             if (pending) TRY(symbol_add(b, t->unk));
             pending = false;
             TRY(symbol_add(b, id));
-        } else if (has_bytes(t, s + i, n)) {
+        } else if (vocab_has_bytes(t, s + i, (size_t)n)) {
             for (int k = 0; k < n; k++)
                 TRY(symbol_add(b, t->byte_id[(uint8_t)s[i + (size_t)k]]));
         } else if (t->unk >= 0) {
@@ -218,6 +217,7 @@ static int encode_word(const struct tokenizer *t, struct scratch *k, const char 
     struct bpe *b = &k->bpe;
     int rc;
     if (len > INT32_MAX - 1) return err_set(ERR_INPUT, "a text of over 2 GiB");
+    if (t->is_unigram) return unigram_encode(t, k, s, len, out);
     const int32_t whole = whole_word(t, k, s, len, &rc);
     TRY(rc);
     if (whole >= 0) return ids_add(out, whole);
@@ -240,8 +240,8 @@ static void word_key(uint64_t key[3], const char *s, size_t len)
     memcpy(key, text, sizeof text);
 }
 
-int bpe_encode(const struct tokenizer *t, struct scratch *k, const char *s, size_t len,
-               struct ids *out)
+int word_encode(const struct tokenizer *t, struct scratch *k, const char *s, size_t len,
+                struct ids *out)
 {
     const int64_t before = out->n;
     uint64_t key[3];

@@ -12,6 +12,7 @@ void pretok_release(struct pretok_step *p)
 
 void norm_release(struct norm_step *n)
 {
+    charsmap_close(n->charsmap);
     regex_close(n->regex);
     free(n->from);
     free(n->to);
@@ -96,6 +97,9 @@ int norm_run(const struct tokenizer *t, struct scratch *k, const char *s, size_t
         case NORM_REPLACE:
             TRY(n->regex ? replace_regex(n, k, b, s, len)
                          : replace_all(b, s, len, n->from, n->from_len, n->to, n->to_len));
+            break;
+        case NORM_CHARSMAP:
+            TRY(charsmap_apply(n->charsmap, b, s, len));
             break;
         }
         s = b->data;

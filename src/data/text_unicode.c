@@ -282,3 +282,18 @@ out:
     free(cp);
     return rc;
 }
+
+size_t text_grapheme(const char *s, size_t len)
+{
+    utf8proc_int32_t state = 0;
+    uint32_t last, cp;
+    size_t n = (size_t)utf8_next(s, &last);
+    while (n < len) {
+        const int step = utf8_next(s + n, &cp);
+        if (utf8proc_grapheme_break_stateful((utf8proc_int32_t)last, (utf8proc_int32_t)cp, &state))
+            break;
+        n += (size_t)step;
+        last = cp;
+    }
+    return n;
+}

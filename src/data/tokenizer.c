@@ -64,6 +64,7 @@ void tokenizer_close(struct tokenizer *t)
     free(t->norm.node);
     free(t->all.node);
     free(t->merge);
+    unigram_release(&t->unigram);
     free(t->added);
     free(t->slot);
     free(t->text);
@@ -85,7 +86,7 @@ static int encode_normalised(const struct stretch *e, const char *s, size_t len,
     const char *text;
     TRY(pretok_run(e->t, e->k, s, len, first, &text, &v));
     for (int64_t i = 0; i < v->n; i++)
-        TRY(bpe_encode(e->t, e->k, text + v->v[i].at, v->v[i].len, e->out));
+        TRY(word_encode(e->t, e->k, text + v->v[i].at, v->v[i].len, e->out));
     return 0;
 }
 

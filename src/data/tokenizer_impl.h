@@ -33,12 +33,13 @@ int trie_add(struct trie *t, const char *s, size_t len, int32_t added);
 int32_t trie_match(const struct trie *t, const char *s, size_t len, size_t *bytes);
 
 /* Normalizers, in order. */
-enum norm_kind { NORM_FORM, NORM_LOWER, NORM_ACCENTS, NORM_STRIP, NORM_PREPEND, NORM_REPLACE };
+enum norm_kind { NORM_FORM, NORM_LOWER, NORM_ACCENTS, NORM_STRIP, NORM_PREPEND, NORM_REPLACE, NORM_CHARSMAP };
 struct norm_step {
     enum norm_kind kind;
     enum text_form form;  /* FORM */
     bool left, right;     /* STRIP */
     struct regex *regex;  /* REPLACE: of this, else of `from`; owned, may be NULL */
+    struct charsmap *charsmap; /* CHARSMAP; owned, may be NULL */
     char *from, *to; /* owned; PREPEND: `to` */
     size_t from_len, to_len;
 };
@@ -73,6 +74,19 @@ struct merge { /* slot of an open-addressed table */
     int32_t rank1; /* rank + 1, 0: free slot */
     int32_t id;
 };
+/* Unigram: the pieces' scores and a byte trie of them, its edges in an open-addressed table. */
+struct unigram_node {
+    int32_t parent, id; /* id -1: no piece ends here */
+    uint8_t byte;
+};
+struct unigram {
+    double *score; /* [pieces], by id */
+    double unk_score;
+    struct unigram_node *node; /* [0] is the root */
+    int64_t n, cap;
+    int32_t *slot; /* [slots] node, 0: free */
+    int64_t slots; /* a power of two */
+};
 enum { STEPS_MAX = 16 };
 struct tokenizer {
     char *path; /* of tokenizer.json, for messages */
@@ -89,7 +103,8 @@ struct tokenizer {
     /* model */
     struct merge *merge; /* [merges] */
     int64_t merges;
-    bool byte_level, byte_fallback, fuse_unk, ignore_merges;
+    struct unigram unigram;
+    bool is_unigram, byte_level, byte_fallback, fuse_unk, ignore_merges;
     int32_t unk;          /* -1: none */
     int32_t byte_id[256]; /* byte-level: the byte's character; byte fallback: <0xNN>; -1: none */
     /* pipeline */
@@ -108,6 +123,8 @@ struct tokenizer {
 uint32_t byte_level_char(uint8_t byte);
 int byte_level_byte(uint32_t cp);
 
+/* Whether byte_fallback holds and each byte has its token <0xNN>. */
+bool vocab_has_bytes(const struct tokenizer *t, const char *s, size_t n);
 /* Id of a token's text, -1: none. */
 int32_t vocab_find(const struct tokenizer *t, const char *s, size_t len);
 /* The slot of a pair: its merge, or the free slot (rank1 0) where it would go. */
@@ -146,6 +163,13 @@ void regex_budget(struct regex_run *m, size_t len);
 /* End of the match that starts at s[at], in *end; 1, or 0 where none does. ERR_INPUT where the pattern needs too many steps. */
 int regex_match(const struct regex *r, struct regex_run *m, const char *s, size_t len, size_t at, size_t *end);
 
+/* SentencePiece's compiled normalization (Precompiled), from its base64. */
+struct charsmap;
+int charsmap_open(struct charsmap **out, const char *base64);
+void charsmap_close(struct charsmap *m);
+/* Add s[0..len) with what it replaces: a grapheme cluster of up to 5 bytes as a whole, by its shortest entry, else each of its characters. */
+int charsmap_apply(const struct charsmap *m, struct buf *b, const char *s, size_t len);
+
 /* One call's memory; valid when zeroed. */
 struct piece {
     size_t at, len;
@@ -173,6 +197,11 @@ struct word {
     uint64_t text[3]; /* the bytes, zeros behind them, the length in the last byte; all zero: free */
     int32_t n, id[WORD_IDS];
 };
+/* The best way to a place of a text: the last piece's start (-1: none yet) and id; `end` of the next one, once the way is known. */
+struct unigram_best {
+    double score;
+    int32_t start, id, end;
+};
 struct scratch {
     struct scratch *next; /* in the pool */
     struct word *words;   /* [WORD_SLOTS], NULL until one is stored */
@@ -181,6 +210,8 @@ struct scratch {
     struct pieces pieces[2];
     struct regex_run *run;
     struct bpe bpe;
+    struct unigram_best *best;
+    int64_t best_cap;
 };
 void scratch_release(struct scratch *s);
 /* Scratches that are not in use, kept so that their memory and words serve the next text. Thread-safe. */
@@ -195,6 +226,16 @@ int norm_run(const struct tokenizer *t, struct scratch *k, const char *s, size_t
 /* Cut normalised text into pieces, *text and *v borrowed from scratch or from s. `first`: s starts the whole text. */
 int pretok_run(const struct tokenizer *t, struct scratch *k, const char *s, size_t len, bool first, const char **text,
                const struct pieces **v);
-/* Append the ids of one piece, from the word table where it is there. O(n log n) in its bytes. */
-int bpe_encode(const struct tokenizer *t, struct scratch *k, const char *s, size_t len, struct ids *out);
+/* Append the ids of one piece, from the word table where it is there. BPE takes O(n log n) in its bytes, Unigram O(n longest). */
+int word_encode(const struct tokenizer *t, struct scratch *k, const char *s, size_t len, struct ids *out);
+/* unigram.c. Append the ids of the way through s[0..len) whose pieces' scores have the greatest sum, added from the left in double; of
+ * equal ways to a place the one with the longest last piece. A character that is no piece costs 10 more than the worst piece; a run of unknowns is one token, or its
+ * bytes with byte_fallback. ERR_INPUT for an unknown character where there is no unk_id. */
+int unigram_encode(const struct tokenizer *t, struct scratch *k, const char *s, size_t len, struct ids *out);
+/* Trie and unknown score over the scores of t->unigram; after the vocabulary is there. */
+int unigram_index(struct tokenizer *t);
+void unigram_release(struct unigram *u);
+/* x as the tokenizers library reads its shortest decimal: the digits as an integer, times or over a power of ten, each step rounded. It may
+ * be one unit in the last place away from x, which decides between ways whose sums are equal but for rounding. */
+double unigram_score(double x);
 #endif

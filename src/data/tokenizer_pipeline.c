@@ -115,6 +115,15 @@ static int load_replace(struct loader *l, const json_t *o, const char *at, struc
     return mem_strdup(&n->to, to);
 }
 
+static int load_charsmap(struct loader *l, const json_t *o, const char *at, struct norm_step *n)
+{
+    const char *base64;
+    CHECK_KEYS(l, o, at, "Precompiled's key", "type", "precompiled_charsmap");
+    TRY(member_text(&base64, l->d, o, at, "precompiled_charsmap"));
+    const int rc = charsmap_open(&n->charsmap, base64);
+    return rc == ERR_INPUT ? json_err(rc, l->d, at, "%s", err_msg()) : rc;
+}
+
 static int load_norm(struct loader *l, const json_t *o, const char *at)
 {
     static const struct {
@@ -150,6 +159,10 @@ static int load_norm(struct loader *l, const json_t *o, const char *at)
         TRY(member_text(&to, l->d, o, at, "prepend"));
         n->to_len = strlen(to);
         return mem_strdup(&n->to, to);
+    }
+    if (strcmp(type, "Precompiled") == 0) {
+        n->kind = NORM_CHARSMAP;
+        return load_charsmap(l, o, at, n);
     }
     if (strcmp(type, "Replace") != 0) return unsupported(l, at, "normalizer", type);
     n->kind = NORM_REPLACE;
@@ -409,6 +422,26 @@ static int empty_or_refused(struct loader *l, const json_t *m, const char *key)
     return json_err(ERR_INPUT, l->d, at, "model.%s is not supported", key);
 }
 
+static int load_unigram(struct loader *l, const json_t *m)
+{
+    struct tokenizer *t = l->t;
+    const json_t *unk = json_object_get(m, "unk_id");
+    CHECK_KEYS(l, m, "/model", "model key", "type", "unk_id", "byte_fallback", "vocab");
+    TRY(member_bool(&t->byte_fallback, l->d, m, "/model", "byte_fallback", false));
+    t->is_unigram = true;
+    t->unk = -1;
+    if (unk && !json_is_null(unk)) {
+        const size_t n = json_array_size(json_object_get(m, "vocab"));
+        const json_int_t id = json_is_integer(unk) ? json_integer_value(unk) : -1;
+        if (id < 0 || id >= (json_int_t)n)
+            return json_err(ERR_INPUT, l->d, "/model/unk_id",
+                            "unk_id is not the place of a token in model.vocab");
+        t->unk = (int32_t)id;
+    }
+    TRY(tokenizer_load_vocab(t, l->d));
+    return unigram_index(t);
+}
+
 static int load_model(struct loader *l)
 {
     struct tokenizer *t = l->t;
@@ -416,6 +449,7 @@ static int load_model(struct loader *l)
     const char *type = "BPE"; /* files of early versions leave it out */
     if (!json_is_object(m)) return json_err(ERR_INPUT, l->d, "/model", "model is not there");
     if (json_object_get(m, "type")) TRY(member_text(&type, l->d, m, "/model", "type"));
+    if (strcmp(type, "Unigram") == 0) return load_unigram(l, m);
     if (strcmp(type, "BPE") != 0) return unsupported(l, "/model/type", "model", type);
     CHECK_KEYS(l, m, "/model", "model key", "type", "dropout", "unk_token",
                "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback",
@@ -450,6 +484,9 @@ static int check_decoder(const struct loader *l)
     if (t->n_decodes == 0 && t->byte_level)
         return json_err(ERR_INPUT, l->d, "/decoder",
                         "a ByteLevel pre_tokenizer without a decoder is not supported");
+    if (t->is_unigram && t->byte_level)
+        return json_err(ERR_INPUT, l->d, "/pre_tokenizer",
+                        "ByteLevel before a Unigram model is not supported");
     if (bytes != t->byte_level)
         return json_err(ERR_INPUT, l->d, "/decoder",
                         "the decoder does not go with the pre_tokenizer: ByteLevel in "

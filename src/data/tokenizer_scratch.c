@@ -19,6 +19,7 @@ void scratch_release(struct scratch *k)
     free(k->bpe.prev);
     free(k->bpe.next);
     free(k->bpe.heap);
+    free(k->best);
     free(k->words);
     memset(k, 0, sizeof *k);
 }
@@ -62,7 +63,8 @@ int scratch_take(struct scratch_pool *p, struct scratch **out)
 static bool is_large(const struct scratch *s)
 {
     size_t bytes = (size_t)s->bpe.cap * sizeof *s->bpe.id +
-                   (size_t)s->bpe.heap_cap * sizeof *s->bpe.heap + s->mapped.cap;
+                   (size_t)s->bpe.heap_cap * sizeof *s->bpe.heap + s->mapped.cap +
+                   (size_t)s->best_cap * sizeof *s->best;
     for (int i = 0; i < 2; i++)
         bytes +=
             s->norm[i].cap + s->text[i].cap + (size_t)s->pieces[i].cap * sizeof *s->pieces[i].v;

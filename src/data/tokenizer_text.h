@@ -28,6 +28,9 @@ void text_strip(const char **s, size_t *len);
 /* Drop White_Space at the start, the end. */
 void text_trim(const char **s, size_t *len, bool left, bool right);
 
+/* Bytes of the extended grapheme cluster that starts valid text, len > 0. */
+size_t text_grapheme(const char *s, size_t len);
+
 enum text_form { TEXT_NFC, TEXT_NFD, TEXT_NFKC, TEXT_NFKD };
 /* Add the normalization form of valid text. Time is linear whatever the order of the combining marks. */
 int text_normalize(struct buf *b, enum text_form form, const char *s, size_t len);

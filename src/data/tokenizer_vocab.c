@@ -160,6 +160,34 @@ static int load_model_vocab(struct tokenizer *t, const struct json_doc *d, json_
     return 0;
 }
 
+/* Unigram's list of [text, score], by id. */
+static int load_model_pieces(struct tokenizer *t, const struct json_doc *d, const json_t *vocab,
+                             size_t *used)
+{
+    char where[64], shown[80];
+    size_t i;
+    json_t *v;
+    TRY(MEM_NEW(&t->unigram.score, (int64_t)json_array_size(vocab)));
+    json_array_foreach(vocab, i, v)
+    {
+        const char *s = json_string_value(json_array_get(v, 0));
+        const json_t *score = json_array_get(v, 1);
+        snprintf(where, sizeof where, "/model/vocab/%zu", i);
+        if (json_array_size(v) != 2 || !s || !json_is_number(score))
+            return json_err(ERR_INPUT, d, where, "is not a list of a token's text and its score");
+        const size_t len = strlen(s);
+        if (len == 0) return json_err(ERR_INPUT, d, where, "a token without text");
+        if (vocab_find(t, s, len) >= 0)
+            return json_err(ERR_INPUT, d, where, "\"%s\" is in model.vocab twice",
+                            err_quote(shown, sizeof shown, s, len));
+        token_set(t, (int32_t)i, s, len, used);
+        t->tok[i].in_vocab = true;
+        t->longest = MAX(t->longest, len);
+        t->unigram.score[i] = unigram_score(json_number_value(score));
+    }
+    return 0;
+}
+
 static int load_added(struct tokenizer *t, const struct json_doc *d, int32_t i, const json_t *o,
                       int64_t limit, size_t *used)
 {
@@ -208,6 +236,7 @@ static int64_t text_bytes(json_t *vocab, const json_t *added)
     int64_t n = 0;
     size_t i;
     json_object_foreach(vocab, key, v) n += (int64_t)strlen(key) + 1;
+    json_array_foreach(vocab, i, v) n += (int64_t)json_string_length(json_array_get(v, 0)) + 1;
     json_array_foreach(added, i, v) n +=
         (int64_t)json_string_length(json_object_get(v, "content")) + 1;
     return n;
@@ -218,12 +247,15 @@ int tokenizer_load_vocab(struct tokenizer *t, const struct json_doc *d)
     json_t *vocab = json_object_get(json_object_get(d->root, "model"), "vocab");
     json_t *added = json_object_get(d->root, "added_tokens"), *v;
     size_t i, used = 0;
-    if (!json_is_object(vocab) || json_object_size(vocab) == 0)
-        return json_err(ERR_INPUT, d, "/model/vocab",
-                        "model.vocab is not an object of tokens and ids");
+    const bool list = json_is_array(vocab);
+    if (!(t->is_unigram ? list : json_is_object(vocab)) ||
+        json_object_size(vocab) + json_array_size(vocab) == 0)
+        return json_err(ERR_INPUT, d, "/model/vocab", "model.vocab is not %s",
+                        t->is_unigram ? "a list of tokens and scores"
+                                      : "an object of tokens and ids");
     if (added && !json_is_null(added) && !json_is_array(added))
         return json_err(ERR_INPUT, d, "/added_tokens", "added_tokens is not a list");
-    const int64_t n_vocab = (int64_t)json_object_size(vocab),
+    const int64_t n_vocab = (int64_t)(json_object_size(vocab) + json_array_size(vocab)),
                   n_added = (int64_t)json_array_size(added);
     if (n_vocab + n_added > TOKENS_MAX)
         return json_err(ERR_INPUT, d, "/model/vocab", "%lld tokens; at most %d can be used",
@@ -235,7 +267,10 @@ int tokenizer_load_vocab(struct tokenizer *t, const struct json_doc *d)
     TRY(MEM_NEW(&t->added, n_added));
     TRY(MEM_NEW(&t->text, text_bytes(vocab, added)));
     t->n_added = (int32_t)n_added;
-    TRY(load_model_vocab(t, d, vocab, n_vocab, &used));
+    if (list)
+        TRY(load_model_pieces(t, d, vocab, &used));
+    else
+        TRY(load_model_vocab(t, d, vocab, n_vocab, &used));
     json_array_foreach(added, i, v) TRY(load_added(t, d, (int32_t)i, v, n_vocab + n_added, &used));
     return 0;
 }

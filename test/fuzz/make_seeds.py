@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
 """Write the seeds of the fuzz targets anew: test/fuzz/seeds/TARGET/NAME. Small, and the same every time. Standard library only."""
+import base64
 import json
 import os
+import struct
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -42,7 +44,20 @@ LLAMA2 = ("{% if messages[0]['role'] == 'system' %}{% set system_message = messa
 PIECES = {r: [f"<|im_start|>{r}\n", "<|im_end|>\n"] for r in ("system", "user", "assistant")}
 
 
+def unigram():
+    """Pieces with scores behind a compiled normalization that makes "o" of "l"."""
+    units = [0] * 256
+    units[0] = 0x80 << 10
+    units[0x80 ^ ord("l")] = ord("l") | 1 << 8 | (0x80 ^ ord("l") ^ 0x10) << 10
+    units[0x10] = 1 << 31
+    chars = base64.b64encode(struct.pack("<257I", 4 * len(units), *units) + b"o\0").decode()
+    spec = json.loads(tokenizer(norm={"type": "Precompiled", "precompiled_charsmap": chars}, vocab=BYTE_VOCAB, decoder={"type": "ByteFallback"}))
+    spec["model"] = {"type": "Unigram", "unk_id": 0, "byte_fallback": True, "vocab": [[piece, -id / 8] for piece, id in BYTE_VOCAB.items()]}
+    return json.dumps(spec).encode()
+
+
 def seeds():
+    yield "tokenizer", "unigram", unigram()
     yield "tokenizer", "bytes", tokenizer(pre={"type": "Sequence", "pretokenizers": [SPLIT, {**LEVEL, "use_regex": False}]}, norm={"type": "NFC"},
                                           merges=["H e", "l l", "He ll"], ignore_merges=True)
     yield "tokenizer", "pieces", tokenizer(
