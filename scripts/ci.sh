@@ -35,7 +35,7 @@ make --no-print-directory -s BUILD=asan WERROR=1 test-c
 wait $emulated || { cat build/asan/emulated.out; exit 1; }
 tail -n 1 build/asan/emulated.out
 step 'calls of the system that fail, under the sanitizers'
-BDPO_TRAIN=$PWD/build/asan/bdpo-train BDPO_FAULTY=$PWD/build/asan/bdpo-train-fault python3 test/fault_test.py --share 0.05
+BDPO_TRAIN=$PWD/build/asan/bdpo-train BDPO_FAULTY=$PWD/build/asan/bdpo-train-fault python3 test/fault_test.py --share 0.03
 step 'the program built by clang'
 make --no-print-directory -s CC=clang WERROR=1 test-c
 if [ "$mode" = full ]; then

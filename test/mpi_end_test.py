@@ -143,7 +143,7 @@ def test_launcher_killed(r, root):
 def main():
     ap = argparse.ArgumentParser(description=__doc__)
     ap.add_argument("--seed", type=int, default=random.randrange(1 << 30))
-    ap.add_argument("--kills", type=int, default=5)
+    ap.add_argument("--kills", type=int, default=3)
     ap.add_argument("--only", default="", help="tests with this in their names")
     a = ap.parse_args()
     if not m.RUN or not os.path.exists(FAULTY):
