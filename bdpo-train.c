@@ -72,12 +72,8 @@ struct args { /* what a command line may hold; each command names the flags it t
     const char *max_tokens, *temperature, *top_k, *top_p, *seed, *batch, *threads;
     const char *loss, *beta, *lambda, *alpha, *smoothing, *ref_w, *ref_l, *max_w, *max_l, *points;
     const char *rates, *steps, *seeds, *compare;
-    const char *sets[SETS_MAX];
-    int32_t n_sets;
-    const char *stops[STOPS_MAX];
-    int32_t n_stops;
-    const char *dirs[PAGE_RUNS_MAX];
-    int32_t n_dirs;
+    const char *sets[SETS_MAX], *stops[STOPS_MAX], *dirs[PAGE_RUNS_MAX];
+    int32_t n_sets, n_stops, n_dirs;
     bool dry_run, allow_change, json, cut_prompts;
 };
 struct flag {
@@ -149,17 +145,23 @@ static int parse_flag(struct args *a, const char *allowed, char **argv, int argc
     char name[32];
     const char *arg = argv[*i], *equals = strchr(arg, '='), *value = NULL;
     const size_t n = equals ? (size_t)(equals - arg) : strlen(arg);
-    const char *names[COUNT_OF(FLAGS) + 1];
+    const char *names[COUNT_OF(FLAGS) + 2];
     size_t n_names = 0;
     snprintf(name, sizeof name, "%.*s", (int)MIN(n, sizeof name - 1), arg);
-    const bool set = listed(allowed, "--set") && strcmp(name, "--set") == 0;
-    if (set || (listed(allowed, "--stop") && strcmp(name, "--stop") == 0)) {
+    const struct {
+        const char *name, *value, **list;
+        int32_t *n, most;
+    } lists[] = { { "--set", "key=value", a->sets, &a->n_sets, SETS_MAX },
+                  { "--stop", "a text", a->stops, &a->n_stops, STOPS_MAX } };
+    for (size_t k = 0; k < COUNT_OF(lists); k++) {
+        if (!listed(allowed, lists[k].name)) continue;
+        names[n_names++] = lists[k].name;
+        if (strcmp(name, lists[k].name) != 0) continue;
         value = equals ? equals + 1 : *i + 1 < argc ? argv[++*i] : NULL;
-        if (!value || !*value)
-            return err_set(ERR_INPUT, "%s", set ? "--set needs key=value" : "--stop needs a text");
-        if (set ? a->n_sets == SETS_MAX : a->n_stops == STOPS_MAX)
-            return err_set(ERR_INPUT, "%s: at most %d", name, set ? SETS_MAX : STOPS_MAX);
-        *(set ? &a->sets[a->n_sets++] : &a->stops[a->n_stops++]) = value;
+        if (!value || !*value) return err_set(ERR_INPUT, "%s needs %s", name, lists[k].value);
+        if (*lists[k].n == lists[k].most)
+            return err_set(ERR_INPUT, "%s: at most %d", name, lists[k].most);
+        lists[k].list[(*lists[k].n)++] = value;
         return 0;
     }
     for (size_t k = 0; k < COUNT_OF(FLAGS); k++) {
@@ -178,7 +180,6 @@ static int parse_flag(struct args *a, const char *allowed, char **argv, int argc
         *slot = value;
         return 0;
     }
-    if (listed(allowed, "--set")) names[n_names++] = "--set";
     const char *near = json_nearest(name, names, n_names);
     if (near) return err_set(ERR_INPUT, "%s: unknown option here; did you mean %s?", name, near);
     return err_set(ERR_INPUT, "%s: unknown option here; see bdpo-train --help", name);
@@ -295,11 +296,10 @@ static int command_lint(int argc, char **argv)
 /* BACKEND_* of --backend; not given: auto */
 static int backend_named(int *out, const char *name)
 {
-    *out = !name || strcmp(name, "auto") == 0 ? BACKEND_AUTO
-           : strcmp(name, "cpu") == 0         ? BACKEND_CPU
-           : strcmp(name, "cuda") == 0        ? BACKEND_CUDA
-                                              : -1;
-    if (*out >= 0) return 0;
+    static const char *const names[] = { "auto", "cpu", "cuda" };
+    _Static_assert(BACKEND_AUTO == 0 && BACKEND_CPU == 1 && BACKEND_CUDA == 2, "places in names");
+    for (*out = 0; *out < (int)COUNT_OF(names); ++*out)
+        if (strcmp(name ? name : "auto", names[*out]) == 0) return 0;
     return err_set(ERR_INPUT, "--backend: \"%.40s\" is not auto, cpu or cuda", name);
 }
 

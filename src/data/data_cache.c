@@ -202,13 +202,20 @@ static bool refused(const struct dataset *d, const struct data_opts *o)
     return d->stats.bad > 0 && (!o->skip_bad_rows || d->stats.bad > o->max_bad_rows);
 }
 
+/* Wait for the writers' lock of the directory; *held: it is ours until the result, -1 or a file, is closed. */
+static int lock_dir(const struct data_cache *c, bool *held)
+{
+    const int fd = open(c->dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    *held = fd >= 0 && file_lock_wait(fd, LOCK_SECONDS) == FILE_LOCK_HELD;
+    return fd;
+}
+
 /* Who has just written the file may still wait for its disk. A rank that went on at once would wait for that one with less patience. */
 static void wait_for_writer(const struct data_cache *c)
 {
-    const int fd = c->writes ? open(c->dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
-    if (fd < 0) return;
-    file_lock_wait(fd, LOCK_SECONDS);
-    close(fd);
+    bool held;
+    const int fd = lock_dir(c, &held);
+    if (fd >= 0) close(fd);
 }
 
 int data_cache_find(const struct data_cache *c, struct dataset *d, char *const *paths,
@@ -220,7 +227,7 @@ int data_cache_find(const struct data_cache *c, struct dataset *d, char *const *
     const int rc = read_cache(c, &f, size, d, paths, n_paths);
     close(f.fd);
     if (rc == 0 && !refused(d, o)) {
-        wait_for_writer(c);
+        if (c->writes) wait_for_writer(c);
         return 1;
     }
     dataset_release(d);
@@ -284,10 +291,10 @@ out:
  * stays, which is the same. */
 static int store(const struct data_cache *c, const struct dataset *d)
 {
+    bool held;
     int rc = 0;
     TRY(dir_make(c->dir));
-    const int fd = open(c->dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    const bool held = fd >= 0 && file_lock_wait(fd, LOCK_SECONDS) == FILE_LOCK_HELD;
+    const int fd = lock_dir(c, &held);
     if (!held || !file_exists(c->path)) {
         if (held) rc = dir_sweep(c->dir, "tokens-*.bin.tmp-*"); /* of killed processes */
         if (rc == 0) rc = write_cache(c, d);

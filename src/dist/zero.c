@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "zero.h"
 #include "../base/mem.h"
+#include "../io/safetensors.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -305,19 +306,20 @@ static struct flat_part overlap(struct flat_part p, int64_t at, int64_t n)
     return (struct flat_part){ MAX(p.begin, at), MIN(p.end, at + n), 0 };
 }
 
+enum { PIECE = 8192 }; /* elements of a bfloat16 state on their way */
+
 static int own_part(const struct zero *z, int64_t which, int32_t b, struct flat_part o, float *out)
 {
     const struct tensor *t = z->state[which];
+    const struct backend *be = z->be;
     const int64_t n = o.end - o.begin, at = z->part[b].at + (o.begin - z->part[b].begin);
-    const int64_t size = dtype_size(t->dtype);
-    /* bfloat16 comes into the upper end of out, which is widened from its lower end on */
-    uint16_t *half = (uint16_t *)(void *)(out + n) - n;
-    const bool is_half = t->dtype == DT_BF16;
-    TRY(z->be->mem->to_host(z->be->cx, is_half ? (void *)half : (void *)out,
-                            (const char *)t->data + at * size, n * size));
-    for (int64_t i = 0; is_half && i < n; i++) {
-        const uint32_t u = (uint32_t)half[i] << 16;
-        memcpy(&out[i], &u, sizeof u);
+    uint16_t half[PIECE];
+    if (t->dtype == DT_F32)
+        return be->mem->to_host(be->cx, out, (const float *)t->data + at, n * 4);
+    for (int64_t i = 0; i < n; i += PIECE) {
+        const int64_t k = MIN((int64_t)PIECE, n - i);
+        TRY(be->mem->to_host(be->cx, half, (const uint16_t *)t->data + at + i, k * 2));
+        st_to_f32(out + i, half, k, ST_BF16);
     }
     return 0;
 }
@@ -411,18 +413,13 @@ int zero_dismiss(struct zero *z, int rc)
 static int store_part(const struct zero *z, enum zero_state which, int64_t at, int64_t n,
                       const float *in)
 {
-    enum { PIECE = 8192 };
     const struct tensor *t = z->state[which];
     const struct backend *be = z->be;
     uint16_t half[PIECE];
     if (t->dtype == DT_F32) return be->mem->to_device(be->cx, (float *)t->data + at, in, n * 4);
     for (int64_t i = 0; i < n; i += PIECE) {
         const int64_t k = MIN((int64_t)PIECE, n - i);
-        for (int64_t j = 0; j < k; j++) {
-            uint32_t u;
-            memcpy(&u, &in[i + j], sizeof u);
-            half[j] = (uint16_t)(u >> 16);
-        }
+        st_from_f32(half, in + i, k, ST_BF16);
         TRY(be->mem->to_device(be->cx, (uint16_t *)t->data + at + i, half, k * 2));
     }
     return 0;

@@ -51,6 +51,26 @@ int file_read_some(int fd, const char *path, void *out, size_t len, size_t *got)
     return 0;
 }
 
+int file_write_fd(int fd, const void *data, size_t len)
+{
+    const char *p = data;
+    while (len) {
+        const ssize_t n = write(fd, p, MIN(len, (size_t)1 << 30));
+        if (n < 0 && errno == EINTR) continue;
+        if (n <= 0) return n < 0 ? errno : ENOSPC;
+        p += n;
+        len -= (size_t)n;
+    }
+    return 0;
+}
+
+bool file_is_at(int fd, const char *path)
+{
+    struct stat open, named;
+    return fstat(fd, &open) == 0 && stat(path, &named) == 0 && named.st_ino == open.st_ino &&
+           named.st_dev == open.st_dev;
+}
+
 static int read_all(char **out, size_t *len, int fd, const char *path, int64_t size, int64_t max)
 {
     /* one byte more than the size, so that one read shows the end; a file that grows is read on */
@@ -185,16 +205,10 @@ int file_reserve(struct file_out *f, int64_t bytes)
     return 0;
 }
 
-static int write_all(struct file_out *f, const uint8_t *p, size_t len)
+static int write_all(struct file_out *f, const void *p, size_t len)
 {
-    while (len) {
-        const ssize_t n = write(f->fd, p, MIN(len, (size_t)1 << 30));
-        if (n < 0 && errno == EINTR) continue;
-        if (n <= 0) return out_fail(f, "write", n < 0 ? errno : ENOSPC);
-        p += n;
-        len -= (size_t)n;
-    }
-    return 0;
+    const int e = file_write_fd(f->fd, p, len);
+    return e ? out_fail(f, "write", e) : 0;
 }
 
 static int out_flush(struct file_out *f)

@@ -9,6 +9,10 @@
 int file_open(int *fd, int64_t *size, const char *path);
 /* One read(2), again after EINTR; *got 0 at the end. `path` is for the message. ERR_IO. */
 int file_read_some(int fd, const char *path, void *out, size_t len, size_t *got);
+/* All of data to fd. 0, or the errno of what failed (ENOSPC where nothing more was taken). */
+int file_write_fd(int fd, const void *data, size_t len);
+/* Is the file at `path` the one that fd has open? Not where another process has removed or replaced it. */
+bool file_is_at(int fd, const char *path);
 /* Whole regular file into *out (owned by the caller, NUL-terminated). Missing, directory, FIFO, over `max` bytes: ERR_INPUT. */
 int file_read(char **out, size_t *len, const char *path, int64_t max);
 bool file_exists(const char *path);

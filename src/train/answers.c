@@ -13,7 +13,7 @@ enum { COPY_BYTES = 1 << 16 };
 /* Opens OUT.part; may be called again where another process has just finished with the file and removed it. */
 static int open_part(struct answers *a)
 {
-    struct stat st, now;
+    struct stat st;
     const int flags = O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK;
     for (;;) {
         const int fd = open(a->part, flags, 0666);
@@ -27,8 +27,7 @@ static int open_part(struct answers *a)
             a->fd = 0;
             return err_at(ERR_INPUT, a->part, 0, 0, "in use by another process");
         }
-        if (stat(a->part, &now) == 0 && now.st_ino == st.st_ino && now.st_dev == st.st_dev)
-            return 0;
+        if (file_is_at(fd, a->part)) return 0;
         close(fd);
         a->fd = 0;
     }
@@ -49,21 +48,15 @@ int answers_open(struct answers *a, const char *out)
     return open_part(a);
 }
 
-static int failed(const struct answers *a, const char *what)
+static int failed(const struct answers *a, const char *what, int e)
 {
-    return err_at(ERR_IO, a->part, 0, 0, "cannot %s: %s", what, strerror(errno));
+    return err_at(ERR_IO, a->part, 0, 0, "cannot %s: %s", what, strerror(e));
 }
 
 static int write_all(const struct answers *a, const char *data, size_t len)
 {
-    while (len) {
-        const ssize_t n = write(a->fd, data, len);
-        if (n < 0 && errno == EINTR) continue;
-        if (n <= 0) return failed(a, "write");
-        data += n;
-        len -= (size_t)n;
-    }
-    return 0;
+    const int e = file_write_fd(a->fd, data, len);
+    return e ? failed(a, "write", e) : 0;
 }
 
 /* Bytes up to the end of line `rows`, of at most `rows` that are whole; *rows: how many there are. */
@@ -99,7 +92,7 @@ int answers_resume(struct answers *a, const char *key, int64_t piece, int64_t n)
         a->rows = rows;
     }
     if (ftruncate(a->fd, ours ? keep : 0) != 0 || lseek(a->fd, 0, SEEK_END) < 0)
-        TRY_OUT(failed(a, "cut it"));
+        TRY_OUT(failed(a, "cut it", errno));
     if (!ours) TRY_OUT(write_all(a, head, (size_t)a->head));
 out:
     free(text);
@@ -110,7 +103,7 @@ int answers_add(struct answers *a, const char *lines, size_t len)
 {
     if (a->part) {
         TRY(write_all(a, lines, len));
-        return file_sync(a->fd) != 0 ? failed(a, "sync") : 0;
+        return file_sync(a->fd) != 0 ? failed(a, "sync", errno) : 0;
     }
     if (a->out) return file_put(&a->file, lines, len);
     if (fwrite(lines, 1, len, stdout) != len || fflush(stdout) != 0)
@@ -127,7 +120,7 @@ int answers_finish(struct answers *a)
     if (a->part) {
         TRY_OUT(MEM_NEW(&copy, COPY_BYTES));
         TRY_OUT(file_create(&a->file, a->out));
-        if (lseek(a->fd, a->head, SEEK_SET) < 0) TRY_OUT(failed(a, "read it"));
+        if (lseek(a->fd, a->head, SEEK_SET) < 0) TRY_OUT(failed(a, "read it", errno));
         for (;;) {
             TRY_OUT(file_read_some(a->fd, a->part, copy, COPY_BYTES, &got));
             if (got == 0) break;
@@ -135,7 +128,7 @@ int answers_finish(struct answers *a)
         }
     }
     TRY_OUT(file_commit(&a->file));
-    if (a->part && unlink(a->part) != 0) TRY_OUT(failed(a, "remove it"));
+    if (a->part && unlink(a->part) != 0) TRY_OUT(failed(a, "remove it", errno));
 out:
     free(copy);
     return rc;

@@ -150,15 +150,8 @@ int rows_put(struct rows_file *f, const json_t *row)
     struct buf b = { 0 };
     int rc = json_dump(&b, row, 0);
     if (rc == 0) rc = buf_adds(&b, "\n");
-    for (size_t done = 0; rc == 0 && done < b.len;) {
-        const ssize_t n = write(f->fd, b.data + done, b.len - done);
-        if (n < 0 && errno == EINTR) continue;
-        if (n <= 0)
-            rc = err_set(ERR_IO, "cannot write %s: %s", f->path,
-                         n < 0 ? strerror(errno) : "nothing was written");
-        else
-            done += (size_t)n;
-    }
+    const int e = rc == 0 ? file_write_fd(f->fd, b.data, b.len) : 0;
+    if (e) rc = err_set(ERR_IO, "cannot write %s: %s", f->path, strerror(e));
     if (rc == 0) f->bytes += (int64_t)b.len;
     buf_release(&b);
     return rc;

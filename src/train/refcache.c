@@ -318,7 +318,7 @@ static int open_file(struct refcache *c)
     const int flags = O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY;
     c->locked = false;
     for (int i = 0; i < OPEN_TRIES; i++) {
-        struct stat st, named;
+        struct stat st;
         int fd = c->usable ? open(c->path, O_RDWR | O_CREAT | flags, 0666) : -1;
         if (fd < 0) give_up(c, "cannot be written", errno);
         if (fd < 0) fd = open(c->path, O_RDONLY | flags);
@@ -330,8 +330,7 @@ static int open_file(struct refcache *c)
         }
         c->locked = c->usable && lock(c, fd);
         /* somebody may have deleted it while this process waited for the lock */
-        if (stat(c->path, &named) == 0 && named.st_ino == st.st_ino && named.st_dev == st.st_dev)
-            return fd;
+        if (file_is_at(fd, c->path)) return fd;
         close(fd);
     }
     warn(c, "it is deleted again and again; what is computed is not kept");

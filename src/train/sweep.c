@@ -22,8 +22,7 @@ static bool of_preference(const char *key)
 /* Does the key leave the SFT stage's model as it is, or is it one that the stages may differ in? Runs that differ in such keys share that stage. */
 static bool after_sft(const char *key)
 {
-    static const char *const heads[] = { "preference.", "reference.",  "eval.",
-                                         "logging.",    "checkpoint.", "faults." };
+    static const char *const heads[] = { "eval.", "logging.", "checkpoint.", "faults." };
     static const char *const whole[] = { "seed", "max_hours", "cache_dir", "threads" };
     if (of_preference(key)) return true;
     for (size_t i = 0; i < COUNT_OF(heads); i++)
@@ -176,7 +175,7 @@ static int add_block(struct sweep *s, json_t *block, const char *at)
         if (!json_is_array(value)) continue;
         if (json_array_size(value) == 0 || n == (int64_t)COUNT_OF(size))
             TRY_OUT(json_err(ERR_INPUT, &s->doc, pointer, "%s: %s", key,
-                             n ? "too many keys" : "has no values"));
+                             json_array_size(value) ? "too many keys" : "has no values"));
         size[n++] = (int64_t)json_array_size(value);
     }
     for (int64_t k = 0; k >= 0;) {
@@ -372,37 +371,43 @@ out:
     return rc;
 }
 
-/* Every config is made twice: first all of them to see that they are right, then each to be written. */
-static int each_config(const struct sweep *s, bool write)
+/* text[2 i]: the config of run i, text[2 i + 1]: that of its SFT stage, where it is the first to start from it. */
+static int make_configs(const struct sweep *s, struct buf *text)
 {
-    struct buf b = { 0 };
-    int rc = 0;
     for (int64_t i = 0; i < s->n; i++)
-        for (int stage = first_of_stage(s, i); stage >= 0; stage--) {
-            const struct sweep_run *r = &s->run[i];
-            buf_clear(&b);
-            TRY_OUT(run_config(s, r, stage, &b));
-            if (write) TRY_OUT(write_config(s, stage ? r->sft : r->name, &b));
-        }
-out:
-    buf_release(&b);
-    return rc;
+        for (int stage = first_of_stage(s, i); stage >= 0; stage--)
+            TRY(run_config(s, &s->run[i], stage, &text[2 * i + stage]));
+    return 0;
 }
 
-int sweep_expand(const struct sweep *s)
+static int write_configs(const struct sweep *s, const struct buf *text)
 {
     static const char *const folders[] = { "configs", "logs", "scores" };
-    int rc = 0;
-    err_quiet(); /* a run says its config's warnings itself; here each would come many times */
-    TRY(each_config(s, false));
     for (size_t i = 0; i < COUNT_OF(folders); i++) {
         char *path = NULL;
-        rc = path_join(&path, s->output, folders[i]);
+        int rc = path_join(&path, s->output, folders[i]);
         if (rc == 0) rc = dir_make(path);
         free(path);
         TRY(rc);
     }
-    TRY(each_config(s, true));
+    for (int64_t i = 0; i < s->n; i++)
+        for (int stage = first_of_stage(s, i); stage >= 0; stage--)
+            TRY(write_config(s, stage ? s->run[i].sft : s->run[i].name, &text[2 * i + stage]));
+    return 0;
+}
+
+int sweep_expand(const struct sweep *s)
+{
+    struct buf *text = NULL;
+    int rc;
+    err_quiet(); /* a run says its config's warnings itself; here each would come many times */
+    TRY(MEM_NEW(&text, 2 * s->n));
+    rc = make_configs(s, text); /* all of them, before anything is written */
+    if (rc == 0) rc = write_configs(s, text);
+    for (int64_t i = 0; i < 2 * s->n; i++)
+        buf_release(&text[i]);
+    free(text);
+    TRY(rc);
     printf("%s\n", s->output);
     for (int64_t i = 0; i < s->n; i++)
         printf("%s %s\n", s->run[i].sft ? s->run[i].sft : "-", s->run[i].name);
