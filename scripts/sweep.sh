@@ -24,10 +24,13 @@ state_of() { # of a run's directory: running, done, stopped, failed, or nothing
 last_line() { grep -v '^ *$' "$out/logs/$1.log" | tail -n 1; }
 
 train() { # train NAME: until it ends; its exit code in $code
+    log=$out/logs/$1.log
     while :; do
+        before_bytes=0
+        [ ! -f "$log" ] || before_bytes=$(wc -c <"$log")
         # a launcher is several words
         # shellcheck disable=SC2086
-        ${BDPO_LAUNCH:-} "$bdpo" --config "$out/configs/$1.json" >>"$out/logs/$1.log" 2>&1 </dev/null &
+        ${BDPO_LAUNCH:-} "$bdpo" --config "$out/configs/$1.json" >>"$log" 2>&1 </dev/null &
         child=$!
         wait "$child"
         code=$?
@@ -40,8 +43,8 @@ train() { # train NAME: until it ends; its exit code in $code
         # not every launcher passes codes on
         if [ "$code" -ne 0 ] && [ -n "${BDPO_LAUNCH:-}" ] && [ "$(state_of "$1")" = stopped ]; then code=75; fi
         if [ "$stopping" -eq 1 ] && [ "$code" -ne 0 ]; then code=75; fi
-        # what an earlier sweep.sh started may have outlived it
-        if [ "$code" -eq 2 ] && tail -n 3 "$out/logs/$1.log" | grep -q 'error: in use by'; then
+        # what an earlier sweep.sh started may have outlived it, and elements of an array share an SFT stage, whose log all of them write
+        if [ "$code" -eq 2 ] && tail -c "+$((before_bytes + 1))" "$log" | grep -q 'error: in use by'; then
             echo "$1: another process trains it; waiting"
             sleep 2
             continue
