@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: MIT
 """What counts as equal: the limits of the comparison with PyTorch, row by row. Standard library only."""
+import argparse
+import contextlib
 import json
 import math
 import os
+import shutil
 import subprocess
+import tempfile
 
 REL, PER_TOKEN, WEIGHTS = 1e-3, 1e-4, 1e-2  # relative, absolute per token, share of the L2 of the update
 
@@ -35,6 +39,33 @@ class Report:
     def last(self):
         print(f"{self.passed} passed, {self.failed} failed, {self.skipped} skipped")
         return 1 if self.failed else 0
+
+
+def arguments(doc):
+    """The options that all comparisons have."""
+    ap = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("--binary", default=os.environ.get("BDPO_TRAIN", "build/bdpo-train"))
+    ap.add_argument("--keep", help="work in this directory and leave it there")
+    ap.add_argument("--verbose", action="store_true", help="every key of every comparison")
+    return ap
+
+
+@contextlib.contextmanager
+def work_folder(keep, prefix):
+    """The directory `keep`, which stays, or a new one, which does not."""
+    root = os.path.abspath(keep) if keep else tempfile.mkdtemp(prefix=prefix)
+    try:
+        yield root
+    finally:
+        if not keep:
+            shutil.rmtree(root, ignore_errors=True)
+
+
+def case_folder(root, name):
+    """Where a case works: ROOT/its name, emptied."""
+    path = os.path.join(root, name.replace("/", "-"))
+    shutil.rmtree(path, ignore_errors=True)
+    return path
 
 
 def run(binary, args, timeout=300):

@@ -6,13 +6,10 @@ Needs torch, transformers, tokenizers and safetensors; test/golden_test.py is th
   compare_torch.py [--binary build/bdpo-train] [--quick | --full] [--only TEXT] [--keep DIR] [--verbose]
 Each line is one check with its largest deviation as a share of what is allowed (1.00 is the limit) and where it was.
 """
-import argparse
 import json
 import math
 import os
-import shutil
 import sys
-import tempfile
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -23,7 +20,7 @@ from safetensors import safe_open
 
 import tiny_models as tiny
 import torch_job as job
-from compare_rows import BFLOAT16, FLOAT32, WEIGHTS, Report, compare_pairs, compare_rows, read_jsonl, read_metrics, run, slope, strip_eval
+from compare_rows import BFLOAT16, FLOAT32, WEIGHTS, Report, arguments, case_folder, compare_pairs, compare_rows, read_jsonl, read_metrics, run, slope, strip_eval, work_folder
 from mpi_launch import launcher
 
 torch.set_num_threads(1)
@@ -322,18 +319,14 @@ def noise_floor(r, root):
 
 
 def main():
-    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("--binary", default=os.environ.get("BDPO_TRAIN", "build/bdpo-train"))
+    ap = arguments(__doc__)
     ap.add_argument("--quick", action="store_true", help="each loss once (the default)")
     ap.add_argument("--full", action="store_true", help="all three shapes with all eight losses, then the quick cases")
     ap.add_argument("--self-check", action="store_true", help="the oracle's own checks alone; needs no binary")
     ap.add_argument("--only", default="", help="cases whose name has this text")
-    ap.add_argument("--keep", help="work in this directory and leave it there")
-    ap.add_argument("--verbose", action="store_true", help="every key of every comparison")
     a = ap.parse_args()
     r = Report(a.verbose)
-    root = os.path.abspath(a.keep) if a.keep else tempfile.mkdtemp(prefix="bdpo-compare-")
-    try:
+    with work_folder(a.keep, "bdpo-compare-") as root:
         self_check(r)
         if a.self_check:
             noise_floor(r, root)
@@ -344,12 +337,9 @@ def main():
             return r.last()
         for c in full_cases() if a.full else quick_cases():
             if a.only in c["name"]:
-                shutil.rmtree(os.path.join(root, c["name"].replace("/", "-")), ignore_errors=True)
+                case_folder(root, c["name"])
                 compare_case(r, binary, root, c, {})
         return r.last()
-    finally:
-        if not a.keep:
-            shutil.rmtree(root, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import tempfile
 HERE = os.path.dirname(os.path.abspath(__file__))
 SCRIPT = os.path.join(HERE, "..", "scripts", "eval_harness.py")
 sys.path[:0] = [HERE, os.path.join(HERE, "..", "scripts")]
+import tiny_job as t
 from compare_rows import Report
 
 QUESTIONS = [{"question": f"Tom has {a} pens and buys {b} more. How many has he?", "answer": f"{a} + {b} = <<{a}+{b}={a + b}>>{a + b}\n#### {a + b:,}"}
@@ -30,17 +31,6 @@ INSTRUCTIONS = [
 ]
 
 
-def lines(path, rows):
-    with open(path, "w", encoding="utf-8") as f:
-        f.writelines(json.dumps(r) + "\n" for r in rows)
-    return path
-
-
-def read(path):
-    with open(path, encoding="utf-8") as f:
-        return [json.loads(line) for line in f]
-
-
 def call(*args):
     p = subprocess.run([sys.executable, SCRIPT, *args], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if p.returncode:
@@ -49,9 +39,9 @@ def call(*args):
 
 
 def score(root, task, rows):
-    out = call("score", task, "--answers", lines(f"{root}/answers.jsonl", rows), "--out", f"{root}/out")
+    out = call("score", task, "--answers", t.write_lines(f"{root}/answers.jsonl", rows), "--out", f"{root}/out")
     with open(f"{root}/out/results.json", encoding="utf-8") as f:
-        return read(f"{root}/out/items.jsonl"), json.load(f), out
+        return t.read_lines(f"{root}/out/items.jsonl"), json.load(f), out
 
 
 def by_harness(said):
@@ -91,10 +81,10 @@ def main():
         print("skip: this Python has no lm_eval (pip install \"lm_eval[ifeval]\")\n0 passed, 0 failed, 1 skipped")
         return 0
     with tempfile.TemporaryDirectory() as root:
-        data = lines(f"{root}/q.jsonl", QUESTIONS)
+        data = t.write_lines(f"{root}/q.jsonl", QUESTIONS)
         for more, want in (((), 1.0), (("--corrupt",), 0.0)):
             call("gold", "gsm8k", "--data", data, "--out", f"{root}/g.jsonl", *more)
-            _, res, _ = score(root, "gsm8k", read(f"{root}/g.jsonl"))
+            _, res, _ = score(root, "gsm8k", t.read_lines(f"{root}/g.jsonl"))
             ok = all(v["value"] == want and v["items"] == len(QUESTIONS) for v in res["results"].values())
             r.check(ok, f"GSM8K: {'altered' if more else 'right'} answers score {want}", "" if ok else str(res))
         items, _, _ = score(root, "gsm8k", [{"doc": d, "response": s} for d, s in zip(QUESTIONS, SAID)])
@@ -103,7 +93,7 @@ def main():
             got = [x[name] for x in items]
             r.check(got == want[name] and 0 < sum(got) < len(got), f"GSM8K, {name}: item by item what the harness says", f"{got} {want[name]}")
         call("prompts", "gsm8k", "--data", data, "--out", f"{root}/p.jsonl")
-        mine = [x["prompt"] for x in read(f"{root}/p.jsonl")]
+        mine = [x["prompt"] for x in t.read_lines(f"{root}/p.jsonl")]
         r.check(sorted(mine) == sorted(seen) and all(x.count("Q:") == 5 for x in mine), "GSM8K: the prompts are the harness's, with 4 shots")
         with open(os.path.join(HERE, "..", "scripts", "eval_gsm8k.sh"), encoding="utf-8") as f:
             stops = re.findall(r"--stop '([^']*)'", f.read())

@@ -4,12 +4,9 @@
 
   test/check_lora.py [--binary build/bdpo-train] [--only TEXT] [--keep DIR] [--verbose]
 Both start from one adapter that peft has saved (B not zero), in float32. Needs torch, transformers and peft."""
-import argparse
 import json
 import os
-import shutil
 import sys
-import tempfile
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -27,7 +24,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, "..", "scripts"))
 import compare_torch as ct
 import torch_job as job
-from compare_rows import BFLOAT16, FLOAT32, Report, compare_rows, read_jsonl, read_metrics, run
+from compare_rows import BFLOAT16, FLOAT32, Report, arguments, case_folder, compare_rows, read_jsonl, read_metrics, run, work_folder
 from mpi_launch import launcher
 
 torch.set_num_threads(1)
@@ -164,23 +161,16 @@ def compare_case(r, binary, root, c):
 
 
 def main():
-    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("--binary", default=os.environ.get("BDPO_TRAIN", "build/bdpo-train"))
+    ap = arguments(__doc__)
     ap.add_argument("--only", default="", help="cases whose name has this text")
-    ap.add_argument("--keep", help="work in this directory and leave it there")
-    ap.add_argument("--verbose", action="store_true")
     a = ap.parse_args()
     r = Report(a.verbose)
-    root = os.path.abspath(a.keep) if a.keep else tempfile.mkdtemp(prefix="bdpo-lora-")
-    try:
+    with work_folder(a.keep, "bdpo-lora-") as root:
         for c in CASES:
             if a.only in c["name"]:
-                shutil.rmtree(os.path.join(root, c["name"].replace("/", "-")), ignore_errors=True)
+                case_folder(root, c["name"])
                 compare_case(r, os.path.abspath(a.binary), root, c)
         return r.last()
-    finally:
-        if not a.keep:
-            shutil.rmtree(root, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,10 @@
   test/check_nf4.py [--binary build/bdpo-train] [--keep DIR] [--verbose]
 A run with model.quantization "nf4" must give the bytes of a run whose model.path holds the weights that bitsandbytes quantised and
 dequantised, step by step in float32; and the job of peft on those weights. Needs torch, transformers, peft and bitsandbytes."""
-import argparse
 import json
 import os
 import shutil
 import sys
-import tempfile
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -30,7 +28,7 @@ sys.path[:0] = [HERE, os.path.join(HERE, "..", "scripts")]
 import check_lora
 import compare_torch as ct
 import torch_job as job
-from compare_rows import FLOAT32, Report, compare_rows, read_jsonl, read_metrics, run
+from compare_rows import FLOAT32, Report, arguments, compare_rows, read_jsonl, read_metrics, run, work_folder
 
 torch.set_num_threads(1)
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -117,20 +115,12 @@ def check_merge(r, binary, shape, quantised, out):
 
 
 def main():
-    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("--binary", default=os.environ.get("BDPO_TRAIN", "build/bdpo-train"))
-    ap.add_argument("--keep", help="work in this directory and leave it there")
-    ap.add_argument("--verbose", action="store_true")
-    a = ap.parse_args()
+    a = arguments(__doc__).parse_args()
     r = Report(a.verbose)
-    root = os.path.abspath(a.keep) if a.keep else tempfile.mkdtemp(prefix="bdpo-nf4-")
-    try:
+    with work_folder(a.keep, "bdpo-nf4-") as root:
         for shape in ("qwen2", "llama"):
             check_shape(r, os.path.abspath(a.binary), root, shape)
         return r.last()
-    finally:
-        if not a.keep:
-            shutil.rmtree(root, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,9 @@ typedef int fix_backend(struct backend *be, int32_t threads);
 /* On the backend that `open` opens, with buffers of size. */
 void fix_open_on(struct fix *f, fix_backend *open, const char *dir, int shape, enum dtype dtype, const struct model_size *size);
 /* With adapters, drawn like all other weights. */
-void fix_open_nf4(struct fix *f, fix_backend *open, const char *dir, enum dtype dtype, const struct lora *lora, bool nf4, const struct model_size *size); /* of FIX_WIDE */
 void fix_open_lora(struct fix *f, const char *dir, int shape, enum dtype dtype, const struct lora *lora, const struct model_size *size);
+/* The same of FIX_WIDE, with a base in 4 bits or, to compare, without. */
+void fix_open_nf4(struct fix *f, fix_backend *open, const char *dir, enum dtype dtype, const struct lora *lora, bool nf4, const struct model_size *size);
 void fix_close(struct fix *f);
 
 enum { FIX_PAIRS = 4, FIX_LEN = 16 };

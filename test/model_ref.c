@@ -1,5 +1,12 @@
 /* SPDX-License-Identifier: MIT */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
 #include "model_ref.h"
+#include "../src/base/rng.h"
+#include <float.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -219,4 +226,45 @@ double ref_logp(const struct ref *r, const int32_t *ids, int32_t n, int32_t firs
     }
     free(z);
     return sum;
+}
+
+double ref_sequence(const struct ref *r, const struct fix_pairs *p, int s)
+{
+    int32_t ids[2 * FIX_LEN];
+    const int32_t n = fix_sequence(p, s, ids);
+    return ref_logp(r, ids, n, p->np[s / 2]);
+}
+
+double ref_tolerance(const struct model *m, double scale)
+{
+    const double width = (double)MAX(m->arch.F, m->arch.V);
+    return 16 * (double)FLT_EPSILON * sqrt(width) * fmax(scale, 1);
+}
+
+void ref_check_gradient(const struct ref *r, int32_t i, const struct param_slice *slice, int places,
+                        double factor, ref_objective_fn *objective, const void *ctx)
+{
+    const struct tensor grad = model_grad(r->m, i);
+    const float *g = (const float *)grad.data + slice->row * grad.dim[1];
+    const double h = 1e-5;
+    int64_t n;
+    double *w = ref_tensor(r, slice->name, &n), scale = 0;
+    for (int64_t j = 0; j < n; j++)
+        scale = fmax(scale, fabs((double)g[j]));
+    assert_true(scale > 0);
+    for (uint64_t k = 0; k < (uint64_t)places; k++) {
+        int64_t j = (int64_t)(rng_u64(11, (uint64_t)i, k) % (uint64_t)n);
+        for (int64_t t = 0; k % 2 && t < n; t++)
+            if (fabs((double)g[t]) == scale) j = t;
+        const double was = w[j];
+        w[j] = was + h;
+        const double up = objective(ctx);
+        w[j] = was - h;
+        const double down = objective(ctx);
+        w[j] = was;
+        const double want = (up - down) / (2 * h);
+        if (!(fabs((double)g[j] - want) <= factor * ref_tolerance(r->m, scale)))
+            fail_msg("%s[%lld]: %.9g, expected %.9g", slice->name, (long long)j, (double)g[j],
+                     want);
+    }
 }

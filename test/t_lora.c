@@ -4,12 +4,10 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <cmocka.h>
-#include <float.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "../src/base/rng.h"
 #include "model_fixture.h"
 #include "model_ref.h"
 #include "../src/cpu/cpu.h"
@@ -46,11 +44,6 @@ static void run(struct fix *f, const struct fix_batch *fb, double *logp, bool ba
     if (!backward) return;
     memset(f->m.grads.data, 0, (size_t)f->m.n_trained * sizeof(float));
     assert_int_equal(model_backward(&f->m, &fb->b, coef, NULL, NULL), 0);
-}
-
-static double tolerance(const struct model *m, double scale)
-{
-    return 16 * (double)FLT_EPSILON * sqrt((double)MAX(m->arch.F, m->arch.V)) * fmax(scale, 1);
 }
 
 /* The oracle knows no adapters: its weights are the base's plus scale B A, in double. */
@@ -111,19 +104,18 @@ static void oracle_merge(const struct oracle *o)
         }
 }
 
-static double ref_sequence(const struct oracle *o, const struct fix_pairs *p, int s)
-{
-    int32_t ids[2 * FIX_LEN];
-    const int32_t n = fix_sequence(p, s, ids);
-    return ref_logp(&o->r, ids, n, p->np[s / 2]);
-}
+struct objective {
+    const struct oracle *o;
+    const struct fix_pairs *p;
+};
 
-static double objective(const struct oracle *o, const struct fix_pairs *p)
+static double objective(const void *ctx)
 {
+    const struct objective *x = ctx;
     double sum = 0;
-    oracle_merge(o);
+    oracle_merge(x->o);
     for (int s = 0; s < S; s++)
-        sum += coef[s] * ref_sequence(o, p, s);
+        sum += coef[s] * ref_sequence(&x->o->r, x->p, s);
     return sum;
 }
 
@@ -144,42 +136,14 @@ static void test_lora__logp_equals_oracle(void **state)
             oracle_merge(&o);
             run(&f, &fb, logp, false);
             for (int s = 0; s < S; s++) {
-                const double want = ref_sequence(&o, &p, s);
-                if (!(fabs(logp[s] - want) <= 2 * tolerance(&f.m, fabs(want))))
+                const double want = ref_sequence(&o.r, &p, s);
+                if (!(fabs(logp[s] - want) <= 2 * ref_tolerance(&f.m, fabs(want))))
                     fail_msg("shape %d, adapters %zu, sequence %d: %.9g, expected %.9g", shape, k,
                              s, logp[s], want);
             }
             oracle_close(&o);
             fix_close(&f);
         }
-}
-
-static void check_slice(struct fix *f, const struct oracle *o, const struct fix_pairs *p, int32_t i,
-                        const struct param_slice *slice)
-{
-    const struct tensor grad = model_grad(&f->m, i);
-    const float *g = (const float *)grad.data + slice->row * grad.dim[1];
-    const double h = 1e-5;
-    int64_t n;
-    double *w = ref_tensor(&o->r, slice->name, &n), scale = 0;
-    for (int64_t j = 0; j < n; j++)
-        scale = fmax(scale, fabs((double)g[j]));
-    assert_true(scale > 0);
-    for (uint64_t k = 0; k < 4; k++) {
-        int64_t j = (int64_t)(rng_u64(11, (uint64_t)i, k) % (uint64_t)n);
-        for (int64_t t = 0; k % 2 && t < n; t++)
-            if (fabs((double)g[t]) == scale) j = t;
-        const double was = w[j];
-        w[j] = was + h;
-        const double up = objective(o, p);
-        w[j] = was - h;
-        const double down = objective(o, p);
-        w[j] = was;
-        const double want = (up - down) / (2 * h);
-        if (!(fabs((double)g[j] - want) <= 8 * tolerance(&f->m, scale)))
-            fail_msg("%s[%lld]: %.9g, expected %.9g", slice->name, (long long)j, (double)g[j],
-                     want);
-    }
 }
 
 static void test_lora__gradients_equal_differences(void **state)
@@ -200,7 +164,8 @@ static void test_lora__gradients_equal_differences(void **state)
         run(&f, &fb, logp, true);
         for (int32_t i = f.m.first_trained; i < f.m.end_trained; i++)
             for (int32_t j = 0; j < f.m.params[i].n_slices; j++)
-                check_slice(&f, &o, &p, i, &f.m.params[i].slice[j]);
+                ref_check_gradient(&o.r, i, &f.m.params[i].slice[j], 4, 8, objective,
+                                   &(struct objective){ &o, &p });
         oracle_close(&o);
         fix_close(&f);
     }
@@ -289,7 +254,7 @@ static void test_lora__recomputed_and_in_pieces(void **state)
         g.m.lora_x = tensor_rows(&g.m.lora_x, 0, 5);
         run(&g, &fb, two, false);
         for (int s = 0; s < S; s++)
-            assert_true(fabs(one[s] - two[s]) <= (d ? 0.2 : tolerance(&f.m, fabs(one[s]))));
+            assert_true(fabs(one[s] - two[s]) <= (d ? 0.2 : ref_tolerance(&f.m, fabs(one[s]))));
         fix_close(&f);
         fix_close(&g);
     }
@@ -391,7 +356,7 @@ static void test_lora__saved_read_and_merged(void **state)
         assert_int_equal(lora_merge(&g.m), 0);
         run(&g, &fb, again, false);
         for (int s = 0; s < S; s++)
-            assert_true(fabs(logp[s] - again[s]) <= 2 * tolerance(&g.m, fabs(logp[s])));
+            assert_true(fabs(logp[s] - again[s]) <= 2 * ref_tolerance(&g.m, fabs(logp[s])));
         fix_close(&g);
         other = LORAS[k];
         other.alpha *= 2;

@@ -4,7 +4,6 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <cmocka.h>
-#include <float.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -39,20 +38,6 @@ static void run(struct fix *f, const struct fix_batch *fb, double *logp, const d
     if (!c) return;
     memset(g.data, 0, (size_t)f->m.n_flat * sizeof(float));
     assert_int_equal(model_backward(&f->m, &fb->b, c, NULL, NULL), 0);
-}
-
-/* The error of float32 sums over the widest inner product. */
-static double tolerance(const struct model *m, double scale)
-{
-    const double width = (double)MAX(m->arch.F, m->arch.V);
-    return 16 * (double)FLT_EPSILON * sqrt(width) * fmax(scale, 1);
-}
-
-static double ref_sequence(const struct ref *r, const struct fix_pairs *p, int s)
-{
-    int32_t ids[2 * FIX_LEN];
-    const int32_t n = fix_sequence(p, s, ids);
-    return ref_logp(r, ids, n, p->np[s / 2]);
 }
 
 /* bfloat16: about 8 roundings a layer, and logits of the size sqrt(C) / 4, as the weights are drawn; errors add up as random ones do. */
@@ -106,7 +91,7 @@ static void test_model__logp_equals_oracle(void **state)
         run(&f, &fb, logp, NULL);
         for (int s = 0; s < S; s++) {
             const double want = ref_sequence(&r, &p, s);
-            if (fabs(logp[s] - want) > tolerance(&f.m, fabs(want)))
+            if (fabs(logp[s] - want) > ref_tolerance(&f.m, fabs(want)))
                 fail_msg("shape %d, sequence %d: %.9g, expected %.9g", shape, s, logp[s], want);
         }
         ref_release(&r);
@@ -114,42 +99,19 @@ static void test_model__logp_equals_oracle(void **state)
     }
 }
 
+struct objective {
+    const struct ref *r;
+    const struct fix_pairs *p;
+};
+
 /* sum over sequences of coef logp, by the oracle */
-static double ref_objective(const struct ref *r, const struct fix_pairs *p)
+static double objective(const void *ctx)
 {
+    const struct objective *o = ctx;
     double sum = 0;
     for (int s = 0; s < S; s++)
-        sum += coef[s] * ref_sequence(r, p, s);
+        sum += coef[s] * ref_sequence(o->r, o->p, s);
     return sum;
-}
-
-static void check_slice(struct fix *f, const struct ref *r, const struct fix_pairs *p, int32_t i,
-                        const struct param_slice *slice)
-{
-    const struct tensor grad = model_grad(&f->m, i);
-    const float *g = (const float *)grad.data + slice->row * grad.dim[1];
-    const double h = 1e-5;
-    int64_t n;
-    double *w = ref_tensor(r, slice->name, &n), scale = 0;
-    for (int64_t j = 0; j < n; j++)
-        scale = fmax(scale, fabs((double)g[j]));
-    assert_true(scale > 0);
-    for (uint64_t k = 0; k < 6; k++) {
-        /* half of the places at random, half where the gradient is largest */
-        int64_t j = (int64_t)(rng_u64(11, (uint64_t)i, k) % (uint64_t)n);
-        for (int64_t t = 0; k % 2 && t < n; t++)
-            if (fabs((double)g[t]) == scale) j = t;
-        const double was = w[j];
-        w[j] = was + h;
-        const double up = ref_objective(r, p);
-        w[j] = was - h;
-        const double down = ref_objective(r, p);
-        w[j] = was;
-        const double want = (up - down) / (2 * h);
-        if (fabs((double)g[j] - want) > 4 * tolerance(&f->m, scale))
-            fail_msg("%s[%lld]: %.9g, expected %.9g", slice->name, (long long)j, (double)g[j],
-                     want);
-    }
 }
 
 static void test_model__gradients_equal_differences(void **state)
@@ -168,7 +130,8 @@ static void test_model__gradients_equal_differences(void **state)
         run(&f, &fb, logp, coef);
         for (int32_t i = 0; i < f.m.n_params; i++)
             for (int32_t j = 0; j < f.m.params[i].n_slices; j++)
-                check_slice(&f, &r, &p, i, &f.m.params[i].slice[j]);
+                ref_check_gradient(&r, i, &f.m.params[i].slice[j], 6, 4, objective,
+                                   &(struct objective){ &r, &p });
         ref_release(&r);
         fix_close(&f);
     }
@@ -219,7 +182,7 @@ static int64_t differing(const struct model *m, const float *a, const float *b)
         for (int64_t j = at; j < at + count; j++)
             scale = fmax(scale, fabs((double)a[j]));
         for (int64_t j = at; j < at + count; j++)
-            n += fabs((double)a[j] - (double)b[j]) > 4 * tolerance(m, scale);
+            n += fabs((double)a[j] - (double)b[j]) > 4 * ref_tolerance(m, scale);
     }
     return n;
 }
@@ -244,7 +207,7 @@ static void test_model__shared_prompt_equals_separate_rows(void **state)
         assert_int_equal(fb.b.T, 28 + 3 + 1 + 7 + 2);
         run(&f, &fb, apart, coef);
         for (int s = 0; s < S; s++)
-            assert_true(fabs(shared[s] - apart[s]) <= tolerance(&f.m, fabs(apart[s])));
+            assert_true(fabs(shared[s] - apart[s]) <= ref_tolerance(&f.m, fabs(apart[s])));
         assert_int_equal(differing(&f.m, g, f.m.grads.data), 0);
         free(g);
         fix_close(&f);
