@@ -5,46 +5,17 @@
 #include <string.h>
 
 /* FEW: rows that few_rows takes, in pieces of at most STRIP columns; SMALL: multiplications that
- * are not worth a team; MIDDLE: those that oneDNN does not share well */
-enum { FEW = 32, STRIP = 64, SMALL = 1 << 18, MIDDLE = 1 << 26 };
-
-/* Rows [i, i + m) and columns [j, j + n) of the product. */
-static dnnl_status_t sgemm_part(const struct product *p, int64_t i, int64_t m, int64_t j, int64_t n)
-{
-    const float *a = p->a.p, *b = p->b.p;
-    float *y = p->y;
-    return dnnl_sgemm(p->a.t ? 'T' : 'N', p->b.t ? 'T' : 'N', m, n, p->K, p->alpha,
-                      a + i * (p->a.t ? 1 : p->a.ld), p->a.ld, b + j * (p->b.t ? p->b.ld : 1),
-                      p->b.ld, p->beta, y + i * p->ldy + j, p->ldy);
-}
-
-/* A part for each thread, of whole vectors, along the longer side: oneDNN gives most of a product of this size to one. */
-static dnnl_status_t sgemm_shared(const struct product *p, int threads)
-{
-    const bool rows = p->M >= p->N;
-    const int64_t all = rows ? p->M : p->N, part = round_up(div_up(all, threads), 16);
-    dnnl_status_t rc = dnnl_success;
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t at = 0; at < all; at += part) {
-        const int64_t n = MIN(part, all - at);
-        const dnnl_status_t one =
-            rows ? sgemm_part(p, at, n, 0, p->N) : sgemm_part(p, 0, p->M, at, n);
-        if (one != dnnl_success) {
-#pragma omp atomic write
-            rc = one;
-        }
-    }
-    return rc;
-}
+ * are not worth a team */
+enum { FEW = 32, STRIP = 64, SMALL = 1 << 18 };
 
 static int sgemm(struct ctx *cx, const struct product *p)
 {
     /* oneDNN takes its team size from this thread's setting */
     const int team = p->M * p->N <= SMALL / p->K ? 1 : cx->threads;
     if (omp_get_max_threads() != team) omp_set_num_threads(team);
-    const dnnl_status_t rc = team > 1 && p->M * p->N <= MIDDLE / p->K
-                                 ? sgemm_shared(p, team)
-                                 : sgemm_part(p, 0, p->M, 0, p->N);
+    const dnnl_status_t rc =
+        dnnl_sgemm(p->a.t ? 'T' : 'N', p->b.t ? 'T' : 'N', p->M, p->N, p->K, p->alpha, p->a.p,
+                   p->a.ld, p->b.p, p->b.ld, p->beta, p->y, p->ldy);
     if (rc == dnnl_out_of_memory)
         return err_set(ERR_OOM, "oneDNN is out of memory in a matrix product");
     if (rc != dnnl_success)
