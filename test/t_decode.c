@@ -14,7 +14,7 @@
 #include "model_fixture.h"
 #include "model_ref.h"
 
-enum { SLOTS = 3, POSITIONS = 24, PREFILL = 7, V = FIX_VOCAB };
+enum { SLOTS = 3, POSITIONS = 24, ROWS = 7, V = FIX_VOCAB };
 static char dir[64];
 
 struct gen { /* a decoder over the weights of a fixture */
@@ -43,7 +43,7 @@ static void gen_open_as(struct gen *g, int shape, enum dtype dtype)
     memset(g, 0, sizeof *g);
     fix_open_as(&g->f, dir, shape, dtype, false, false);
     ref_init(&g->r, &g->f.m);
-    assert_int_equal(decoder_plan(&g->d, &g->f.m, &g->plan, SLOTS, POSITIONS, PREFILL), 0);
+    assert_int_equal(decoder_plan(&g->d, &g->f.m, &g->plan, SLOTS, POSITIONS, ROWS), 0);
     assert_int_equal(plan_grant(&g->plan, &g->f.be), 0);
     assert_int_equal(decoder_ready(&g->d), 0);
 }
@@ -89,6 +89,12 @@ static void check(struct gen *g, const int32_t *ids, int32_t n, const float *log
             fail_msg("%d tokens, logit %d: %.9g, expected %.9g", n, i, (double)logits[i], last[i]);
 }
 
+static int feed(struct decoder *d, int32_t slot, const int32_t *ids, int64_t n, const float **z)
+{
+    const struct decoder_part part = { slot, ids, n };
+    return decoder_pass(d, &part, 1, z);
+}
+
 static int32_t argmax(const float *z)
 {
     int32_t best = 0;
@@ -103,7 +109,7 @@ static void draw(int32_t *ids, int32_t n, uint64_t stream)
         ids[i] = (int32_t)(rng_u64(1, stream, (uint64_t)i) % V);
 }
 
-static void test_decode__prefill_in_chunks(void **state)
+static void test_decode__prompt_in_chunks(void **state)
 {
     int32_t ids[POSITIONS];
     (void)state;
@@ -115,7 +121,7 @@ static void test_decode__prefill_in_chunks(void **state)
         int32_t n = 0;
         gen_open_as(&g, k / 2, k % 2 ? DT_BF16 : DT_F32);
         for (size_t i = 0; i < COUNT_OF(chunks); i++) {
-            assert_int_equal(decoder_prefill(&g.d, 1, ids + n, chunks[i], &z), 0);
+            assert_int_equal(feed(&g.d, 1, ids + n, chunks[i], &z), 0);
             n += chunks[i];
             check(&g, ids, n, z);
             assert_int_equal(g.d.len[1], n);
@@ -138,29 +144,61 @@ static void test_decode__batched_steps(void **state)
         for (int32_t s = 0; s < SLOTS; s++) {
             n[s] = 2 + 2 * s;
             draw(ids[s], n[s], 10 + (uint64_t)s);
-            assert_int_equal(decoder_prefill(&g.d, s, ids[s], n[s], &z), 0);
+            assert_int_equal(feed(&g.d, s, ids[s], n[s], &z), 0);
             check(&g, ids[s], n[s], z);
             next[s] = argmax(z);
         }
         for (int step = 0; step < 10; step++) {
             const int32_t first = step < 6 ? 0 : 1; /* slot 2 is left out */
-            int32_t in[SLOTS];
+            struct decoder_part parts[SLOTS];
             if (step == 8) { /* and starts again */
                 decoder_reset(&g.d, 2);
                 n[2] = 3;
                 draw(ids[2], n[2], 77);
-                assert_int_equal(decoder_prefill(&g.d, 2, ids[2], n[2], &z), 0);
+                assert_int_equal(feed(&g.d, 2, ids[2], n[2], &z), 0);
                 check(&g, ids[2], n[2], z);
             }
             for (int32_t i = first; i < SLOTS; i++) {
                 const int32_t s = order[i];
-                in[i] = ids[s][n[s]++] = next[s];
+                ids[s][n[s]++] = next[s];
+                parts[i] = (struct decoder_part){ s, ids[s] + n[s] - 1, 1 };
             }
-            assert_int_equal(decoder_step(&g.d, order + first, in + first, SLOTS - first, &z), 0);
+            assert_int_equal(decoder_pass(&g.d, parts + first, SLOTS - first, &z), 0);
             for (int32_t i = first; i < SLOTS; i++) {
                 const int32_t s = order[i];
                 check(&g, ids[s], n[s], z + (i - first) * V);
                 next[s] = argmax(z + (i - first) * V);
+            }
+        }
+        gen_close(&g);
+    }
+}
+
+/* Prompts and single tokens in one pass: each part goes on its own slot and has its own logits. */
+static void test_decode__parts_of_unequal_lengths(void **state)
+{
+    static const int32_t takes[][SLOTS] = {
+        { 3, 0, 2 }, { 1, 4, 1 }, { 0, 1, 5 }, { 2, 2, 2 }, { 1, 1, 1 }, { 5, 1, 1 }, { 0, 7, 0 },
+    };
+    (void)state;
+    for (int k = 0; k < 2 * FIX_SHAPES; k++) {
+        int32_t ids[SLOTS][POSITIONS], n[SLOTS] = { 0 };
+        struct gen g;
+        const float *z;
+        gen_open_as(&g, k / 2, k % 2 ? DT_BF16 : DT_F32);
+        for (int32_t s = 0; s < SLOTS; s++)
+            draw(ids[s], POSITIONS, 40 + (uint64_t)s);
+        for (size_t i = 0; i < COUNT_OF(takes); i++) {
+            struct decoder_part parts[SLOTS];
+            int32_t n_parts = 0;
+            for (int32_t s = SLOTS; s-- > 0;)
+                if (takes[i][s])
+                    parts[n_parts++] = (struct decoder_part){ s, ids[s] + n[s], takes[i][s] };
+            assert_int_equal(decoder_pass(&g.d, parts, n_parts, &z), 0);
+            for (int32_t j = 0; j < n_parts; j++) {
+                const int32_t s = parts[j].slot;
+                n[s] += (int32_t)parts[j].n;
+                check(&g, ids[s], n[s], z + j * V);
             }
         }
         gen_close(&g);
@@ -188,13 +226,13 @@ static void test_decode__equals_forward(void **state)
             const float *z;
             double sum = 0;
             decoder_reset(&g.d, slot);
-            assert_int_equal(decoder_prefill(&g.d, slot, ids, np, &z), 0);
+            assert_int_equal(feed(&g.d, slot, ids, np, &z), 0);
             for (int32_t t = np; t < n; t++) {
                 double total = 0;
                 for (int i = 0; i < V; i++)
                     total += exp((double)z[i]);
                 sum += (double)z[ids[t]] - log(total);
-                if (t + 1 < n) assert_int_equal(decoder_step(&g.d, &slot, ids + t, 1, &z), 0);
+                if (t + 1 < n) assert_int_equal(feed(&g.d, slot, ids + t, 1, &z), 0);
             }
             const double share =
                 g.f.m.dtype == DT_BF16 ? bf16_share(&g.f.m) : 64 * (double)FLT_EPSILON * sqrt(V);
@@ -229,7 +267,7 @@ static void test_decode__without_training_buffers(void **state)
     assert_int_equal(decoder_ready(&d), 0);
     assert_int_equal(model_random(&m, 5), 0);
     ref_init(&r, &m);
-    assert_int_equal(decoder_prefill(&d, 0, ids, 5, &z), 0);
+    assert_int_equal(feed(&d, 0, ids, 5, &z), 0);
     ref_logits(&r, ids, 5, want);
     for (int i = 0; i < V; i++)
         assert_true(fabs((double)z[i] - want[4 * V + i]) < 1e-5);
@@ -256,8 +294,9 @@ static void test_decode__too_large_a_cache(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_decode__prefill_in_chunks),
+        cmocka_unit_test(test_decode__prompt_in_chunks),
         cmocka_unit_test(test_decode__batched_steps),
+        cmocka_unit_test(test_decode__parts_of_unequal_lengths),
         cmocka_unit_test(test_decode__equals_forward),
         cmocka_unit_test(test_decode__without_training_buffers),
         cmocka_unit_test(test_decode__too_large_a_cache),

@@ -21,31 +21,32 @@ static int plan_rows(struct decoder *d, struct plan *p, int64_t T)
     TRY(plan_book(p, c, &d->act, A, T, a->F, 1, 1));
     TRY(plan_book(p, PLAN_HEAD, &d->logits, DT_F32, d->B, a->V, 1, 1));
     TRY(plan_book(p, PLAN_BATCH, &d->ids, DT_I32, T, 1, 1, 1));
+    TRY(plan_book(p, PLAN_BATCH, &d->last, DT_I32, d->B, 1, 1, 1));
     return plan_book(p, PLAN_BATCH, &d->pos, DT_I32, T, 1, 1, 1);
 }
 
 int decoder_plan(struct decoder *d, struct model *m, struct plan *p, int64_t batch,
-                 int64_t positions, int64_t prefill)
+                 int64_t positions, int64_t rows)
 {
     const struct arch *a = &m->arch;
     const enum dtype A = m->dtype;
-    int64_t rows;
-    BUG_IF(batch < 1 || positions < 1 || prefill < 1);
+    int64_t cached;
+    BUG_IF(batch < 1 || positions < 1 || rows < 1);
     memset(d, 0, sizeof *d);
-    if (!mul_ok(batch, positions, &rows) || rows > INT32_MAX || prefill > INT32_MAX)
+    if (!mul_ok(batch, positions, &cached) || cached > INT32_MAX || rows > INT32_MAX)
         return err_set(ERR_INPUT, "%lld sequences of %lld tokens are more than a cache can hold",
                        (long long)batch, (long long)positions);
     d->m = m;
     d->B = batch;
     d->cap = positions;
-    d->T_max = MAX(prefill, batch);
+    d->T_max = MAX(rows, batch);
     TRY(MEM_NEW(&d->k, a->L));
     TRY(MEM_NEW(&d->v, a->L));
     TRY(model_plan_rope(m, p, positions));
     TRY(model_plan_linear(m, p, d->T_max));
     for (int64_t l = 0; l < a->L; l++) {
-        TRY(plan_book(p, PLAN_ACTIVATIONS, &d->k[l], A, rows, a->K * a->D, 1, 1));
-        TRY(plan_book(p, PLAN_ACTIVATIONS, &d->v[l], A, rows, a->K * a->D, 1, 1));
+        TRY(plan_book(p, PLAN_ACTIVATIONS, &d->k[l], A, cached, a->K * a->D, 1, 1));
+        TRY(plan_book(p, PLAN_ACTIVATIONS, &d->v[l], A, cached, a->K * a->D, 1, 1));
     }
     return plan_rows(d, p, d->T_max);
 }
@@ -54,7 +55,7 @@ int decoder_ready(struct decoder *d)
 {
     TRY(MEM_NEW(&d->len, d->B));
     TRY(MEM_NEW(&d->host, d->B * d->m->arch.V));
-    TRY(MEM_NEW(&d->host_pos, d->T_max));
+    TRY(MEM_NEW(&d->host_ids, 2 * d->T_max + d->B));
     TRY(MEM_NEW(&d->seg, d->B));
     TRY(MEM_NEW(&d->group, d->B + 1));
     for (int64_t i = 0; i <= d->B; i++)
@@ -68,7 +69,7 @@ void decoder_release(struct decoder *d)
     free(d->v);
     free(d->len);
     free(d->host);
-    free(d->host_pos);
+    free(d->host_ids);
     free(d->seg);
     free(d->group);
     memset(d, 0, sizeof *d);
@@ -147,64 +148,51 @@ static int decode_layers(struct decoder *d, int64_t T, int64_t n_seg)
     return op_rmsnorm_fwd(m->be, &h, &rstd, &x, &x, &branch, &m->params[m->final_norm].w, eps);
 }
 
-/* Logits of the n rows of h to the host. */
-static int decode_logits(struct decoder *d, const struct tensor *h, const float **logits)
+/* Logits of the last row of each part to the host; x is free by now. */
+static int decode_logits(struct decoder *d, int64_t T, int64_t n, const float **logits)
 {
     const struct model *m = d->m;
-    const int64_t n = h->dim[0];
-    struct tensor z = tensor_rows(&d->logits, 0, n);
-    TRY(op_gemm(m->be, &z, h, false, &m->params[m->head].w, true, NULL, 1, 0));
+    const struct tensor h = tensor_rows(&d->h, 0, T), last = tensor_rows(&d->last, 0, n);
+    struct tensor rows = tensor_rows(&d->x, 0, n), z = tensor_rows(&d->logits, 0, n);
+    if (n < T) TRY(op_gather(m->be, &rows, &h, &last));
+    TRY(op_gemm(m->be, &z, n < T ? &rows : &h, false, &m->params[m->head].w, true, NULL, 1, 0));
     TRY(m->be->mem->to_host(m->be->cx, d->host, z.data, n * m->arch.V * dtype_size(DT_F32)));
     *logits = d->host;
     return 0;
 }
 
-static int upload_ids(struct decoder *d, const int32_t *ids, int64_t n)
-{
-    const struct model *m = d->m;
-    for (int64_t i = 0; i < n; i++)
-        BUG_IF(ids[i] < 0 || ids[i] >= m->arch.V);
-    return m->be->mem->to_device(m->be->cx, d->ids.data, ids, n * dtype_size(DT_I32));
-}
-
-static int upload_positions(struct decoder *d, int64_t n)
+static int upload(const struct decoder *d, struct tensor *t, const int32_t *from, int64_t n)
 {
     const struct backend *be = d->m->be;
-    return be->mem->to_device(be->cx, d->pos.data, d->host_pos, n * dtype_size(DT_I32));
+    return be->mem->to_device(be->cx, t->data, from, n * dtype_size(DT_I32));
 }
 
-int decoder_prefill(struct decoder *d, int64_t slot, const int32_t *ids, int64_t n,
-                    const float **logits)
-{
-    BUG_IF(slot < 0 || slot >= d->B || n < 1 || n > d->T_max || n > d->cap - d->len[slot]);
-    const int32_t have = d->len[slot], base = (int32_t)(slot * d->cap);
-    TRY(upload_ids(d, ids, n));
-    for (int64_t i = 0; i < n; i++)
-        d->host_pos[i] = have + (int32_t)i;
-    TRY(upload_positions(d, n));
-    d->seg[0] = (struct segment){ 0, (int32_t)n, base + have, base, have };
-    TRY(decode_layers(d, n, 1));
-    d->len[slot] += (int32_t)n;
-    const struct tensor last = tensor_rows(&d->h, n - 1, 1);
-    return decode_logits(d, &last, logits);
-}
-
-int decoder_step(struct decoder *d, const int32_t *slots, const int32_t *ids, int64_t n,
+int decoder_pass(struct decoder *d, const struct decoder_part *parts, int64_t n_parts,
                  const float **logits)
 {
-    BUG_IF(n < 1 || n > d->B);
-    TRY(upload_ids(d, ids, n));
-    for (int64_t i = 0; i < n; i++) {
-        const int32_t slot = slots[i];
-        BUG_IF(slot < 0 || slot >= d->B || d->len[slot] >= d->cap);
-        const int32_t base = (int32_t)(slot * d->cap);
-        d->seg[i] = (struct segment){ (int32_t)i, 1, base + d->len[slot], base, d->len[slot] };
-        d->host_pos[i] = d->len[slot];
+    const int64_t V = d->m->arch.V;
+    int32_t *ids = d->host_ids, *pos = ids + d->T_max, *last = pos + d->T_max;
+    int64_t T = 0;
+    BUG_IF(n_parts < 1 || n_parts > d->B);
+    for (int64_t i = 0; i < n_parts; i++) {
+        const int32_t slot = parts[i].slot;
+        const int64_t n = parts[i].n;
+        BUG_IF(slot < 0 || slot >= d->B || n < 1 || n > d->T_max - T ||
+               n > d->cap - d->len[slot]);
+        const int32_t base = (int32_t)(slot * d->cap), have = d->len[slot];
+        d->seg[i] = (struct segment){ (int32_t)T, (int32_t)n, base + have, base, have };
+        for (int64_t t = 0; t < n; t++, T++) {
+            BUG_IF(parts[i].ids[t] < 0 || parts[i].ids[t] >= V);
+            ids[T] = parts[i].ids[t];
+            pos[T] = have + (int32_t)t;
+        }
+        last[i] = (int32_t)T - 1;
     }
-    TRY(upload_positions(d, n));
-    TRY(decode_layers(d, n, n));
-    for (int64_t i = 0; i < n; i++)
-        d->len[slots[i]]++;
-    const struct tensor h = tensor_rows(&d->h, 0, n);
-    return decode_logits(d, &h, logits);
+    TRY(upload(d, &d->ids, ids, T));
+    TRY(upload(d, &d->pos, pos, T));
+    TRY(upload(d, &d->last, last, n_parts));
+    TRY(decode_layers(d, T, n_parts));
+    for (int64_t i = 0; i < n_parts; i++)
+        d->len[parts[i].slot] += (int32_t)parts[i].n;
+    return decode_logits(d, T, n_parts, logits);
 }

@@ -13,6 +13,7 @@
 
 enum {
     PIECE_BATCHES = 4, /* rows that are answered together, in batches: what a kill can cost */
+    PASS_ROWS = 1024,  /* tokens of prompts that are read together */
     STOP_SLACK = 8     /* tokens beside a stop string's bytes that are looked at for it */
 };
 
@@ -203,8 +204,9 @@ static int open_model(struct generator *g)
     g->be_open = true;
     TRY(model_init(&g->model, &g->be, &g->arch, g->o->bf16 ? DT_BF16 : DT_F32));
     TRY(model_plan_weights(&g->model, &g->plan, false));
-    TRY(decoder_plan(&g->dec, &g->model, &g->plan, MIN(g->o->batch, g->n), g->room,
-                     g->room - g->o->max_tokens));
+    const int64_t batch = MIN(g->o->batch, g->n), longest = g->room - g->o->max_tokens;
+    TRY(decoder_plan(&g->dec, &g->model, &g->plan, batch, g->room,
+                     MAX(longest, MIN(PASS_ROWS, longest * batch))));
     TRY(plan_grant(&g->plan, &g->be));
     TRY(model_ready(&g->model));
     TRY(decoder_ready(&g->dec));

@@ -21,20 +21,20 @@ int64_t kl_longest(const struct dataset *d, const struct arch *a, int64_t max_to
 int kl_plan(struct kl *k, struct plan *p, struct model *policy, const struct arch *ref,
             const struct dataset *prompts, const struct kl_opts *o)
 {
-    int64_t prefill = 1;
+    int64_t rows = 1;
     memset(k, 0, sizeof *k);
     k->o = *o;
     k->policy = policy;
     k->prompts = prompts;
     k->longest = kl_longest(prompts, &policy->arch, o->max_tokens);
     for (int64_t i = 0; i < prompts->n; i++)
-        prefill = MAX(prefill, prompts->ex[i].np);
+        rows = MAX(rows, prompts->ex[i].np);
     const struct model_size size = { .T = k->longest, .N = k->longest, .positions = k->longest };
     TRY(model_init(&k->ref, policy->be, ref, policy->dtype));
     TRY(model_plan_weights(&k->ref, p, false));
     TRY(model_plan_buffers(&k->ref, p, &size));
-    TRY(decoder_plan(&k->dec, policy, p, MIN(o->samples, KL_BATCH), k->longest, prefill));
-    return decoder_plan(&k->ref_dec, &k->ref, p, MIN(o->samples, KL_ANSWERS), k->longest, prefill);
+    TRY(decoder_plan(&k->dec, policy, p, MIN(o->samples, KL_BATCH), k->longest, rows));
+    return decoder_plan(&k->ref_dec, &k->ref, p, MIN(o->samples, KL_ANSWERS), k->longest, rows);
 }
 
 int kl_ready(struct kl *k)

@@ -76,40 +76,54 @@ static bool running(const struct sample_request *r)
     return !r->stopped && r->answer.n < r->max_tokens;
 }
 
+/* The parts of the next pass: prompts for free slots as far as they fit, then the last token of each running answer, all or none, since those wait without loss. */
+static int64_t next_parts(const struct sampler *s, struct sample_request *req, int64_t n_req,
+                          int64_t *next, int64_t *owner, struct decoder_part *parts)
+{
+    const struct decoder *d = s->dec;
+    int64_t n = 0, rows = 0, going = 0;
+    for (int64_t k = 0; k < d->B; k++) {
+        if (owner[k] >= 0 && running(&req[owner[k]])) {
+            going++;
+            continue;
+        }
+        owner[k] = -1;
+        if (*next == n_req) continue;
+        BUG_IF(req[*next].prompt.n > d->T_max);
+        if (req[*next].prompt.n > d->T_max - rows) continue;
+        const struct ids *prompt = &req[owner[k] = (*next)++].prompt;
+        decoder_reset(s->dec, k);
+        parts[n++] = (struct decoder_part){ (int32_t)k, prompt->id, prompt->n };
+        rows += prompt->n;
+    }
+    if (rows + going > d->T_max) return n;
+    for (int64_t k = 0; k < d->B; k++) {
+        if (owner[k] < 0 || req[owner[k]].answer.n == 0) continue;
+        const struct ids *answer = &req[owner[k]].answer;
+        parts[n++] = (struct decoder_part){ (int32_t)k, answer->id + answer->n - 1, 1 };
+    }
+    return n;
+}
+
 int sample_answers(const struct sampler *s, struct sample_request *req, int64_t n_req)
 {
     const int64_t B = s->dec->B, V = s->dec->m->arch.V;
-    int32_t *slots = NULL, *ids = NULL;
-    int64_t *owner = NULL, next = 0;
+    struct decoder_part *parts = NULL;
+    int64_t *owner = NULL, next = 0, n;
     const float *logits;
     int rc;
-    TRY_OUT(MEM_NEW(&slots, B));
-    TRY_OUT(MEM_NEW(&ids, B));
+    TRY_OUT(MEM_NEW(&parts, B));
     TRY_OUT(MEM_NEW(&owner, B));
     for (int64_t k = 0; k < B; k++)
         owner[k] = -1;
-    for (;; watch_beat()) {
-        int64_t n = 0;
+    for (; (n = next_parts(s, req, n_req, &next, owner, parts)) > 0; watch_beat()) {
         if (signals_pending()) TRY_OUT(err_set(ERR_STOPPED, "stopped while sampling"));
-        for (int64_t k = 0; k < B; k++) {
-            while ((owner[k] < 0 || !running(&req[owner[k]])) && next < n_req) {
-                struct sample_request *r = &req[owner[k] = next++];
-                decoder_reset(s->dec, k);
-                TRY_OUT(decoder_prefill(s->dec, k, r->prompt.id, r->prompt.n, &logits));
-                TRY_OUT(take_token(s, r, logits));
-            }
-            if (owner[k] < 0 || !running(&req[owner[k]])) continue;
-            slots[n] = (int32_t)k;
-            ids[n++] = req[owner[k]].answer.id[req[owner[k]].answer.n - 1];
-        }
-        if (n == 0) break;
-        TRY_OUT(decoder_step(s->dec, slots, ids, n, &logits));
+        TRY_OUT(decoder_pass(s->dec, parts, n, &logits));
         for (int64_t i = 0; i < n; i++)
-            TRY_OUT(take_token(s, &req[owner[slots[i]]], logits + i * V));
+            TRY_OUT(take_token(s, &req[owner[parts[i].slot]], logits + i * V));
     }
 out:
-    free(slots);
-    free(ids);
+    free(parts);
     free(owner);
     return rc;
 }
