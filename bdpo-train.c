@@ -13,6 +13,7 @@
 #include "src/train/planning.h"
 #include "src/train/sweep.h"
 #include "src/train/tokenize.h"
+#include "src/train/usage.h"
 #include "src/base/signals.h"
 #include "src/io/file.h"
 #include "src/io/json.h"
@@ -22,48 +23,6 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <unistd.h>
-
-static const char USAGE[] =
-    "usage:\n"
-    "  bdpo-train --config run.json [--set key=value ...] [--dry-run] [--allow-change]   SFT, then "
-    "the preference loss\n"
-    "  bdpo-train generate --model DIR --prompt TEXT | --prompts FILE [--out FILE]       sample "
-    "from a model\n"
-    "             [--max-tokens 256] [--temperature 0] [--top-k 0] [--top-p 1] [--seed 42] "
-    "[--batch 16] [--threads 0]\n"
-    "             [--string-prompts raw|user] [--system TEXT] [--chat-template auto] [--dtype "
-    "float32|bfloat16]\n"
-    "             [--backend auto|cpu|cuda] [--stop TEXT ...] [--cut-prompts]\n"
-    "  bdpo-train evaluate --config run.json [--set ...] [--model DIR] [--compare DIR]   metrics "
-    "on data.eval, no training\n"
-    "             [--per-pair FILE]\n"
-    "  bdpo-train lint --config run.json [--set key=value ...] [--out FILE.json]         what is "
-    "odd "
-    "about the data, no training\n"
-    "  bdpo-train plan --config run.json [--set ...] [--device NAME] [--json]             memory, "
-    "arithmetic, hours, disk; loads no weights\n"
-    "  bdpo-train tokenize --model DIR [--chat-template auto] FILE.jsonl                 one JSON "
-    "array of ids a line\n"
-    "  bdpo-train losses                                                                 the table "
-    "of losses\n"
-    "  bdpo-train contour --loss NAME [--out STEM]                                       a loss "
-    "over pi(w) and pi(l):\n"
-    "             [--beta 0.1] [--lambda X] [--alpha X] [--label-smoothing 0]            STEM.csv "
-    "and STEM.svg\n"
-    "             [--ref-w 0.4] [--ref-l 0.1] [--max-w 1] [--max-l 1] [--points 100]\n"
-    "  bdpo-train toy [--out STEM] [--rates 0.01,0.001,0.1] [--steps 1000]               the "
-    "paper's toy case, all losses\n"
-    "             [--seeds 100] [--seed 1]\n"
-    "  bdpo-train merge RUN_DIR --out DIR [--quantization none|nf4] [--threads 0]        the "
-    "adapters of a run into a full model\n"
-    "  bdpo-train report RUN_DIR [RUN_DIR ...] [--out FILE]                              one HTML "
-    "page of these runs\n"
-    "  bdpo-train sweep GRID.json [--csv FILE]           what scripts/sweep.sh runs: configs of a "
-    "grid's runs, or their table\n"
-    "  bdpo-train --help | --version\n"
-    "exit codes: 0 done, 1 failed while running, 2 wrong usage, config, model or data, 75 stopped "
-    "after saving (start again),\n"
-    "  80 diverged, 82 checkpoint unusable or of another run\n";
 
 enum { SETS_MAX = 256, STOPS_MAX = 32 };
 struct args { /* what a command line may hold; each command names the flags it takes */
@@ -518,13 +477,9 @@ static int command_sweep(int argc, char **argv)
     return rc;
 }
 
-static int command_help(void)
+static bool asks_help(const char *arg)
 {
-    struct buf b = { 0 };
-    int rc = config_help(&b);
-    if (rc == 0) printf("%s\nconfig keys:\n%s", USAGE, b.data);
-    buf_release(&b);
-    return rc;
+    return strcmp(arg, "--help") == 0 || strcmp(arg, "-h") == 0;
 }
 
 static int run(int argc, char **argv)
@@ -541,9 +496,8 @@ static int run(int argc, char **argv)
     const char *names[COUNT_OF(commands)];
     size_t n = 0;
     if (argc < 2) return err_set(ERR_INPUT, "no command\n%s", USAGE);
-    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 ||
-        strcmp(argv[1], "help") == 0)
-        return command_help();
+    if (asks_help(argv[1]) || strcmp(argv[1], "help") == 0)
+        return usage_print(argc > 2 ? argv[2] : NULL);
     if (strcmp(argv[1], "--version") == 0) {
         char mpi[128];
         comm_library(mpi, sizeof mpi);
@@ -552,7 +506,8 @@ static int run(int argc, char **argv)
     }
     for (size_t i = 0; i < COUNT_OF(commands); i++) {
         names[n++] = commands[i].name;
-        if (strcmp(argv[1], commands[i].name) == 0) return commands[i].run(argc, argv);
+        if (strcmp(argv[1], commands[i].name) != 0) continue;
+        return asks_help(argv[argc - 1]) ? usage_print(argv[1]) : commands[i].run(argc, argv);
     }
     if (strncmp(argv[1], "-", 1) == 0) return command_train(argc, argv);
     const char *near = json_nearest(argv[1], names, n);

@@ -79,6 +79,9 @@ def test_usage(r, root):
     res = t.bdpo("--help")
     parts = ["generate", "evaluate", "tokenize", "losses", "exit codes", "preference.lambda", "checkpoint.every", "75"]
     p.check(res.code == 0 and all(x in res.out for x in parts), "--help", f"{res} {res.out[:300]}")
+    for command in ("generate", "evaluate", "lint", "plan", "tokenize", "losses", "contour", "toy", "merge", "report", "sweep"):
+        res = t.bdpo(command, "--help")
+        p.check(res.code == 0 and res.out.count("bdpo-train ") == 1 and f"bdpo-train {command} " in res.out and "config keys" not in res.out, f"{command} --help", f"{res} {res.out[:300]}")
     res = t.bdpo("--version")
     p.check(res.code == 0 and res.out.startswith("bdpo-train ") and len(res.out.split("\n")) == 2, "--version", res.out)
     res = t.bdpo("losses")

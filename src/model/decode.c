@@ -177,8 +177,7 @@ int decoder_pass(struct decoder *d, const struct decoder_part *parts, int64_t n_
     for (int64_t i = 0; i < n_parts; i++) {
         const int32_t slot = parts[i].slot;
         const int64_t n = parts[i].n;
-        BUG_IF(slot < 0 || slot >= d->B || n < 1 || n > d->T_max - T ||
-               n > d->cap - d->len[slot]);
+        BUG_IF(slot < 0 || slot >= d->B || n < 1 || n > d->T_max - T || n > d->cap - d->len[slot]);
         const int32_t base = (int32_t)(slot * d->cap), have = d->len[slot];
         d->seg[i] = (struct segment){ (int32_t)T, (int32_t)n, base + have, base, have };
         for (int64_t t = 0; t < n; t++, T++) {
