@@ -108,6 +108,21 @@ def test_merge(r, root):
     check(r, res.code == 2 and "is there already" in res.err, "it writes over nothing", f"{res}")
 
 
+def test_kl(r, root, name, **model):
+    """eval/kl takes the base from the policy; with a reference.path it loads one of its own, and gives the same numbers."""
+    kl = {"eval": {"kl_samples": 6, "every": 1}, "sft": None, "model": model}
+    shared = job(root, f"{name}-shared", {"path": f"{root}/run/sft"}, **kl)
+    own = job(root, f"{name}-own", {"path": f"{root}/run/sft"}, reference={"path": f"{root}/run/sft"}, **kl)
+    got, weights = [], []
+    for path in (shared, own):
+        res = t.bdpo("--config", path)
+        check(r, res.code == 0, f"{name}: a run with eval.kl_samples", f"{res}")
+        got.append([x["eval/kl"] for x in t.read_lines(path.replace(".json", "/metrics.jsonl")) if "eval/kl" in x])
+        weights.append(json.loads(t.bdpo("plan", "--config", path, "--json").out)["memory_bytes"]["weights"])
+    check(r, got[0] == got[1] and got[0][-1] != 0, f"{name}: eval/kl against adapters on the policy's base, as with a base of its own", f"{got}")
+    check(r, weights[0] < 0.75 * weights[1], f"{name}: the base is there once", f"{weights}")
+
+
 def test_ranks(r, root):
     words, reason = launcher(t.BINARY)
     if not words:
@@ -142,6 +157,7 @@ def test_nf4(r, root):
     row = json.loads(res.out) if res.code == 0 else {}
     check(r, res.code == 0 and abs(row["eval/loss"] - last["eval/loss"]) < 1e-3 and abs(row["eval/logps/chosen"] - last["eval/logps/chosen"]) < 0.05,
           "nf4: evaluate sees the base as the run did", f"{res}" if res.code else f"{row['eval/loss']} {last['eval/loss']}")
+    test_kl(r, wide, "nf4-kl", **nf4)
 
 
 def test_refused(r, root):
@@ -170,6 +186,7 @@ def main():
         test_resume(r, root)
         test_sweep(r, root)
         test_merge(r, root)
+        test_kl(r, root, "kl")
         test_ranks(r, root)
         test_nf4(r, root)
         test_refused(r, root)

@@ -195,8 +195,10 @@ int model_plan_weights(struct model *m, struct plan *p, bool train)
     const int64_t held = m->shard.n ? m->shard.elements : m->n_trained;
     int64_t grads = m->n_trained;
     BUG_IF(m->grad_windows && m->n_trained < m->n_flat);
-    TRY(plan_book(p, PLAN_WEIGHTS, &m->weights, m->dtype, m->n_flat, 1, 1, 1));
-    if (m->n_quant > 0) {
+    BUG_IF(m->base && (train || m->arch.lora.rank == 0 || m->base->n_base != m->n_base));
+    TRY(plan_book(p, PLAN_WEIGHTS, &m->weights, m->dtype, m->base ? m->n_trained : m->n_flat, 1, 1,
+                  1));
+    if (m->n_quant > 0 && !m->base) {
         TRY(plan_book(p, PLAN_WEIGHTS, &m->quant, DT_U8, m->n_quant / 2, 1, 1, 1));
         TRY(plan_book(p, PLAN_WEIGHTS, &m->absmax, DT_F32, m->n_quant / NF4_BLOCK, 1, 1, 1));
     }
@@ -211,7 +213,7 @@ int model_plan_weights(struct model *m, struct plan *p, bool train)
 int model_plan_linear(struct model *m, struct plan *p, int64_t T)
 {
     int64_t most = 0;
-    for (int32_t i = 0; i < m->n_base; i++)
+    for (int32_t i = 0; i < m->n_base && !m->base; i++)
         if (m->params[i].nf4) most = MAX(most, tensor_count(&m->params[i].w));
     if (most > 0 && m->dense.dim[0] == 0)
         TRY(plan_book(p, PLAN_SCRATCH, &m->dense, m->dtype, most, 1, 1, 1));
@@ -332,10 +334,24 @@ int model_upload_rope(const struct model *m)
     return rc;
 }
 
+/* The other one is ready, and works at other times: dense is scratch. */
+static void take_base(struct model *m)
+{
+    for (int32_t i = 0; i < m->n_base; i++) {
+        struct param *p = &m->params[i];
+        const struct param *from = &m->base->params[i];
+        p->w.data = from->w.data;
+        p->q = from->q;
+        p->absmax = from->absmax;
+    }
+    m->dense = m->base->dense;
+}
+
 int model_ready(struct model *m)
 {
     BUG_IF(!m->weights.data);
-    for (int32_t i = 0; i < m->n_params; i++) {
+    if (m->base) take_base(m);
+    for (int32_t i = m->base ? m->n_base : 0; i < m->n_params; i++) {
         struct param *p = &m->params[i];
         const int64_t n = tensor_count(&p->w);
         if (!p->nf4) {

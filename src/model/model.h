@@ -61,6 +61,7 @@ struct model { /* valid when zeroed */
     int64_t n_flat;             /* elements of the flat weights with padding */
     int64_t n_trained;          /* of these, from the start, the trained ones */
     struct tensor weights;      /* flat [n_flat] of `dtype` */
+    const struct model *base;   /* set before model_plan_weights, with adapters: a model on the same base, whose weights but for the adapters are this one's too */
     int64_t n_quant;            /* elements of the weights that are held in 4 bits, and in none of the other arrays */
     struct tensor quant, absmax; /* u8 [n_quant / 2], f32 [n_quant / 64] */
     struct model_shard shard;   /* set before model_plan_weights */

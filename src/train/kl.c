@@ -31,6 +31,7 @@ int kl_plan(struct kl *k, struct plan *p, struct model *policy, const struct arc
         rows = MAX(rows, prompts->ex[i].np);
     const struct model_size size = { .T = k->longest, .N = k->longest, .positions = k->longest };
     TRY(model_init(&k->ref, policy->be, ref, policy->dtype));
+    if (o->same_base) k->ref.base = policy;
     TRY(model_plan_weights(&k->ref, p, false));
     TRY(model_plan_buffers(&k->ref, p, &size));
     TRY(decoder_plan(&k->dec, policy, p, MIN(o->samples, KL_BATCH), k->longest, rows));

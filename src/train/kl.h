@@ -12,6 +12,7 @@ struct kl_opts {
     struct dist *dist;  /* whose ranks share the samples; borrowed; NULL: all are drawn here */
     int64_t max_tokens; /* new tokens of a response, its end token counted */
     uint64_t seed;
+    bool same_base;     /* reference and policy are adapters on one base, which the reference takes from the policy: only its adapters are booked and filled */
     int32_t eos, end;   /* what ends a response: EOS, a conversation's end of turn (-1: none) */
 };
 struct kl { /* valid when zeroed */

@@ -22,11 +22,11 @@ int stage_load_start(struct model *m, const struct config *c, enum stage_kind ki
 {
     const bool from_sft = kind == STAGE_PREFERENCE && c->sft.present;
     char *sft = NULL;
-    int rc;
+    int rc = 0;
     if (from_sft) TRY(path_join(&sft, c->output, "sft"));
     if (from_sft && !c->model.lora.present)
         TRY_OUT(model_load(m, sft));
-    else
+    else if (!m->base)
         TRY_OUT(stage_load_base(m, c));
     if (!c->model.lora.present) goto out;
     if (from_sft)
@@ -49,6 +49,7 @@ static int plan_kl(struct stage *st)
                                .dist = su->cfg->dist.deterministic ? NULL : su->dist,
                                .max_tokens = KL_TOKENS_MAX,
                                .seed = su->cfg->seed,
+                               .same_base = su->arch.lora.rank > 0 && !su->kl_reference,
                                .eos = tokenizer_eos(su->tok),
                                .end = template_end(su->tmpl, true) };
     if (su->kl_reference) TRY(setup_arch(&ref, su->cfg, su->kl_reference));
