@@ -92,7 +92,7 @@ static int check_self(const struct stage *st, double *tolerance)
         const int64_t i = b->example[s / 2];
         const double r = s % 2 ? st->ref.l[i] : st->ref.w[i], d = fabs(st->logp[s] - r);
         const double size = fmax(1, fabs(r));
-        if (!isfinite(st->logp[s]) && !isfinite(r)) continue; /* the step is skipped for that */
+        if (!isfinite(st->logp[s]) || !isfinite(r)) continue; /* the step is skipped for that */
         if (!(d <= share * size)) return not_itself(st, i, s % 2, st->logp[s], r, share * size);
         *tolerance = fmax(*tolerance, d);
     }
