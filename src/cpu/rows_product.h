@@ -212,6 +212,25 @@ static const struct panels panels_floats = {
     .task_rows = 120 / MR * MR,
 };
 
+/* f for m rows, or 4 where there are more: a constant in each, so that the sums stay in registers */
+#define DOTS_OF(m, f, ...)     \
+    do                         \
+        switch (m) {           \
+        case 1:                \
+            f(1, __VA_ARGS__); \
+            break;             \
+        case 2:                \
+            f(2, __VA_ARGS__); \
+            break;             \
+        case 3:                \
+            f(3, __VA_ARGS__); \
+            break;             \
+        default:               \
+            f(4, __VA_ARGS__); \
+            break;             \
+        }                      \
+    while (0)
+
 #if defined(__AVX512BF16__)
 enum { PAIR_MR = 14, PAIR_A = 16, PAIR_B = 32, PAIR_TB = 16 };
 
@@ -388,57 +407,46 @@ static void block_pairs(float *c, int64_t ldc, const uint16_t *a, int64_t row, c
         rows_pairs(1, c + i * ldc, ldc, a + i * row, row, b, ldb, N, K);
 }
 
+INLINE void pairs_step(int m, vf *s, const uint16_t *x, int64_t ldx, const uint16_t *const *w,
+                       int64_t k, __mmask32 some)
+{
+    __m512bh b[4];
+    for (int j = 0; j < 4; j++)
+        b[j] = (__m512bh)_mm512_maskz_loadu_epi16(some, w[j] + k);
+    for (int i = 0; i < m; i++) {
+        const __m512bh a = (__m512bh)_mm512_maskz_loadu_epi16(some, x + i * ldx + k);
+        for (int j = 0; j < 4; j++)
+            s[4 * i + j] = (vf)_mm512_dpbf16_ps((vreg)s[4 * i + j], a, b[j]);
+    }
+}
+
 /* m x 4 dot products side by side: y[m, 4] */
-INLINE void dots_pairs4(int m, float *y, const uint16_t *x, int64_t ldx, const uint16_t *const w[4],
+INLINE void dots_pairs4(int m, float *y, const uint16_t *x, int64_t ldx, const uint16_t *const *w,
                         int64_t K)
 {
-    __m512 s[4][4];
-    for (int i = 0; i < m; i++)
-        for (int j = 0; j < 4; j++)
-            s[i][j] = _mm512_setzero_ps();
-    for (int64_t k = 0; k < K; k += 32) {
-        const __mmask32 some = lanes32(K - k);
-        __m512bh b[4];
-        for (int j = 0; j < 4; j++)
-            b[j] = (__m512bh)_mm512_maskz_loadu_epi16(some, w[j] + k);
-        for (int i = 0; i < m; i++) {
-            const __m512bh a = (__m512bh)_mm512_maskz_loadu_epi16(some, x + i * ldx + k);
-            for (int j = 0; j < 4; j++)
-                s[i][j] = _mm512_dpbf16_ps(s[i][j], a, b[j]);
-        }
-    }
-    for (int i = 0; i < m; i++)
-        for (int j = 0; j < 4; j++)
-            y[4 * i + j] = sum_lanes((vf)s[i][j]);
+    vf s[16] = { { 0 } };
+    int64_t k = 0;
+    for (; k + 32 <= K; k += 32)
+        pairs_step(m, s, x, ldx, w, k, 0xffffffff);
+    if (k < K) pairs_step(m, s, x, ldx, w, k, lanes32(K - k));
+    st(y, sums_of(s));
 }
 
 static void dots_pairs(float *y, int64_t ldy, const uint16_t *x, int64_t ldx, int64_t M,
                        const uint16_t *w, int64_t ldw, int64_t N, int64_t K)
 {
-    for (int64_t i = 0; i < M; i += 4)
-        for (int64_t j = 0; j < N; j += 4) {
-            const uint16_t *p = x + i * ldx, *at[4];
+    for (int64_t j = 0; j < N; j += 4) {
+        const uint16_t *at[4];
+        for (int64_t k = 0; k < 4; k++)
+            at[k] = w + MIN(j + k, N - 1) * ldw;
+        for (int64_t i = 0; i < M; i += 4) {
             float t[16];
-            for (int64_t k = 0; k < 4; k++)
-                at[k] = w + MIN(j + k, N - 1) * ldw;
-            switch (M - i) {
-            case 1:
-                dots_pairs4(1, t, p, ldx, at, K);
-                break;
-            case 2:
-                dots_pairs4(2, t, p, ldx, at, K);
-                break;
-            case 3:
-                dots_pairs4(3, t, p, ldx, at, K);
-                break;
-            default:
-                dots_pairs4(4, t, p, ldx, at, K);
-                break;
-            }
+            DOTS_OF(M - i, dots_pairs4, t, x + i * ldx, ldx, at, K);
             for (int64_t a = 0; a < MIN(4, M - i); a++)
                 for (int64_t b = 0; b < MIN(4, N - j); b++)
                     y[(i + a) * ldy + j + b] = t[4 * a + b];
         }
+    }
 }
 
 #define PANELS_PAIRS &panels_pairs
@@ -450,6 +458,8 @@ static void dots_pairs(float *y, int64_t ldy, const uint16_t *x, int64_t ldx, in
 #define DOTS_PAIRS   NULL
 #endif
 
+enum { DOTS = W == 16 ? 4 : 2 }; /* columns of dots_tile */
+
 INLINE vf dots_ld(const void *w, int64_t k, bool half)
 {
     return half ? ld_half((const uint16_t *)w + k) : ld((const float *)w + k);
@@ -460,64 +470,56 @@ INLINE vf dots_ld_n(const void *w, int64_t k, int64_t c, bool half)
     return half ? ld_half_n((const uint16_t *)w + k, c) : ld_n((const float *)w + k, c, 0);
 }
 
-/* m x 2 dot products side by side: y[m, 2] */
-INLINE void dots2(int m, float *y, const float *x, int64_t ldx, const void *w0, const void *w1,
-                  int64_t K, bool half)
+/* m x DOTS dot products side by side: y[m, DOTS] */
+INLINE void dots_tile(int m, float *y, const float *x, int64_t ldx, const void *const *w, int64_t K,
+                      bool half)
 {
-    vf s[4][2];
-    for (int i = 0; i < m; i++)
-        s[i][0] = s[i][1] = (vf){ 0 };
+    vf s[4 * DOTS] = { { 0 } };
     int64_t k = 0;
     for (; k + W <= K; k += W) {
-        const vf a = dots_ld(w0, k, half), b = dots_ld(w1, k, half);
+        vf b[DOTS];
+        for (int j = 0; j < DOTS; j++)
+            b[j] = dots_ld(w[j], k, half);
         for (int i = 0; i < m; i++) {
-            const vf v = ld(x + i * ldx + k);
-            s[i][0] += v * a;
-            s[i][1] += v * b;
+            const vf a = ld(x + i * ldx + k);
+            for (int j = 0; j < DOTS; j++)
+                s[DOTS * i + j] += a * b[j];
         }
     }
     if (k < K) {
-        const vf a = dots_ld_n(w0, k, K - k, half), b = dots_ld_n(w1, k, K - k, half);
+        vf b[DOTS];
+        for (int j = 0; j < DOTS; j++)
+            b[j] = dots_ld_n(w[j], k, K - k, half);
         for (int i = 0; i < m; i++) {
-            const vf v = ld_n(x + i * ldx + k, K - k, 0);
-            s[i][0] += v * a;
-            s[i][1] += v * b;
+            const vf a = ld_n(x + i * ldx + k, K - k, 0);
+            for (int j = 0; j < DOTS; j++)
+                s[DOTS * i + j] += a * b[j];
         }
     }
-    for (int i = 0; i < m; i++) {
-        y[2 * i] = sum_lanes(s[i][0]);
-        y[2 * i + 1] = sum_lanes(s[i][1]);
-    }
+#if defined(__AVX512F__)
+    st(y, sums_of(s));
+#else
+    for (int i = 0; i < DOTS * m; i++)
+        y[i] = sum_lanes(s[i]);
+#endif
 }
 
+/* Columns outside, so that w comes from memory at an even rate while its columns meet all rows. */
 INLINE void dots_of(float *y, int64_t ldy, const float *x, int64_t ldx, int64_t M, const void *w,
                     int64_t ldw, bool half, int64_t N, int64_t K)
 {
-    for (int64_t i = 0; i < M; i += 4)
-        for (int64_t j = 0; j < N; j += 2) {
-            const float *p = x + i * ldx;
-            const char *w0 = (const char *)w + j * ldw * (half ? 2 : 4);
-            const char *w1 = j + 1 < N ? w0 + ldw * (half ? 2 : 4) : w0;
-            float t[4][2];
-            switch (M - i) {
-            case 1:
-                dots2(1, t[0], p, ldx, w0, w1, K, half);
-                break;
-            case 2:
-                dots2(2, t[0], p, ldx, w0, w1, K, half);
-                break;
-            case 3:
-                dots2(3, t[0], p, ldx, w0, w1, K, half);
-                break;
-            default:
-                dots2(4, t[0], p, ldx, w0, w1, K, half);
-                break;
-            }
-            for (int64_t k = 0; k < MIN(4, M - i); k++) {
-                y[(i + k) * ldy + j] = t[k][0];
-                if (j + 1 < N) y[(i + k) * ldy + j + 1] = t[k][1];
-            }
+    for (int64_t j = 0; j < N; j += DOTS) {
+        const void *at[DOTS];
+        for (int64_t k = 0; k < DOTS; k++)
+            at[k] = (const char *)w + MIN(j + k, N - 1) * ldw * (half ? 2 : 4);
+        for (int64_t i = 0; i < M; i += 4) {
+            float t[4 * DOTS];
+            DOTS_OF(M - i, dots_tile, t, x + i * ldx, ldx, at, K, half);
+            for (int64_t a = 0; a < MIN(4, M - i); a++)
+                for (int64_t b = 0; b < MIN(DOTS, N - j); b++)
+                    y[(i + a) * ldy + j + b] = t[DOTS * a + b];
         }
+    }
 }
 
 static void dots(float *y, int64_t ldy, const float *x, int64_t ldx, int64_t M, const void *w,
