@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 #include "kernel.cuh"
 #include "../src/ops/nf4.h"
+#define STOCHASTIC_FUNCTION __host__ __device__ static inline
+#include "../src/ops/stochastic.h"
 
 /* Every kernel here: a thread takes OCT neighbouring elements of a row (or of a flat array), one read and one write of each;
  * no thread reads what another writes. */
@@ -272,4 +274,39 @@ static int nf4(struct ctx *cx, struct tensor *y, const struct tensor *q, const s
 int cuda_nf4(struct ctx *cx, struct tensor *y, const struct tensor *q, const struct tensor *absmax)
 {
     return BY_DTYPE(y->dtype, nf4, cx, y, q, absmax);
+}
+
+/* y = (+=) x times 0 or 1/(1-p). Eight elements of a row are two words of four. */
+template <class A>
+__global__ void dropout_kernel(A *y, const A *x, uint64_t key, int64_t first, uint32_t below,
+                               int64_t T, int64_t K, int64_t parts, bool add)
+{
+    const int64_t i = global_thread(), t = i / parts, c = i % parts * OCT;
+    if (t >= T) return;
+    const uint64_t word = (uint64_t)((first + t) * ((K + 3) / 4) + c / 4);
+    const uint64_t bits[2] = { stochastic_bits(key, word), stochastic_bits(key, word + 1) };
+    oct o = load8(x + t * K + c, K - c), sum;
+    if (add) sum = load8(y + t * K + c, K - c);
+#pragma unroll
+    for (int k = 0; k < OCT; k++) {
+        o.v[k] *= dropout_factor(bits[k / 4], k % 4, below);
+        if (add) o.v[k] += sum.v[k];
+    }
+    store8(y + t * K + c, o, K - c);
+}
+
+template <class A>
+static int drop_rows(struct ctx *cx, struct tensor *y, const struct tensor *x,
+                     const struct dropout *drop, bool add)
+{
+    const int64_t T = x->dim[0], K = x->dim[1], parts = div_up(K, OCT);
+    if (T * K == 0) return 0;
+    return LAUNCH(cx, (dropout_kernel<A>), blocks_for(T * parts, BLOCK), BLOCK, 0, data_of<A>(y),
+                  data_of<A>(x), drop->key, drop->first, dropout_below(drop->p), T, K, parts, add);
+}
+
+int cuda_dropout(struct ctx *cx, struct tensor *y, const struct tensor *x,
+                 const struct dropout *drop, bool add)
+{
+    return BY_DTYPE(y->dtype, drop_rows, cx, y, x, drop, add);
 }

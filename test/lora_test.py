@@ -123,6 +123,37 @@ def test_kl(r, root, name, **model):
     check(r, weights[0] < 0.75 * weights[1], f"{name}: the base is there once", f"{weights}")
 
 
+def test_dropout(r, root):
+    """Training drops, evaluations and the saved adapter do not; what is dropped does not depend on micro-batches, stops or ranks."""
+    lora = {"dropout": 0.3}
+    res = t.bdpo("--config", job(root, "drop", lora))
+    first, plain = rows(f"{root}/drop", "sft")[0], rows(f"{root}/run", "sft")[0]
+    check(r, res.code == 0 and first["loss"] == plain["loss"] and first["grad_norm"] != plain["grad_norm"], "dropout: B is zero at first, its gradient is another one",
+          f"{res} {first} {plain}")
+    check(r, rows(f"{root}/drop", "sft")[-1]["loss"] != rows(f"{root}/run", "sft")[-1]["loss"], "dropout: another run")
+    pair = rows(f"{root}/drop", "preference")[0]
+    check(r, pair["logps/chosen"] != pair["ref_logps/chosen"] and "the policy is the reference" not in res.err, "dropout: not in the reference", f"{pair}")
+    with open(f"{root}/drop/model/adapter_config.json", encoding="utf-8") as f:
+        check(r, json.load(f)["lora_dropout"] == 0.3, "dropout: in peft's config")
+    last = [x for x in t.read_lines(f"{root}/drop/metrics.jsonl") if "eval/loss" in x][-1]
+    res = t.bdpo("evaluate", "--config", f"{root}/drop.json")
+    row = json.loads(res.out) if res.code == 0 else {}
+    check(r, res.code == 0 and abs(row["eval/loss"] - last["eval/loss"]) < 1e-6, "dropout: not in evaluations", f"{res}" if res.code else f"{row} {last}")
+    path = job(root, "drop-stopped", lora, checkpoint={"every": 2})
+    codes = [t.bdpo("--config", path, "--set", "max_hours=1e-9").code for _ in range(3)] + [t.bdpo("--config", path).code]
+    check(r, codes == [75, 75, 75, 0] and results(f"{root}/drop-stopped") == results(f"{root}/drop"), "dropout: stopped three times, the same bytes", f"{codes}")
+    res = t.bdpo("--config", job(root, "drop-cut", lora, memory={"micro_batch_tokens": 16, "gradient_checkpointing": True}))
+    a, b = (rows(f"{root}/{n}", "preference")[-1]["logps/chosen"] for n in ("drop", "drop-cut"))
+    check(r, res.code == 0 and abs(a - b) < 1e-3, "dropout: smaller micro-batches drop the same", f"{a} {b}")
+    words, _ = launcher(t.BINARY)
+    if not words:
+        return
+    path = job(root, "drop-two", lora)
+    two = subprocess.run([*words, "-np", "2", t.BINARY, "--config", path], capture_output=True, timeout=120, check=False)
+    b = rows(f"{root}/drop-two", "preference")[-1]["logps/chosen"] if two.returncode == 0 else 0
+    check(r, two.returncode == 0 and abs(a - b) < 1e-3, "dropout: two ranks drop what one does", f"{a} {b} " + two.stderr.decode()[-300:])
+
+
 def test_ranks(r, root):
     words, reason = launcher(t.BINARY)
     if not words:
@@ -164,7 +195,7 @@ def test_refused(r, root):
     cases = [
         (["model.quantization=nf4"], "rows of 16 elements, which is no multiple of 64"),
         (["model.quantization=nf4", "model.lora=null"], "a base in 4 bits is not trained itself"),
-        (["model.lora.dropout=0.1"], "model.lora.dropout: adapters are trained without dropout"),
+        (["model.lora.dropout=1.0"], "model.lora.dropout: 1 is outside [0, 1)"),
         (["model.lora.targets=[\"lm_head\"]"], "\"lm_head\" is not one of"),
         (["model.lora.rank=0"], "0 is outside [1, 4096]"),
         ([f"model.path={root}/run/model"], "holds an adapter; set model.path to its base"),
@@ -187,6 +218,7 @@ def main():
         test_sweep(r, root)
         test_merge(r, root)
         test_kl(r, root, "kl")
+        test_dropout(r, root)
         test_ranks(r, root)
         test_nf4(r, root)
         test_refused(r, root)

@@ -44,6 +44,39 @@ void op_rows_nf4(struct op_run *r, const int64_t *d) /* blocks */
     op_run_expect(r, y, want, 1, 1, 0);
 }
 
+/* d: rows, columns, percent. In two pieces as in one, with and without add; the share is what was asked for. */
+void op_rows_dropout(struct op_run *r, const int64_t *d)
+{
+    const int64_t T = d[0], K = d[1], cut = T / 3, words = (K + 3) / 4;
+    struct dropout drop = { .p = (double)d[2] / 100, .key = 1234567, .first = 1000 };
+    const double below = floor(drop.p * 65536 + 0.5), factor = 65536 / (65536 - below);
+    struct tensor *x = op_run_act(r, BOX_INPUT, T, K, 0, 1),
+                  *y = op_run_act(r, BOX_OUTPUT, T, K, 0, 1),
+                  *z = op_run_act(r, BOX_INOUT, T, K, 0, 1);
+    double *in = op_run_double(r, x), *want = op_run_zeros(r, T * K), *sum = op_run_double(r, z);
+    int64_t dropped = 0;
+    for (int64_t i = 0; i < T * K; i++) {
+        const int64_t t = 1000 + i / K, c = i % K;
+        const uint64_t bits = stochastic_bits(drop.key, (uint64_t)(t * words + c / 4));
+        const bool gone = (double)(bits >> 16 * (c % 4) & 0xffff) < below;
+        want[i] = gone ? 0 : in[i] * factor;
+        sum[i] += want[i];
+        dropped += gone;
+    }
+    for (int part = 0; part < 2; part++) {
+        const int64_t at = part ? cut : 0, n = part ? T - cut : cut;
+        const struct tensor px = tensor_rows(x, at, n);
+        struct tensor py = tensor_rows(y, at, n), pz = tensor_rows(z, at, n);
+        drop.first = 1000 + at;
+        OK(op_dropout(r->be, &py, &px, &drop, false));
+        OK(op_dropout(r->be, &pz, &px, &drop, true));
+    }
+    const double n = (double)(T * K), mean = drop.p * n;
+    assert_true(fabs((double)dropped - mean) <= 5 * sqrt(mean * (1 - drop.p)) + 1);
+    op_run_expect(r, y, want, 2, 1, 0);
+    op_run_expect(r, z, sum, 2, 1, 0);
+}
+
 /* Rounded stochastically with bits `at` to `at` + 15 of the element's own. */
 static double round_random(double x, uint64_t key, int64_t i, int at)
 {

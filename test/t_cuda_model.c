@@ -98,10 +98,10 @@ static void test_cuda_model__is_the_cpus(void **state)
         }
 }
 
-/* Adapters, on a base as it is and on one in 4 bits. */
+/* Adapters, on a base as it is and on one in 4 bits, with dropout on both. */
 static void test_cuda_model__adapters_are_the_cpus(void **state)
 {
-    static const struct lora lora = { 4, 6, false, LORA_ALL };
+    static const struct lora lora = { 4, 6, false, LORA_ALL, 0.25 };
     const struct model_size size = { 64, 64, 64, true, 1, false };
     struct fix_pairs p;
     struct fix_batch fb;
@@ -114,6 +114,7 @@ static void test_cuda_model__adapters_are_the_cpus(void **state)
         struct fix cpu, cuda;
         fix_open_nf4(&cpu, cpu_open, dir, dtype, &lora, k / 2, &size);
         fix_open_nf4(&cuda, cuda_open, dir, dtype, &lora, k / 2, &size);
+        cpu.m.drop = cuda.m.drop = (struct dropout){ .p = 0.25, .key = 3 };
         compare(&cpu, &cuda, FIX_WIDE, dtype, &fb);
     }
 }

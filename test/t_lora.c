@@ -16,10 +16,10 @@ enum { S = 2 * FIX_PAIRS };
 static char dir[64];
 static const double coef[S] = { 0.3, -0.2, 0.7, 0.1, -1.1, 0.4, 0.05, -0.6 };
 static const struct lora LORAS[] = {
-    { 3, 6, false, LORA_ALL },
-    { 2, 1, true, LORA_Q | LORA_V },
-    { 5, 2.5, false, LORA_K | LORA_O | LORA_UP },
-    { 1, 4, true, LORA_GATE | LORA_DOWN },
+    { 3, 6, false, LORA_ALL, 0 },
+    { 2, 1, true, LORA_Q | LORA_V, 0 },
+    { 5, 2.5, false, LORA_K | LORA_O | LORA_UP, 0 },
+    { 1, 4, true, LORA_GATE | LORA_DOWN, 0 },
 };
 static const struct model_size TRAIN = { 64, 64, 64, true, 0, false };
 static const struct model_size INFER = { 64, 64, 64, false, 0, false };
@@ -270,7 +270,7 @@ static void test_lora__steps_allocate_nothing(void **state)
     fix_pairs_draw(&p, 6);
     fix_batch_pairs(&fb, &p, 0, FIX_PAIRS);
     for (size_t k = 0; k < 4 * COUNT_OF(isa); k++) {
-        struct lora big = { 40, 6, false, LORA_ALL };
+        struct lora big = { 40, 6, false, LORA_ALL, 0 };
         struct fix f;
         double logp[S];
         const bool train = k % 4 < 2;
@@ -366,6 +366,91 @@ static void test_lora__saved_read_and_merged(void **state)
     }
 }
 
+static double objective_of(struct fix *f, const struct fix_batch *fb)
+{
+    double logp[S], sum = 0;
+    run(f, fb, logp, false);
+    for (int s = 0; s < S; s++)
+        sum += coef[s] * logp[s];
+    return sum;
+}
+
+/* With dropout, along each adapter's own gradient g: |f(w + h g / |g|) - f(w - h g / |g|)| = 2 h |g|, which a mask of the backward that is not the
+ * forward's would miss. */
+static void test_lora__dropout_has_the_gradient_of_its_forward(void **state)
+{
+    const struct lora lora = { 4, 8, false, LORA_ALL, 0.5 };
+    struct fix_pairs p;
+    struct fix_batch fb;
+    (void)state;
+    fix_pairs_draw(&p, 12);
+    fix_batch_pairs(&fb, &p, 0, FIX_PAIRS);
+    for (int shape = 0; shape < FIX_SHAPES; shape++) {
+        struct fix f;
+        double logp[S], again[S];
+        fix_open_lora(&f, dir, shape, DT_F32, &lora, &TRAIN);
+        run(&f, &fb, again, false);
+        f.m.drop = (struct dropout){ .p = 0.5, .key = 5, .first = 7 };
+        run(&f, &fb, logp, true);
+        assert_true(memcmp(logp, again, sizeof logp) != 0);
+        float *w = f.m.weights.data, *kept = malloc((size_t)f.m.n_trained * sizeof *kept);
+        const float *g = f.m.grads.data;
+        assert_non_null(kept);
+        memcpy(kept, w, (size_t)f.m.n_trained * sizeof *kept);
+        for (int32_t i = f.m.first_trained; i < f.m.end_trained; i++) {
+            const int64_t at = f.m.params[i].offset, n = tensor_count(&f.m.params[i].w);
+            double norm = 0, side[2];
+            for (int64_t k = at; k < at + n; k++)
+                norm += (double)g[k] * (double)g[k];
+            norm = sqrt(norm);
+            const double h = 0.01 / norm;
+            for (int j = 0; j < 2; j++) {
+                for (int64_t k = at; k < at + n; k++)
+                    w[k] = (float)((double)kept[k] + (j ? -h : h) * (double)g[k] / norm);
+                side[j] = objective_of(&f, &fb);
+                memcpy(w, kept, (size_t)f.m.n_trained * sizeof *kept);
+            }
+            const double slope = (side[0] - side[1]) / (2 * h);
+            if (!(fabs(slope - norm) <= 0.01 * norm))
+                fail_msg("shape %d, %s: slope %.6g, gradient %.6g", shape,
+                         f.m.params[i].slice[0].name, slope, norm);
+        }
+        free(kept);
+        fix_close(&f);
+    }
+}
+
+/* A pair by itself drops what it drops among others, and a layer that is computed again what it dropped before. */
+static void test_lora__dropout_does_not_depend_on_the_cut(void **state)
+{
+    const struct lora lora = { 4, 8, false, LORA_ALL, 0.3 };
+    const struct model_size again = { 64, 64, 64, true, 1, false };
+    struct fix_pairs p;
+    struct fix_batch fb, one;
+    struct fix f, g;
+    double logp[S], alone[S];
+    (void)state;
+    fix_pairs_draw(&p, 13);
+    fix_batch_pairs(&fb, &p, 0, FIX_PAIRS);
+    fix_open_lora(&f, dir, FIX_QWEN3, DT_F32, &lora, &TRAIN);
+    fix_open_lora(&g, dir, FIX_QWEN3, DT_F32, &lora, &again);
+    f.m.drop = g.m.drop = (struct dropout){ .p = 0.3, .key = 9 };
+    run(&f, &fb, logp, true);
+    run(&g, &fb, alone, true);
+    assert_memory_equal(logp, alone, sizeof logp);
+    assert_memory_equal(f.m.grads.data, g.m.grads.data, (size_t)f.m.n_trained * sizeof(float));
+    for (int i = 0; i < FIX_PAIRS; i++) {
+        fix_batch_pairs(&one, &p, i, 1);
+        run(&f, &one, alone, false);
+        f.m.drop.first += one.b.T;
+        for (int s = 0; s < 2; s++)
+            assert_true(fabs(alone[s] - logp[2 * i + s]) <=
+                        2 * ref_tolerance(&f.m, fabs(logp[2 * i + s])));
+    }
+    fix_close(&f);
+    fix_close(&g);
+}
+
 static void test_lora__foreign_adapters_are_refused(void **state)
 {
     static const struct {
@@ -387,6 +472,8 @@ static void test_lora__foreign_adapters_are_refused(void **state)
         { "{\"peft_type\": \"LORA\", \"r\": 2, \"lora_alpha\": 2, \"rank_pattern\": {\"q_proj\": "
           "4}}",
           "rank_pattern: not supported" },
+        { "{\"peft_type\": \"LORA\", \"r\": 2, \"lora_alpha\": 2, \"lora_dropout\": 1}",
+          "lora_dropout: expected a number in [0, 1)" },
         { "[]", "expected an object" },
     };
     struct lora l;
@@ -414,6 +501,8 @@ int main(void)
         cmocka_unit_test(test_lora__steps_allocate_nothing),
         cmocka_unit_test(test_lora__ready_covers_the_adapters),
         cmocka_unit_test(test_lora__saved_read_and_merged),
+        cmocka_unit_test(test_lora__dropout_has_the_gradient_of_its_forward),
+        cmocka_unit_test(test_lora__dropout_does_not_depend_on_the_cut),
         cmocka_unit_test(test_lora__foreign_adapters_are_refused),
     };
     return cmocka_run_group_tests(tests, make_dir, remove_dir);

@@ -17,7 +17,7 @@ enum { S = 2 * FIX_PAIRS };
 static char dir[64];
 static const float code[16] = NF4_TABLE;
 static const double coef[S] = { 0.3, -0.2, 0.7, 0.1, -1.1, 0.4, 0.05, -0.6 };
-static const struct lora LORA = { 4, 8, false, LORA_ALL };
+static const struct lora LORA = { 4, 8, false, LORA_ALL, 0 };
 static const struct model_size TRAIN = { 64, 64, 64, true, 1, false };
 
 static int make_dir(void **state)

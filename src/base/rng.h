@@ -9,7 +9,7 @@ extern "C" {
 #endif
 
 enum rng_stream { /* the high byte of a stream; lower bits number the epoch, tensor, row ... */
-    RNG_ORDER = 1, RNG_SUBSAMPLE, RNG_INIT, RNG_SAMPLE, RNG_TEST, RNG_VERIFY, RNG_BOOTSTRAP, RNG_TOY, RNG_KL, RNG_LORA, RNG_ROUND
+    RNG_ORDER = 1, RNG_SUBSAMPLE, RNG_INIT, RNG_SAMPLE, RNG_TEST, RNG_VERIFY, RNG_BOOTSTRAP, RNG_TOY, RNG_KL, RNG_LORA, RNG_ROUND, RNG_DROPOUT
 };
 static inline uint64_t rng_stream_of(enum rng_stream kind, uint64_t sub) { return ((uint64_t)kind << 56) | sub; }
 

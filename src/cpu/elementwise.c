@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "cpu.h"
 #include "../ops/nf4.h"
+#include "../ops/stochastic.h"
 #include <string.h>
 
 /* COLS: elements that are widened at a time; ROWS: of a partial sum of bias_bwd */
@@ -243,5 +244,40 @@ int cpu_nf4(struct ctx *cx, struct tensor *y, const struct tensor *q, const stru
         cx->rows->narrow(half, full, NF4_CODES);
         cx->rows->nf4(out, in, half);
     }
+    return 0;
+}
+
+/* One row, COLS at a time, which whole words of four elements decide. */
+static void dropout_row(const struct rows *r, struct tensor *y, const struct tensor *x,
+                        const struct dropout *drop, int64_t t, bool add)
+{
+    const int64_t K = x->dim[1];
+    const uint32_t below = dropout_below(drop->p);
+    const uint64_t word = (uint64_t)((drop->first + t) * div_up(K, 4));
+    float in[COLS], kept[COLS], out[COLS];
+    for (int64_t c = 0; c < K; c += COLS) {
+        const int64_t n = MIN(COLS, K - c), at = t * K + c;
+        r->dropout(kept, cpu_read(r, in, x->data, x->dtype, at, n), drop->key,
+                   word + (uint64_t)c / 4, below, n);
+        if (add) {
+            float *sum = cpu_write(out, y->data, y->dtype, at);
+            if (sum == out) r->widen(out, (const uint16_t *)y->data + at, n);
+            r->add(sum, kept, n);
+            cpu_wrote(r, sum, y->data, y->dtype, at, n);
+        } else if (y->dtype == DT_F32) {
+            memcpy((float *)y->data + at, kept, (size_t)n * sizeof *kept);
+        } else {
+            r->narrow((uint16_t *)y->data + at, kept, n);
+        }
+    }
+}
+
+int cpu_dropout(struct ctx *cx, struct tensor *y, const struct tensor *x,
+                const struct dropout *drop, bool add)
+{
+    const int64_t T = x->dim[0], K = x->dim[1];
+#pragma omp parallel for schedule(static) num_threads(cpu_team(cx, T *K))
+    for (int64_t t = 0; t < T; t++)
+        dropout_row(cx->rows, y, x, drop, t, add);
     return 0;
 }

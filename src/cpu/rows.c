@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 #include "rows_product.h"
+#include "../ops/stochastic.h"
+
+enum { DROPOUT_WORDS = 16 };
 
 #ifndef ROWS_ISA
 #define ROWS_ISA base
@@ -394,6 +397,22 @@ static void nf4(uint16_t *out, const uint8_t *in, const uint16_t table[16])
 #endif
 }
 
+static void dropout(float *y, const float *x, uint64_t key, uint64_t word, uint32_t below,
+                    int64_t n)
+{
+    float factor[4 * DROPOUT_WORDS];
+    for (int64_t at = 0; at < n; at += 4 * DROPOUT_WORDS) {
+        const int64_t k = MIN((int64_t)4 * DROPOUT_WORDS, n - at);
+        for (int64_t i = 0; i < (k + 3) / 4; i++) {
+            const uint64_t bits = stochastic_bits(key, word + (uint64_t)(at / 4 + i));
+            for (int j = 0; j < 4; j++)
+                factor[4 * i + j] = dropout_factor(bits, j, below);
+        }
+        for (int64_t i = 0; i < k; i++)
+            y[at + i] = x[at + i] * factor[i];
+    }
+}
+
 static void adamw(float *w, float *m, float *v, const float *g, const struct adamw_row *k,
                   int64_t n)
 {
@@ -425,6 +444,7 @@ const struct rows PASTE(rows_, ROWS_ISA) = {
     .swiglu = swiglu,
     .swiglu_bwd = swiglu_bwd,
     .nf4 = nf4,
+    .dropout = dropout,
     .adamw = adamw,
     .block = block,
     .block_pairs = BLOCK_PAIRS,

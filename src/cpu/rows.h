@@ -77,6 +77,8 @@ struct rows {
                        const float *u, int64_t n);
     /* out[64] = table of the codes in[32], two a byte, the upper half first */
     void (*nf4)(uint16_t *out, const uint8_t *in, const uint16_t table[16]);
+    /* y = x times 0 or 1/(1-p): element i by bits i % 4 of word `word` + i / 4 (stochastic.h). y may be x */
+    void (*dropout)(float *y, const float *x, uint64_t key, uint64_t word, uint32_t below, int64_t n);
     void (*adamw)(float *w, float *m, float *v, const float *g, const struct adamw_row *k,
                   int64_t n);
     /* A small matrix product from cache: c[M,N] (+= with add, else =) a b, a(i, k) = a[i * row + k

@@ -11,6 +11,7 @@ struct lora { /* y = x w^T + lora_scale() (x A^T) B^T beside each target, A [ran
     double alpha;
     bool rslora;      /* scale alpha / sqrt(rank), else alpha / rank */
     uint32_t targets; /* enum lora_target */
+    double dropout;   /* of what goes into A, in training: the share of it that is 0; not a part of what a saved adapter computes */
 };
 
 struct arch {

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "model.h"
+#include "../base/rng.h"
 
 /* One target of a linear layer: columns of y, rows of the stacked adapters. */
 struct target {
@@ -31,15 +32,40 @@ static struct tensor adapter_rows(const struct model *m, const struct linear *l,
     return tensor_cols(&rows, 0, m->params[l->lora_a].w.dim[0]);
 }
 
+static struct dropout linear_dropout(const struct model *m, const struct linear *l)
+{
+    struct dropout d = m->drop;
+    d.key = rng_u64(d.key, 0, (uint64_t)l->lora_a);
+    return d;
+}
+
+/* m->lora_drop as [T, in] of l's A. */
+static struct tensor dropped_rows(const struct model *m, const struct linear *l, int64_t T)
+{
+    return tensor_view(m->lora_drop.data, m->dtype, T, tensor_row(&m->params[l->lora_a].w), 1, 1);
+}
+
+/* What goes into A: x, or a copy without the elements that are dropped. Targets that read the same x drop the same. */
+static int adapter_input(const struct model *m, const struct linear *l, struct tensor *in,
+                         const struct tensor *x)
+{
+    const struct dropout d = linear_dropout(m, l);
+    *in = *x;
+    if (d.p == 0) return 0;
+    *in = dropped_rows(m, l, x->dim[0]);
+    return op_dropout(m->be, in, x, &d, false);
+}
+
 /* y += scale (x A^T) B^T, target by target; x A^T is one product for all. */
 static int adapters_fwd(const struct model *m, const struct linear *l, struct tensor *y,
                         const struct tensor *x)
 {
     const struct tensor *a = &m->params[l->lora_a].w, *b = &m->params[l->lora_b].w;
     const int64_t r = m->arch.lora.rank;
-    struct tensor xa = adapter_rows(m, l, &m->lora_x, x->dim[0]);
+    struct tensor xa = adapter_rows(m, l, &m->lora_x, x->dim[0]), in;
     struct target t = { 0 };
-    TRY(op_gemm(m->be, &xa, x, false, a, true, NULL, 1, 0));
+    TRY(adapter_input(m, l, &in, x));
+    TRY(op_gemm(m->be, &xa, &in, false, a, true, NULL, 1, 0));
     for (int32_t j = -1; next_target(m, l, &j, &t);) {
         const struct tensor xt = tensor_cols(&xa, t.a_row, r), bt = tensor_rows(b, t.b_row, t.cols);
         struct tensor yt = tensor_cols(y, t.col, t.cols);
@@ -92,7 +118,11 @@ int linear_bwd_input(const struct model *m, const struct linear *l, struct tenso
         TRY(op_gemm(m->be, &dt, &dyt, false, &bt, false, NULL, (float)lora_scale(&m->arch.lora),
                     0));
     }
-    return op_gemm(m->be, dx, &dxa, false, a, false, NULL, 1, 1);
+    if (m->drop.p == 0) return op_gemm(m->be, dx, &dxa, false, a, false, NULL, 1, 1);
+    const struct dropout drop = linear_dropout(m, l);
+    struct tensor din = dropped_rows(m, l, dy->dim[0]);
+    TRY(op_gemm(m->be, &din, &dxa, false, a, false, NULL, 1, 0));
+    return op_dropout(m->be, dx, &din, &drop, true);
 }
 
 /* dA += dxa^T x, dB += scale dy^T (x A^T), which is computed again */
@@ -102,10 +132,11 @@ static int adapters_bwd(const struct model *m, const struct linear *l, const str
     const struct tensor *a = &m->params[l->lora_a].w;
     const struct tensor dxa = adapter_rows(m, l, &m->lora_dx, dy->dim[0]);
     struct tensor xa = adapter_rows(m, l, &m->lora_x, x->dim[0]), da = model_grad(m, l->lora_a),
-                  db = model_grad(m, l->lora_b);
+                  db = model_grad(m, l->lora_b), in;
     struct target t = { 0 };
-    TRY(op_gemm(m->be, &da, &dxa, true, x, false, NULL, 1, 1));
-    TRY(op_gemm(m->be, &xa, x, false, a, true, NULL, 1, 0));
+    TRY(adapter_input(m, l, &in, x));
+    TRY(op_gemm(m->be, &da, &dxa, true, &in, false, NULL, 1, 1));
+    TRY(op_gemm(m->be, &xa, &in, false, a, true, NULL, 1, 0));
     for (int32_t j = -1; next_target(m, l, &j, &t);) {
         const struct tensor dyt = tensor_cols(dy, t.col, t.cols),
                             xt = tensor_cols(&xa, t.a_row, m->arch.lora.rank);

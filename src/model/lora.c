@@ -139,13 +139,18 @@ static int read_targets(struct lora *l, const struct json_doc *d)
 static int read_lora(struct lora *l, const struct json_doc *d)
 {
     const json_t *r = json_object_get(d->root, "r"),
-                 *alpha = json_object_get(d->root, "lora_alpha");
+                 *alpha = json_object_get(d->root, "lora_alpha"),
+                 *dropout = json_object_get(d->root, "lora_dropout");
     if (!json_is_integer(r) || json_integer_value(r) < 1 || json_integer_value(r) > RANK_MAX)
         return json_err(ERR_INPUT, d, "/r", "r: expected a whole number in [1, %d]", RANK_MAX);
     if (!json_is_number(alpha) || !(json_number_value(alpha) > 0))
         return json_err(ERR_INPUT, d, "/lora_alpha", "lora_alpha: expected a number above 0");
     l->rank = json_integer_value(r);
     l->alpha = json_number_value(alpha);
+    if (dropout && !(json_is_number(dropout) && json_number_value(dropout) >= 0 &&
+                     json_number_value(dropout) < 1))
+        return json_err(ERR_INPUT, d, "/lora_dropout", "lora_dropout: expected a number in [0, 1)");
+    l->dropout = json_number_value(dropout);
     l->rslora = json_is_true(json_object_get(d->root, "use_rslora"));
     TRY(refuse_variants(d));
     return read_targets(l, d);
@@ -187,7 +192,7 @@ json_t *lora_config(const struct lora *l, const char *base)
                                                            : json_real(l->alpha);
     return json_pack("{s:s, s:s, s:s, s:I, s:o, s:f, s:b, s:o, s:s, s:b, s:b, s:b, s:b, s:n}",
                      "peft_type", "LORA", "task_type", "CAUSAL_LM", "base_model_name_or_path", base,
-                     "r", (json_int_t)l->rank, "lora_alpha", alpha, "lora_dropout", 0.0,
+                     "r", (json_int_t)l->rank, "lora_alpha", alpha, "lora_dropout", l->dropout,
                      "use_rslora", l->rslora, "target_modules", targets, "bias", "none",
                      "fan_in_fan_out", 0, "inference_mode", 1, "init_lora_weights", 1, "use_dora",
                      0, "modules_to_save");

@@ -271,6 +271,15 @@ static int plan_head(struct model *m, struct plan *p, const struct model_size *s
     return plan_book(p, PLAN_HEAD, &m->coef, DT_F32, N, 1, 1, 1);
 }
 
+/* Columns of the widest A: all layers have the same. */
+static int64_t widest_target(const struct model *m)
+{
+    int64_t most = 0;
+    for (int32_t i = m->layers[0].lora; i < m->layers[0].lora_end; i += 2) /* A, B, A, B ... */
+        most = MAX(most, tensor_row(&m->params[i].w));
+    return most;
+}
+
 static int plan_backward(struct model *m, struct plan *p, int64_t T)
 {
     const struct arch *a = &m->arch;
@@ -280,6 +289,8 @@ static int plan_backward(struct model *m, struct plan *p, int64_t T)
     TRY(plan_book(p, PLAN_SCRATCH, &m->dh, A, T, a->C, 1, 1));
     if (a->lora.rank > 0)
         TRY(plan_book(p, PLAN_SCRATCH, &m->lora_dx, A, T, PARAM_SLICES_MAX * a->lora.rank, 1, 1));
+    if (a->lora.rank > 0 && a->lora.dropout > 0)
+        TRY(plan_book(p, PLAN_SCRATCH, &m->lora_drop, A, T, widest_target(m), 1, 1));
     TRY(plan_book(p, PLAN_SCRATCH, &m->dqkv, A, T, (a->H + 2 * a->K) * a->D, 1, 1));
     return plan_book(p, PLAN_SCRATCH, &m->datt, A, T, a->H * a->D, 1, 1);
 }

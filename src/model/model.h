@@ -85,6 +85,8 @@ struct model { /* valid when zeroed */
     struct tensor dx, dh, dqkv, datt, dhsel, coef, scratch; /* backward; dx f32, the residual stream's gradient */
     struct tensor dxc;          /* [T,C] dx rounded for a product; not booked where dtype is DT_F32 */
     struct tensor lora_x, lora_dx; /* [T, 3 rank] A of the linear at work: x A^T, and in the backward the gradient of it; not booked without adapters */
+    struct dropout drop;        /* of what goes into the adapters' A; p 0 (always, but while a micro-batch of training is at work): none */
+    struct tensor lora_drop;    /* [T, widest input of a target] A: that input, or its gradient; booked with arch.lora.dropout */
     struct tensor dense;        /* A: the largest 4-bit weight, as numbers */
     struct tensor ids, pos, src, target; /* i32, device copies of the batch */
     float *host;                /* [N_max] */

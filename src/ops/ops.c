@@ -460,6 +460,16 @@ int op_nf4(const struct backend *be, struct tensor *y, const struct tensor *q,
     return be->op->nf4(be->cx, y, q, absmax);
 }
 
+int op_dropout(const struct backend *be, struct tensor *y, const struct tensor *x,
+               const struct dropout *drop, bool add)
+{
+    const enum dtype A = act(x);
+    check_full(x, A, x->dim[0], x->dim[1]);
+    check_full(y, A, x->dim[0], x->dim[1]);
+    BUG_IF(!(drop->p >= 0 && drop->p < 1) || drop->first < 0 || (add && y->data == x->data));
+    return be->op->dropout(be->cx, y, x, drop, add);
+}
+
 int op_fill(const struct backend *be, struct tensor *y, float value)
 {
     check_dtype(y, y->dtype);

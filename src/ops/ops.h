@@ -43,6 +43,12 @@ struct adamw { /* one AdamW update, as in PyTorch: decoupled decay, bias correct
     int64_t first;     /* index of the first element for them, so that shares of an array round as the whole does */
 };
 
+struct dropout { /* which elements of a matrix are dropped: a pure function of this and of row and column (stochastic.h) */
+    double p;          /* with this probability, in [0, 1), to 2^-16 */
+    uint64_t key;
+    int64_t first;     /* number of the first row, so that rows of a step drop the same however they are cut into matrices */
+};
+
 struct ctx; /* a backend's private state: device, stream, library handles, threads */
 
 #include "ops_list.h"
@@ -203,6 +209,9 @@ int op_add(const struct backend *be, struct tensor *y, const struct tensor *x);
 int op_cast(const struct backend *be, struct tensor *y, const struct tensor *x);
 /* y[n] = code of q times its block's absmax (nf4.h), the product rounded to A. q U8 [n / 2], absmax F32 [n / 64]; n a multiple of 64. */
 int op_nf4(const struct backend *be, struct tensor *y, const struct tensor *q, const struct tensor *absmax);
+/* y[T,K] = (with add: +=) x with a share p of its elements 0 and the others times 1 / (1 - p), row t being number first + t. Both A; y may be x
+ * without add. */
+int op_dropout(const struct backend *be, struct tensor *y, const struct tensor *x, const struct dropout *drop, bool add);
 /* y = value, in y's dtype. */
 int op_fill(const struct backend *be, struct tensor *y, float value);
 #ifdef __cplusplus

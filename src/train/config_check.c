@@ -88,10 +88,6 @@ static void check_memory_savers(struct loader *ld)
             ld, row("model.quantization"),
             "a base in 4 bits is not trained itself; add \"lora\": {} to \"model\", "
             "or set \"none\"");
-    if (!c->model.lora.present) return;
-    if (c->model.lora.dropout > 0)
-        config_report_option(ld, row("model.lora.dropout"),
-                             "adapters are trained without dropout in this version; set 0");
 }
 
 static void check_stages(struct loader *ld)

@@ -306,7 +306,7 @@ static int stage_begin(struct job *j, struct stage *st)
     const int rc = stage_reference(st, &said);
     if (rc == 0) status_say(&j->status, "%s", said.data);
     buf_release(&said);
-    st->at_reference = rc == 0;
+    st->at_reference = rc == 0 && j->su.arch.lora.dropout == 0;
     return rc;
 }
 

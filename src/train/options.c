@@ -210,7 +210,7 @@ const struct option option_table[] = {
     { AT(model.lora.alpha), .type = OPTION_REAL, .flags = OPTION_ABOVE, .use = USE_LORA, RANGE(0, 1e6), .dflt = "32.0",
       .help = "s = alpha / r" },
     { AT(model.lora.dropout), .type = OPTION_REAL, .flags = OPTION_BELOW, .use = USE_LORA, RANGE(0, 1), .dflt = "0.0",
-      .help = "of what goes into A; 0 only in this version" },
+      .help = "share of what goes into A that is dropped in training; 0: none" },
     { AT(model.lora.path), .type = OPTION_TEXT, .flags = OPTION_NULL, .use = USE_LORA, .dflt = "null",
       .help = "directory of an adapter in PEFT's format to start from, with the same rank, alpha and targets; null: A drawn, B zero" },
     { AT(model.lora.targets), .type = OPTION_SET, .use = USE_LORA, .choices = target_choices,

@@ -38,7 +38,8 @@ static int open_arch(struct setup *s)
     s->arch.lora = (struct lora){ .rank = c->model.lora.rank,
                                   .alpha = c->model.lora.alpha,
                                   .rslora = c->model.lora.rslora,
-                                  .targets = (uint32_t)c->model.lora.targets };
+                                  .targets = (uint32_t)c->model.lora.targets,
+                                  .dropout = c->model.lora.dropout };
     if (!c->model.lora.path) return 0;
     const int rc = lora_check(&s->arch.lora, c->model.lora.path);
     return rc < 0 ? err_note(rc, "model.lora.path") : 0;

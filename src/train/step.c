@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "stage.h"
+#include "../base/rng.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -107,6 +108,18 @@ static int grads_ready(void *payload, int32_t first, int32_t n)
                        model_grad(&st->model, first).data);
 }
 
+/* What a micro-batch that begins at example `at` of the step drops: the same on any number of ranks. */
+static struct dropout dropout_of(const struct stage *st, const int64_t *idx, int64_t at)
+{
+    struct dropout d = { .p = st->model.arch.lora.dropout };
+    if (d.p == 0) return d;
+    d.key =
+        rng_u64(st->cfg->seed, rng_stream_of(RNG_DROPOUT, (uint64_t)st->kind), (uint64_t)st->step);
+    for (int64_t i = 0; i < at; i++)
+        d.first += example_tokens(&st->data->ex[idx[i]]);
+    return d;
+}
+
 /* One of this rank's micro-batches; `last`: of the round, so that its gradients are reduced as they become final. */
 static int micro_batch(struct stage *st, const int64_t *idx, const struct slot *s, double total,
                        bool last)
@@ -114,11 +127,14 @@ static int micro_batch(struct stage *st, const int64_t *idx, const struct slot *
     double tolerance = 0;
     batch_fill(&st->batch, st->data, idx + s->at, s->n);
     if (st->zero.rounds) TRY(op_fill(&st->su->be, &st->model.grads, 0));
+    st->model.drop = dropout_of(st, idx, s->at);
     TRY(model_forward(&st->model, &st->batch));
     TRY(model_logp(&st->model, &st->batch, st->logp, true));
     if (st->at_reference && st->step == 0) TRY(check_self(st, &tolerance));
     loss_batch(st, total, tolerance, st->seen + 3 * s->at);
-    return model_backward(&st->model, &st->batch, st->coef, last ? grads_ready : NULL, st);
+    TRY(model_backward(&st->model, &st->batch, st->coef, last ? grads_ready : NULL, st));
+    st->model.drop.p = 0;
+    return 0;
 }
 
 /* Is slot s computed in this round of reduction? */
