@@ -437,16 +437,22 @@ static int command_toy(int argc, char **argv)
 
 static int command_merge(int argc, char **argv)
 {
+    static const char *const names[] = { [QUANTIZATION_NONE] = "none",
+                                         [QUANTIZATION_NF4] = "nf4",
+                                         [QUANTIZATION_NF4_DOUBLE] = "nf4_double" };
     struct args a;
     double threads = 0;
     TRY(parse_args(&a, "--out --quantization --threads DIRS", argv, argc, 2));
+    int32_t quantization = a.quantization ? -1 : QUANTIZATION_NONE;
     if (a.n_dirs != 1) return err_set(ERR_INPUT, "merge: one RUN_DIR is needed");
     if (!a.out) return err_set(ERR_INPUT, "merge: --out DIR is needed");
     TRY(number("--threads", a.threads, 0, 4096, true, &threads));
-    if (a.quantization && strcmp(a.quantization, "none") != 0 && strcmp(a.quantization, "nf4") != 0)
-        return err_set(ERR_INPUT, "--quantization: \"%.40s\" is not none or nf4", a.quantization);
-    return merge_run(a.dirs[0], a.out, a.quantization && strcmp(a.quantization, "nf4") == 0,
-                     (int32_t)threads);
+    for (size_t i = 0; a.quantization && i < COUNT_OF(names); i++)
+        if (strcmp(a.quantization, names[i]) == 0) quantization = (int32_t)i;
+    if (quantization < 0)
+        return err_set(ERR_INPUT, "--quantization: \"%.40s\" is not none, nf4 or nf4_double",
+                       a.quantization);
+    return merge_run(a.dirs[0], a.out, quantization, (int32_t)threads);
 }
 
 static int command_report(int argc, char **argv)

@@ -276,6 +276,33 @@ int cuda_nf4(struct ctx *cx, struct tensor *y, const struct tensor *q, const str
     return BY_DTYPE(y->dtype, nf4, cx, y, q, absmax);
 }
 
+struct nf4_scale_codes {
+    float v[NF4_SCALE_CODES];
+};
+
+/* absmax = table[codes] most + mean. A block takes the scales of one group. */
+__global__ void nf4_scales_kernel(float *absmax, const uint8_t *codes, const float *most,
+                                  struct nf4_scale_codes table, int64_t n)
+{
+    CUDA_SHARED(float, code, [NF4_SCALE_CODES]);
+    const int64_t i = global_thread();
+    code[threadIdx.x] = table.v[threadIdx.x];
+    __syncthreads();
+    if (i < n) absmax[i] = code[codes[i]] * most[1 + i / NF4_GROUP] + most[0];
+}
+
+int cuda_nf4_scales(struct ctx *cx, struct tensor *absmax, const struct tensor *codes,
+                    const struct tensor *most)
+{
+    static_assert(BLOCK == NF4_SCALE_CODES, "a thread brings a code");
+    const int64_t n = tensor_count(absmax);
+    struct nf4_scale_codes table;
+    if (n == 0) return 0;
+    memcpy(table.v, nf4_scale_table(), sizeof table.v);
+    return LAUNCH(cx, nf4_scales_kernel, blocks_for(n, BLOCK), BLOCK, 0, data_of<float>(absmax),
+                  data_of<uint8_t>(codes), data_of<float>(most), table, n);
+}
+
 /* y = (+=) x times 0 or 1/(1-p). Eight elements of a row are two words of four. */
 template <class A>
 __global__ void dropout_kernel(A *y, const A *x, uint64_t key, int64_t first, uint32_t below,

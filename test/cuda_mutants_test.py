@@ -40,6 +40,7 @@ MUTANTS = [
     ("a row's tail is one longer", "elementwise.cu", "elementwise.cu", "store8(y + t * F + c, g, F - c);", "store8(y + t * F + c, g, F - c + 1);", "swiglu"),
     ("the halves of a byte swapped", "elementwise.cu", "elementwise.cu", "o.v[k] = code[two >> 4] * scale;", "o.v[k] = code[two & 15] * scale;", "nf4"),
     ("codes are read before they are there", "elementwise.cu", "elementwise.cu", "codes.v[threadIdx.x];\n    __syncthreads();", "codes.v[threadIdx.x];", "nf4"),
+    ("a scale of the next group", "elementwise.cu", "elementwise.cu", "most[1 + i / NF4_GROUP] + most[0]", "most[(1 + i / NF4_GROUP) % 2] + most[0]", "nf4_scales"),
     ("the second four elements dropped as the first", "elementwise.cu", "elementwise.cu", "dropout_factor(bits[k / 4], k % 4, below)", "dropout_factor(bits[0], k % 4, below)", "dropout"),
     ("a moment rounded by the weight's bits", "optim.cu", "optim.cu", "store_state(m, p, i, n, bits, 16);", "store_state(m, p, i, n, bits, 0);", "adamw"),
     ("gathers the next row", "elementwise.cu", "elementwise.cu", "y[i] = x[at * row + i % row];", "y[i] = x[(at + 1) % rows * row + i % row];", "gather"),

@@ -189,6 +189,24 @@ def test_nf4(r, root):
     check(r, res.code == 0 and abs(row["eval/loss"] - last["eval/loss"]) < 1e-3 and abs(row["eval/logps/chosen"] - last["eval/logps/chosen"]) < 0.05,
           "nf4: evaluate sees the base as the run did", f"{res}" if res.code else f"{row['eval/loss']} {last['eval/loss']}")
     test_kl(r, wide, "nf4-kl", **nf4)
+    test_nf4_double(r, wide, want)
+
+
+def test_nf4_double(r, wide, plain):
+    """Scales in 8 bits: less memory, nearly the same numbers, and a merge into that base is the model that was trained."""
+    path = job(wide, "double", model={"quantization": "nf4_double", "dtype": "float32"}, checkpoint={"every": 2})
+    codes = [t.bdpo("--config", path, "--set", "max_hours=1e-9").code for _ in range(2)] + [t.bdpo("--config", path).code]
+    check(r, codes == [75, 75, 0] and results(f"{wide}/double")[RESULTS[0]] != plain[RESULTS[0]], "nf4_double: a run, stopped twice", f"{codes}")
+    size = [json.loads(t.bdpo("plan", "--config", path, "--json", "--set", f"model.quantization={q}").out)["memory_bytes"]["weights"] for q in ("nf4", "nf4_double")]
+    check(r, size[1] < size[0], "nf4_double: takes less", f"{size}")
+    for q in ("nf4_double", "nf4"):
+        res = t.bdpo("merge", f"{wide}/double", "--out", f"{wide}/merged-{q}", "--quantization", q)
+        check(r, res.code == 0, f"merge --quantization {q}", f"{res}")
+    a, b, c = (json.loads(t.bdpo("evaluate", "--config", path, "--model", d).out or "{}")["eval/logps/chosen"]
+               for d in (f"{wide}/double/model", f"{wide}/merged-nf4_double", f"{wide}/merged-nf4"))
+    check(r, abs(a - b) < 1e-4 < abs(a - c) < 0.5, "nf4_double: merged into its base, the same model", f"{a} {b} {c}")
+    res = t.bdpo("merge", f"{wide}/double", "--out", f"{wide}/no", "--quantization", "fp4")
+    check(r, res.code == 2 and "is not none, nf4 or nf4_double" in res.err, "merge --quantization fp4", f"{res}")
 
 
 def test_refused(r, root):

@@ -58,14 +58,15 @@ static float draw_weight(const struct param *p, int32_t i, int64_t j)
 }
 
 static void open_fix(struct fix *f, fix_backend *open, const char *dir, int shape, enum dtype dtype,
-                     const struct lora *lora, bool nf4, const struct model_size *size)
+                     const struct lora *lora, int nf4, const struct model_size *size)
 {
     struct arch a;
     memset(f, 0, sizeof *f);
     fix_write(dir, "config.json", fix_config(shape));
     BUG_IF(arch_load(&a, dir) < 0);
     if (lora) a.lora = *lora;
-    a.nf4 = nf4;
+    a.nf4 = nf4 > 0;
+    a.nf4_double = nf4 > 1;
     f->sizes = (struct op_sizes){ .T = 64,
                                   .C = a.C,
                                   .F = a.F,
@@ -90,7 +91,9 @@ static void open_fix(struct fix *f, fix_backend *open, const char *dir, int shap
         BUG_IF(MEM_NEW(&w, n) < 0);
         for (int64_t j = 0; j < n; j++)
             w[j] = draw_weight(p, i, j);
-        BUG_IF((p->nf4 ? nf4_put : model_put)(&f->m, p->offset, n, w) < 0);
+        BUG_IF((p->nf4 ? nf4_put(&f->m, p, 0, n, w) : model_put(&f->m, p->offset, n, w)) < 0);
+        for (int32_t k = 0; p->nf4 && k < p->n_slices; k++)
+            BUG_IF(nf4_slice_done(&f->m, p, k) < 0);
         free(w);
     }
 }
@@ -98,11 +101,11 @@ static void open_fix(struct fix *f, fix_backend *open, const char *dir, int shap
 void fix_open_on(struct fix *f, fix_backend *open, const char *dir, int shape, enum dtype dtype,
                  const struct model_size *size)
 {
-    open_fix(f, open, dir, shape, dtype, NULL, false, size);
+    open_fix(f, open, dir, shape, dtype, NULL, 0, size);
 }
 
 void fix_open_nf4(struct fix *f, fix_backend *open, const char *dir, enum dtype dtype,
-                  const struct lora *lora, bool nf4, const struct model_size *size)
+                  const struct lora *lora, int nf4, const struct model_size *size)
 {
     open_fix(f, open, dir, FIX_WIDE, dtype, lora, nf4, size);
 }
@@ -110,7 +113,7 @@ void fix_open_nf4(struct fix *f, fix_backend *open, const char *dir, enum dtype 
 void fix_open_lora(struct fix *f, const char *dir, int shape, enum dtype dtype,
                    const struct lora *lora, const struct model_size *size)
 {
-    open_fix(f, cpu_open, dir, shape, dtype, lora, false, size);
+    open_fix(f, cpu_open, dir, shape, dtype, lora, 0, size);
 }
 
 void fix_open_as(struct fix *f, const char *dir, int shape, enum dtype dtype, bool train,

@@ -25,7 +25,7 @@ void fix_open_on(struct fix *f, fix_backend *open, const char *dir, int shape, e
 /* With adapters, drawn like all other weights. */
 void fix_open_lora(struct fix *f, const char *dir, int shape, enum dtype dtype, const struct lora *lora, const struct model_size *size);
 /* The same of FIX_WIDE, with a base in 4 bits or, to compare, without. */
-void fix_open_nf4(struct fix *f, fix_backend *open, const char *dir, enum dtype dtype, const struct lora *lora, bool nf4, const struct model_size *size);
+void fix_open_nf4(struct fix *f, fix_backend *open, const char *dir, enum dtype dtype, const struct lora *lora, int nf4, const struct model_size *size);
 void fix_close(struct fix *f);
 
 enum { FIX_PAIRS = 4, FIX_LEN = 16 };

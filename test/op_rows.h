@@ -12,6 +12,7 @@ struct op_row {
 };
 /* Of op_rows_bits.c. */
 void op_rows_nf4(struct op_run *r, const int64_t *d);
+void op_rows_nf4_scales(struct op_run *r, const int64_t *d);
 void op_rows_dropout(struct op_run *r, const int64_t *d);
 void op_rows_adamw_bf16(struct op_run *r, const int64_t *d);
 extern const struct op_row op_rows[];

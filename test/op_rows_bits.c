@@ -6,6 +6,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 #include "op_rows.h"
 #include "ref_ops.h"
@@ -42,6 +43,28 @@ void op_rows_nf4(struct op_run *r, const int64_t *d) /* blocks */
         want[i] = code[i % 2 ? bytes[i / 2] & 15 : bytes[i / 2] >> 4] * scale[i / 64];
     OK(op_nf4(r->be, y, q, absmax));
     op_run_expect(r, y, want, 1, 1, 0);
+}
+
+/* The table from the other side: of decade 10^e the 2^e means of neighbours among 2^e + 1 points from 0.1 to 1. */
+void op_rows_nf4_scales(struct op_run *r, const int64_t *d) /* blocks */
+{
+    const int64_t n = d[0];
+    struct tensor *codes = op_run_bytes(r, n),
+                  *most = op_run_f32(r, BOX_INPUT, 1 + (n + 255) / 256, 1, 0, 1);
+    struct tensor *y = op_run_f32(r, BOX_OUTPUT, n, 1, 0, 1);
+    double *want = op_run_zeros(r, n), *pm = op_run_double(r, most);
+    const uint8_t *c = op_run_bytes_of(r, codes);
+    for (int64_t i = 0; i < n; i++) {
+        /* 0 to 126 negative, 127 zero, 128 to 254 positive, 255 one; from zero outwards 1 + 2 + 4 ... + 64 values */
+        const int k = abs((int)c[i] - 127), e = k ? 31 - __builtin_clz((unsigned)k) : 0;
+        const double step = 0.9 / (double)(1 << e),
+                     at = 0.1 + step * ((double)(k - (1 << e)) + 0.5);
+        double value = k ? at * pow(10, e - 6) * (c[i] < 127 ? -1 : 1) : 0;
+        if (c[i] == 255) value = 1;
+        want[i] = value * pm[1 + i / 256] + pm[0];
+    }
+    OK(op_nf4_scales(r->be, y, codes, most));
+    op_run_expect(r, y, want, 8, 1, 0);
 }
 
 /* d: rows, columns, percent. In two pieces as in one, with and without add; the share is what was asked for. */

@@ -91,7 +91,7 @@ CASES = {  # name: model, config sections
     "float32, base in 4 bits": ("untied", dict(model={"dtype": "float32", "quantization": "nf4", "lora": {"rank": 16}})),
     "bfloat16, base in 4 bits, SFT and evaluation": (
         "tied", dict(model={"quantization": "nf4", "lora": {"rank": 8}}, sft={"max_steps": 2, "batch_size": 8}, data={"eval": "EVAL"})),
-    "bfloat16, base in 4 bits, all layers recomputed": ("qwen3", dict(model={"quantization": "nf4", "lora": {"rank": 8}}, memory={"gradient_checkpointing": True})),
+    "bfloat16, base in 4 bits, all layers recomputed": ("qwen3", dict(model={"quantization": "nf4_double", "lora": {"rank": 8}}, memory={"gradient_checkpointing": True})),
     "bfloat16, moments in bfloat16": ("tied", dict(optimizer={"moments": "bfloat16"}, checkpoint={"every": 1})),
     "bfloat16, moments in bfloat16, no master": ("untied", dict(optimizer={"moments": "bfloat16", "master": "none"}, checkpoint={"every": 1})),
     "bfloat16, query and key norms, steps of many rows": ("qwen3", dict(preference={"batch_size": 30}, checkpoint={"every": 1})),

@@ -98,7 +98,7 @@ static void test_cuda_model__is_the_cpus(void **state)
         }
 }
 
-/* Adapters, on a base as it is and on one in 4 bits, with dropout on both. */
+/* Adapters, on a base as it is and on one in 4 bits, with scales in 8 bits too, with dropout on all. */
 static void test_cuda_model__adapters_are_the_cpus(void **state)
 {
     static const struct lora lora = { 4, 6, false, LORA_ALL, 0.25 };
@@ -109,7 +109,7 @@ static void test_cuda_model__adapters_are_the_cpus(void **state)
     emu_seed(7);
     fix_pairs_draw(&p, 6);
     fix_batch_pairs(&fb, &p, 0, FIX_PAIRS);
-    for (int k = 0; k < 4; k++) {
+    for (int k = 0; k < 6; k++) {
         const enum dtype dtype = k % 2 ? DT_BF16 : DT_F32;
         struct fix cpu, cuda;
         fix_open_nf4(&cpu, cpu_open, dir, dtype, &lora, k / 2, &size);

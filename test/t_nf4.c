@@ -91,6 +91,11 @@ static void test_nf4__exact_values(void **state)
         assert_true(code[nibble(q, i)] == 0);
 }
 
+static size_t bytes_of(const struct tensor *t)
+{
+    return (size_t)(tensor_count(t) * dtype_size(t->dtype));
+}
+
 static void run(struct fix *f, const struct fix_batch *fb, double *logp)
 {
     assert_int_equal(model_forward(&f->m, &fb->b), 0);
@@ -118,15 +123,16 @@ static void test_nf4__model_is_the_rounded_one(void **state)
     (void)state;
     fix_pairs_draw(&p, 4);
     fix_batch_pairs(&fb, &p, 0, FIX_PAIRS);
-    for (int d = 0; d < 2; d++) {
+    for (int k = 0; k < 4; k++) {
+        const int d = k % 2, bits = 1 + k / 2; /* 2: scales in 8 bits */
         struct fix q, dense, exact;
         double a[S], b[S], c[S];
-        fix_open_nf4(&q, cpu_open, dir, dtypes[d], &LORA, true, &TRAIN);
-        fix_open_nf4(&dense, cpu_open, dir, dtypes[d], &LORA, false, &TRAIN);
-        fix_open_nf4(&exact, cpu_open, dir, DT_F32, &LORA, false, &TRAIN);
+        fix_open_nf4(&q, cpu_open, dir, dtypes[d], &LORA, bits, &TRAIN);
+        fix_open_nf4(&dense, cpu_open, dir, dtypes[d], &LORA, 0, &TRAIN);
+        fix_open_nf4(&exact, cpu_open, dir, DT_F32, &LORA, 0, &TRAIN);
         assert_true(q.plan.bytes[PLAN_WEIGHTS] < dense.plan.bytes[PLAN_WEIGHTS] / 2);
         run(&dense, &fb, c);
-        nf4_round_weights(&exact.m);
+        assert_int_equal(nf4_round_weights(&exact.m, bits == 2), 0);
         put_rounded(&dense, &exact);
         run(&q, &fb, a);
         run(&dense, &fb, b);
@@ -147,19 +153,60 @@ static void test_nf4__loaded_in_pieces(void **state)
     char saved[96];
     (void)state;
     snprintf(saved, sizeof saved, "%s/base", dir);
-    fix_open_nf4(&f, cpu_open, dir, DT_F32, NULL, false, &TRAIN);
+    fix_open_nf4(&f, cpu_open, dir, DT_F32, NULL, 0, &TRAIN);
     assert_int_equal(model_save(&f.m, saved, dir, ST_F32, 10000), 0);
     fix_close(&f);
-    fix_open_nf4(&q, cpu_open, dir, DT_F32, &LORA, true, &TRAIN);
-    fix_open_nf4(&g, cpu_open, dir, DT_F32, &LORA, true, &TRAIN);
-    memset(g.m.quant.data, 0, (size_t)g.m.n_quant / 2);
-    memset(g.m.absmax.data, 0, (size_t)g.m.n_quant / NF4_BLOCK * sizeof(float));
-    assert_int_equal(model_load(&g.m, saved), 0);
-    assert_memory_equal(q.m.quant.data, g.m.quant.data, (size_t)g.m.n_quant / 2);
-    assert_memory_equal(q.m.absmax.data, g.m.absmax.data,
-                        (size_t)g.m.n_quant / NF4_BLOCK * sizeof(float));
-    fix_close(&q);
-    fix_close(&g);
+    for (int bits = 1; bits <= 2; bits++) {
+        fix_open_nf4(&q, cpu_open, dir, DT_F32, &LORA, bits, &TRAIN);
+        fix_open_nf4(&g, cpu_open, dir, DT_F32, &LORA, bits, &TRAIN);
+        const struct tensor *parts[][2] = { { &q.m.quant, &g.m.quant },
+                                            { &q.m.absmax, &g.m.absmax },
+                                            { &q.m.most, &g.m.most } };
+        for (size_t i = 0; i < COUNT_OF(parts) && parts[i][1]->data; i++)
+            memset(parts[i][1]->data, 0, bytes_of(parts[i][1]));
+        assert_int_equal(model_load(&g.m, saved), 0);
+        for (size_t i = 0; i < COUNT_OF(parts) && parts[i][1]->data; i++)
+            assert_memory_equal(parts[i][0]->data, parts[i][1]->data, bytes_of(parts[i][1]));
+        assert_int_equal(g.m.most.data != NULL, bits == 2);
+        fix_close(&q);
+        fix_close(&g);
+    }
+}
+
+/* The mean and of every group the largest difference are exact, a value is the nearest of the table; a group of one, and equal scales. */
+static void test_nf4__scales_in_8_bits(void **state)
+{
+    enum { N = 3 * NF4_GROUP + 1 };
+    const float *table = nf4_scale_table();
+    float absmax[N], most[5];
+    uint8_t codes[N];
+    double sum = 0;
+    (void)state;
+    for (int k = 0; k + 1 < NF4_SCALE_CODES; k++)
+        assert_true(table[k] < table[k + 1]);
+    assert_true(table[127] == 0 && table[255] == 1 && table[0] == -table[254]);
+    for (int i = 0; i < N; i++) {
+        absmax[i] = fabsf((float)rng_normal(5, rng_stream_of(RNG_TEST, 1), (uint64_t)i));
+        sum += (double)absmax[i];
+    }
+    nf4_compress(codes, most, absmax, N);
+    assert_true(most[0] == (float)(sum / N));
+    for (int i = 0; i < N; i++) {
+        const float m = most[1 + i / NF4_GROUP];
+        const double x = (double)(absmax[i] - most[0]) / (double)m;
+        double best = 9;
+        for (int k = 0; k < NF4_SCALE_CODES; k++)
+            best = fmin(best, fabs(x - (double)table[k]));
+        assert_true(fabs(x) <= 1 + 1e-7);
+        assert_true(fabs(x - (double)table[codes[i]]) <= best + 1e-7);
+    }
+    assert_true(most[4] == fabsf(absmax[N - 1] - most[0]) &&
+                (codes[N - 1] == 255 || codes[N - 1] == 0));
+    for (int i = 0; i < N; i++)
+        absmax[i] = 0.25f;
+    nf4_compress(codes, most, absmax, N);
+    for (int i = 0; i < N; i++)
+        assert_true(table[codes[i]] * most[1 + i / NF4_GROUP] + most[0] == 0.25f);
 }
 
 static void test_nf4__narrow_models_are_refused(void **state)
@@ -181,6 +228,7 @@ int main(void)
         cmocka_unit_test(test_nf4__exact_values),
         cmocka_unit_test(test_nf4__model_is_the_rounded_one),
         cmocka_unit_test(test_nf4__loaded_in_pieces),
+        cmocka_unit_test(test_nf4__scales_in_8_bits),
         cmocka_unit_test(test_nf4__narrow_models_are_refused),
     };
     return cmocka_run_group_tests(tests, make_dir, remove_dir);

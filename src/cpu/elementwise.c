@@ -247,6 +247,19 @@ int cpu_nf4(struct ctx *cx, struct tensor *y, const struct tensor *q, const stru
     return 0;
 }
 
+int cpu_nf4_scales(struct ctx *cx, struct tensor *absmax, const struct tensor *codes,
+                   const struct tensor *most)
+{
+    const int64_t n = tensor_count(absmax);
+    const float *table = nf4_scale_table(), *pm = most->data;
+    const uint8_t *pc = codes->data;
+    float *pa = absmax->data;
+#pragma omp parallel for schedule(static) num_threads(cpu_team(cx, n))
+    for (int64_t i = 0; i < n; i++)
+        pa[i] = table[pc[i]] * pm[1 + i / NF4_GROUP] + pm[0];
+    return 0;
+}
+
 /* One row, COLS at a time, which whole words of four elements decide. */
 static void dropout_row(const struct rows *r, struct tensor *y, const struct tensor *x,
                         const struct dropout *drop, int64_t t, bool add)

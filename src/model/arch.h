@@ -26,6 +26,7 @@ struct arch {
     int64_t rope_original;
     char dtype[12];                  /* "float32", "bfloat16", "float16", or "" where config.json has none */
     bool nf4;                        /* the weights of linear layers are held in 4 bits (ops/nf4.h); of a config, never of a directory */
+    bool nf4_double;                 /* and their scales in 8 bits; with nf4 */
     struct lora lora;                /* of a directory with an adapter, else none; or as the config says */
 };
 

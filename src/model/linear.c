@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "model.h"
+#include "nf4.h"
 #include "../base/rng.h"
 
 /* One target of a linear layer: columns of y, rows of the stacked adapters. */
@@ -80,9 +80,10 @@ static int weight_of(const struct model *m, const struct linear *l, struct tenso
     const struct param *p = &m->params[l->w];
     *w = p->w;
     if (!p->nf4) return 0;
-    struct tensor flat = tensor_rows(&m->dense, 0, tensor_count(w));
+    struct tensor flat = tensor_rows(&m->dense, 0, tensor_count(w)), scales;
     w->data = flat.data;
-    return op_nf4(m->be, &flat, &p->q, &p->absmax);
+    TRY(nf4_scales(m, p, &scales));
+    return op_nf4(m->be, &flat, &p->q, &scales);
 }
 
 int linear_fwd(const struct model *m, const struct linear *l, struct tensor *y,

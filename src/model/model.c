@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "model.h"
+#include "nf4.h"
 #include "../ops/nf4.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -126,6 +126,10 @@ static void place(struct model *m, int32_t first, int32_t end)
         BUG_IF(p->nf4 && p->w.ld % NF4_BLOCK != 0);
         p->offset = p->grad_at = *n;
         *n += round_up(tensor_count(&p->w), p->nf4 ? 1 : ALIGN_ELEMENTS);
+        if (!p->nf4 || !m->arch.nf4_double) continue;
+        p->most_at = m->n_most;
+        for (int32_t j = 0; j < p->n_slices; j++)
+            m->n_most += nf4_most(p, j);
     }
 }
 
@@ -200,7 +204,9 @@ int model_plan_weights(struct model *m, struct plan *p, bool train)
                   1));
     if (m->n_quant > 0 && !m->base) {
         TRY(plan_book(p, PLAN_WEIGHTS, &m->quant, DT_U8, m->n_quant / 2, 1, 1, 1));
-        TRY(plan_book(p, PLAN_WEIGHTS, &m->absmax, DT_F32, m->n_quant / NF4_BLOCK, 1, 1, 1));
+        TRY(plan_book(p, PLAN_WEIGHTS, &m->absmax, m->n_most > 0 ? DT_U8 : DT_F32,
+                      m->n_quant / NF4_BLOCK, 1, 1, 1));
+        if (m->n_most > 0) TRY(plan_book(p, PLAN_WEIGHTS, &m->most, DT_F32, m->n_most, 1, 1, 1));
     }
     if (!train) return 0;
     BUG_IF(m->n_quant > 0 && m->arch.lora.rank == 0);
@@ -215,8 +221,11 @@ int model_plan_linear(struct model *m, struct plan *p, int64_t T)
     int64_t most = 0;
     for (int32_t i = 0; i < m->n_base && !m->base; i++)
         if (m->params[i].nf4) most = MAX(most, tensor_count(&m->params[i].w));
-    if (most > 0 && m->dense.dim[0] == 0)
+    if (most > 0 && m->dense.dim[0] == 0) {
         TRY(plan_book(p, PLAN_SCRATCH, &m->dense, m->dtype, most, 1, 1, 1));
+        if (m->arch.nf4_double)
+            TRY(plan_book(p, PLAN_SCRATCH, &m->scales, DT_F32, most / NF4_BLOCK, 1, 1, 1));
+    }
     if (m->arch.lora.rank == 0 || m->lora_x.dim[0] > 0) return 0;
     return plan_book(p, PLAN_SCRATCH, &m->lora_x, m->dtype, T, PARAM_SLICES_MAX * m->arch.lora.rank,
                      1, 1);
@@ -356,6 +365,8 @@ static void take_base(struct model *m)
         p->absmax = from->absmax;
     }
     m->dense = m->base->dense;
+    m->scales = m->base->scales;
+    m->most = m->base->most;
 }
 
 int model_ready(struct model *m)

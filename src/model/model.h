@@ -17,7 +17,8 @@ struct param { /* q, k, v and gate, up are stored fused: one matrix each */
     int64_t offset;          /* elements from the start of the flat weights (64-byte aligned) */
     int64_t grad_at;         /* of its gradient in model.grads; = offset unless grad_windows */
     bool nf4;                /* held in 4 bits: w has no data, offset counts elements of model.quant, q and absmax are views into that */
-    struct tensor q, absmax;
+    struct tensor q, absmax; /* absmax F32, or (arch.nf4_double) U8 codes of it, whose meaning slice by slice is in `most` (op_nf4_scales) */
+    int64_t most_at;         /* of the first slice in model.most */
     bool decay;              /* weight decay applies: matrices only */
     int32_t n_slices;
     struct param_slice slice[PARAM_SLICES_MAX];
@@ -63,7 +64,9 @@ struct model { /* valid when zeroed */
     struct tensor weights;      /* flat [n_flat] of `dtype` */
     const struct model *base;   /* set before model_plan_weights, with adapters: a model on the same base, whose weights but for the adapters are this one's too */
     int64_t n_quant;            /* elements of the weights that are held in 4 bits, and in none of the other arrays */
-    struct tensor quant, absmax; /* u8 [n_quant / 2], f32 [n_quant / 64] */
+    struct tensor quant, absmax; /* u8 [n_quant / 2], f32 (u8) [n_quant / 64] */
+    int64_t n_most;             /* with arch.nf4_double, else 0 */
+    struct tensor most;         /* f32 [n_most] of each slice in order the mean of its scales, then one of 256 of them */
     struct model_shard shard;   /* set before model_plan_weights */
     struct tensor master;       /* f32, the shard's elements of [n_trained]: what the optimizer changes, weights being its rounding; data NULL where
                                  * dtype is DT_F32 (weights are the master) or nothing is trained */
@@ -88,6 +91,7 @@ struct model { /* valid when zeroed */
     struct dropout drop;        /* of what goes into the adapters' A; p 0 (always, but while a micro-batch of training is at work): none */
     struct tensor lora_drop;    /* [T, widest input of a target] A: that input, or its gradient; booked with arch.lora.dropout */
     struct tensor dense;        /* A: the largest 4-bit weight, as numbers */
+    struct tensor scales;       /* f32 its blocks' scales; booked with arch.nf4_double */
     struct tensor ids, pos, src, target; /* i32, device copies of the batch */
     float *host;                /* [N_max] */
     const struct batch *batch;  /* of the last forward */

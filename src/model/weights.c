@@ -84,7 +84,13 @@ static int check_values(const struct loader *ld, const struct st_tensor *t, int6
 static int put_param(struct model *m, const struct param *p, int64_t at, int64_t n, const float *in)
 {
     watch_beat();
-    return (p->nf4 ? nf4_put : model_put)(m, p->offset + at, n, in);
+    return p->nf4 ? nf4_put(m, p, at, n, in) : model_put(m, p->offset + at, n, in);
+}
+
+/* After the last of a slice's elements. */
+static int end_slice(struct model *m, const struct param *p, const struct param_slice *s)
+{
+    return p->nf4 ? nf4_slice_done(m, p, (int32_t)(s - p->slice)) : 0;
 }
 
 static int load_slice(struct loader *ld, const struct param *p, const struct param_slice *s)
@@ -104,7 +110,7 @@ static int load_slice(struct loader *ld, const struct param *p, const struct par
         TRY(check_values(ld, t, i, k));
         TRY(put_param(m, p, s->row * cols + i, k, ld->chunk));
     }
-    return 0;
+    return end_slice(m, p, s);
 }
 
 /* A tied model's file may hold the head once more; it must be the embedding. */
@@ -297,7 +303,7 @@ static int random_slice(struct model *m, const struct param *p, const struct par
                 chunk[j] = bias ? 0.0f : 1.0f;
         TRY(put_param(m, p, s->row * cols + i, k, chunk));
     }
-    return 0;
+    return end_slice(m, p, s);
 }
 
 int model_random(struct model *m, uint64_t seed)

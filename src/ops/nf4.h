@@ -5,7 +5,12 @@
 #ifndef BDPO_NF4_H
 #define BDPO_NF4_H
 
-enum { NF4_BLOCK = 64, NF4_CODES = 16 };
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* NF4_GROUP: blocks whose scales, where these are held in 8 bits, share a scale of their own */
+enum { NF4_BLOCK = 64, NF4_CODES = 16, NF4_GROUP = 256, NF4_SCALE_CODES = 256 };
 #define NF4_TABLE                                                                                                   \
     {                                                                                                               \
         -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f,            \
@@ -13,4 +18,10 @@ enum { NF4_BLOCK = 64, NF4_CODES = 16 };
             0.24611230194568634f, 0.33791524171829224f, 0.44070982933044434f, 0.5626170039176941f,                  \
             0.7229568362236023f, 1.0f                                                                               \
     }
+/* [NF4_SCALE_CODES] the values in [-1, 1] of a scale's 8 bits, ascending: the dynamic data type of Dettmers, 8-bit Approximations (2015), sign, decade and
+ * fraction, as bitsandbytes has them. Static. */
+const float *nf4_scale_table(void);
+#ifdef __cplusplus
+}
+#endif
 #endif

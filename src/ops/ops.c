@@ -460,6 +460,16 @@ int op_nf4(const struct backend *be, struct tensor *y, const struct tensor *q,
     return be->op->nf4(be->cx, y, q, absmax);
 }
 
+int op_nf4_scales(const struct backend *be, struct tensor *absmax, const struct tensor *codes,
+                  const struct tensor *most)
+{
+    const int64_t n = tensor_count(absmax);
+    check_flat(absmax, DT_F32, n);
+    check_flat(codes, DT_U8, n);
+    check_flat(most, DT_F32, 1 + div_up(n, NF4_GROUP));
+    return be->op->nf4_scales(be->cx, absmax, codes, most);
+}
+
 int op_dropout(const struct backend *be, struct tensor *y, const struct tensor *x,
                const struct dropout *drop, bool add)
 {

@@ -209,6 +209,9 @@ int op_add(const struct backend *be, struct tensor *y, const struct tensor *x);
 int op_cast(const struct backend *be, struct tensor *y, const struct tensor *x);
 /* y[n] = code of q times its block's absmax (nf4.h), the product rounded to A. q U8 [n / 2], absmax F32 [n / 64]; n a multiple of 64. */
 int op_nf4(const struct backend *be, struct tensor *y, const struct tensor *q, const struct tensor *absmax);
+/* absmax[n] = value of codes[n] (nf4_scale_table) times most[1 + i / 256] plus most[0], the mean: blocks' scales that are held in 8 bits, of one matrix.
+ * codes U8 [n], absmax F32, most F32 [1 + ceil(n / 256)]. */
+int op_nf4_scales(const struct backend *be, struct tensor *absmax, const struct tensor *codes, const struct tensor *most);
 /* y[T,K] = (with add: +=) x with a share p of its elements 0 and the others times 1 / (1 - p), row t being number first + t. Both A; y may be x
  * without add. */
 int op_dropout(const struct backend *be, struct tensor *y, const struct tensor *x, const struct dropout *drop, bool add);

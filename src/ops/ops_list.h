@@ -38,5 +38,6 @@
     OP(add, struct tensor *y, const struct tensor *x)                                                                 \
     OP(cast, struct tensor *y, const struct tensor *x)                                                                \
     OP(nf4, struct tensor *y, const struct tensor *q, const struct tensor *absmax)                                    \
+    OP(nf4_scales, struct tensor *absmax, const struct tensor *codes, const struct tensor *most)                      \
     OP(dropout, struct tensor *y, const struct tensor *x, const struct dropout *drop, bool add)                       \
     OP(fill, struct tensor *y, float value)

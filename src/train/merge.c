@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "merge.h"
 #include "../model/nf4.h"
+#include "config.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,7 +35,7 @@ struct merger {
 };
 
 static int merge_into(struct merger *m, const char *adapter, const char *base, const char *out,
-                      bool nf4, int32_t threads)
+                      int32_t quantization, int32_t threads)
 {
     const enum st_dtype dtype = model_dir_dtype(base, &m->arch);
     TRY(cpu_open(&m->be, threads));
@@ -44,9 +45,9 @@ static int merge_into(struct merger *m, const char *adapter, const char *base, c
     TRY(plan_grant(&m->plan, &m->be));
     TRY(model_ready(&m->model));
     TRY(model_load(&m->model, adapter));
-    if (nf4) {
+    if (quantization != QUANTIZATION_NONE) {
         TRY(arch_check_nf4(&m->arch));
-        nf4_round_weights(&m->model);
+        TRY(nf4_round_weights(&m->model, quantization == QUANTIZATION_NF4_DOUBLE));
     }
     TRY(lora_merge(&m->model));
     TRY(model_round(&m->model, dtype));
@@ -55,7 +56,7 @@ static int merge_into(struct merger *m, const char *adapter, const char *base, c
     return 0;
 }
 
-int merge_run(const char *dir, const char *out, bool nf4, int32_t threads)
+int merge_run(const char *dir, const char *out, int32_t quantization, int32_t threads)
 {
     struct merger m = { 0 };
     char *adapter = NULL, *base = NULL;
@@ -65,7 +66,7 @@ int merge_run(const char *dir, const char *out, bool nf4, int32_t threads)
     TRY_OUT(find_adapter(&adapter, dir));
     TRY_OUT(arch_adapter_base(&base, adapter));
     TRY_OUT(arch_load(&m.arch, adapter));
-    TRY_OUT(merge_into(&m, adapter, base, out, nf4, threads));
+    TRY_OUT(merge_into(&m, adapter, base, out, quantization, threads));
 out:
     plan_release(&m.plan, &m.be);
     model_release(&m.model);

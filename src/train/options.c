@@ -39,6 +39,7 @@ static const struct choice master_choices[] = {
 static const struct choice quantization_choices[] = {
     { "none", QUANTIZATION_NONE, NULL },
     { "nf4", QUANTIZATION_NF4, NULL },
+    { "nf4_double", QUANTIZATION_NF4_DOUBLE, NULL },
     { NULL, 0, NULL },
 };
 static const struct choice target_choices[] = {
@@ -204,7 +205,7 @@ const struct option option_table[] = {
       .help = "attention on CUDA: the backend's own kernels or cuDNN's; auto: its own" },
 
     { AT(model.quantization), .type = OPTION_CHOICE, .choices = quantization_choices, .dflt = "\"none\"",
-      .help = "of the linear layers' weights under adapters: nf4 holds them in 4 bits (blocks of 64); embedding, head and norms stay as they are" },
+      .help = "of the linear layers' weights under adapters: nf4 holds them in 4 bits (blocks of 64), nf4_double their scales in 8 bits besides; embedding, head and norms stay as they are" },
     { AT(model.lora.rank), .type = OPTION_INT, .use = USE_LORA, RANGE(1, 4096), .dflt = "16",
       .help = "r, the rows of A and columns of B in y = x W^T + s (x A^T) B^T" },
     { AT(model.lora.alpha), .type = OPTION_REAL, .flags = OPTION_ABOVE, .use = USE_LORA, RANGE(0, 1e6), .dflt = "32.0",

@@ -69,6 +69,7 @@ static void add_arch(struct sha256 *s, const struct model *m)
     BUG_IF(n < 0 || n >= (int)sizeof text);
     sha256_add(s, text, (size_t)n);
     if (a->nf4) sha256_add(s, " nf4", 4);
+    if (a->nf4_double) sha256_add(s, " double", 7);
     if (a->lora.rank == 0) return;
     const int more = snprintf(text, sizeof text, " lora %lld %a %d %x", (long long)a->lora.rank,
                               a->lora.alpha, a->lora.rslora, (unsigned)a->lora.targets);
@@ -115,6 +116,7 @@ int refcache_digest(uint8_t digest[32], const struct model *m)
     if (m->n_quant > 0) {
         TRY(add_tensor(&root, m, &m->quant));
         TRY(add_tensor(&root, m, &m->absmax));
+        if (m->n_most > 0) TRY(add_tensor(&root, m, &m->most));
     }
     sha256_end(&root, digest);
     return 0;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "replica.h"
 #include "../base/sha256.h"
+#include "../model/nf4.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -9,7 +10,10 @@ enum { DIGEST = 32 };
 static int digest_param(uint8_t out[DIGEST], const struct model *m, int32_t i, uint8_t *host)
 {
     const struct param *p = &m->params[i];
-    const struct tensor *const parts[] = { p->nf4 ? &p->q : &p->w, p->nf4 ? &p->absmax : NULL };
+    struct tensor most = { 0 };
+    if (p->nf4) nf4_most_of(m, p, &most);
+    const struct tensor *const parts[] = { p->nf4 ? &p->q : &p->w, p->nf4 ? &p->absmax : NULL,
+                                           most.data ? &most : NULL };
     struct sha256 s;
     sha256_init(&s);
     for (size_t k = 0; k < COUNT_OF(parts) && parts[k]; k++) {

@@ -21,6 +21,7 @@ int setup_arch(struct arch *a, const struct config *c, const char *dir)
     TRY(arch_load(a, dir));
     if (c->model.quantization == QUANTIZATION_NONE) return 0;
     a->nf4 = a->lora.rank > 0 || strcmp(dir, c->model.path) == 0;
+    a->nf4_double = a->nf4 && c->model.quantization == QUANTIZATION_NF4_DOUBLE;
     return a->nf4 ? arch_check_nf4(a) : 0;
 }
 
