@@ -417,11 +417,11 @@ static void flat_rows(struct bench *b)
                         absmax = tensor_rows(&w, 0, n / 64);
     BENCH(b, "nf4", 0, (half ? 2 : 4) * n + n / 2 + n / 16,
           op_nf4(&b->be, half ? &copy : &v, &q, &absmax));
-    const struct dropout drop = { .p = 0.1, .key = 1 };
+    const struct dropout some = { .p = 0.1, .key = 1 };
     const struct tensor x = tensor_view(w.data, b->dtype, 8192, 4096, 1, 1);
     struct tensor y = tensor_view(m.data, b->dtype, 8192, 4096, 1, 1);
     BENCH(b, "dropout", 0, 2 * dtype_size(b->dtype) * 8192 * 4096,
-          op_dropout(&b->be, &y, &x, &drop, false));
+          op_dropout(&b->be, &y, &x, &some, false));
     check(op_fill(&b->be, &v, 0.1f));
     if (half) {
         struct tensor hm = tensor_view(m.data, DT_BF16, n, 1, 1, 1),
