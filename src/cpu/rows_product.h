@@ -459,7 +459,8 @@ static void dots_pairs(float *y, int64_t ldy, const uint16_t *x, int64_t ldx, in
             at[k] = w + MIN(j + k, N - 1) * ldw;
         for (int64_t i = 0; i < M; i += 4) {
             float t[16];
-            const struct ahead next = ahead_of(w + MIN(j + 4, N) * ldw, 2 * ldw, N - j - 4, 4, i / 4, M);
+            const struct ahead next =
+                ahead_of(w + MIN(j + 4, N) * ldw, 2 * ldw, N - j - 4, 4, i / 4, M);
             DOTS_OF(M - i, dots_pairs4, t, x + i * ldx, ldx, at, K, &next);
             for (int64_t a = 0; a < MIN(4, M - i); a++)
                 for (int64_t b = 0; b < MIN(4, N - j); b++)
@@ -529,14 +530,15 @@ INLINE void dots_tile(int m, float *y, const float *x, int64_t ldx, const void *
 INLINE void dots_of(float *y, int64_t ldy, const float *x, int64_t ldx, int64_t M, const void *w,
                     int64_t ldw, bool half, int64_t N, int64_t K)
 {
+    const int64_t row = ldw * (half ? 2 : 4);
     for (int64_t j = 0; j < N; j += DOTS) {
         const void *at[DOTS];
         for (int64_t k = 0; k < DOTS; k++)
-            at[k] = (const char *)w + MIN(j + k, N - 1) * ldw * (half ? 2 : 4);
+            at[k] = (const char *)w + MIN(j + k, N - 1) * row;
         for (int64_t i = 0; i < M; i += 4) {
             float t[4 * DOTS];
-            const struct ahead next =
-                ahead_of((const char *)w + MIN(j + DOTS, N) * ldw * (half ? 2 : 4), ldw * (half ? 2 : 4), N - j - DOTS, DOTS, i / 4, M);
+            const struct ahead next = ahead_of((const char *)w + MIN(j + DOTS, N) * row, row,
+                                               N - j - DOTS, DOTS, i / 4, M);
             DOTS_OF(M - i, dots_tile, t, x + i * ldx, ldx, at, K, half, &next);
             for (int64_t a = 0; a < MIN(4, M - i); a++)
                 for (int64_t b = 0; b < MIN(DOTS, N - j); b++)
