@@ -13,7 +13,7 @@ CC=gcc sh scripts/install-deps.sh build clang lint
 step 'lint'
 sh scripts/lint.sh
 step 'build with gcc'
-build CC=gcc all build-tests
+build CC=gcc all build-tests build/release/test/bench
 step 'build with clang'
 build CC=clang all build-tests
 step 'CUDA: nvcc compiles all of it, and the program starts without a driver'
