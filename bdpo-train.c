@@ -27,7 +27,7 @@
 enum { SETS_MAX = 256, STOPS_MAX = 32 };
 struct args { /* what a command line may hold; each command names the flags it takes */
     const char *config, *model, *prompt, *prompts, *out, *per_pair, *system, *chat_template,
-        *string_prompts, *dtype, *quantization, *device, *backend, *file, *csv;
+        *string_prompts, *dtype, *quantization, *device, *ranks, *backend, *file, *csv;
     const char *max_tokens, *temperature, *top_k, *top_p, *seed, *batch, *threads;
     const char *loss, *beta, *lambda, *alpha, *smoothing, *ref_w, *ref_l, *max_w, *max_l, *points;
     const char *rates, *steps, *seeds, *compare;
@@ -63,6 +63,7 @@ static const struct flag FLAGS[] = {
     FLAG("--dtype", dtype),
     FLAG("--quantization", quantization),
     FLAG("--device", device),
+    FLAG("--ranks", ranks),
     FLAG("--backend", backend),
     FLAG("--max-tokens", max_tokens),
     FLAG("--temperature", temperature),
@@ -221,9 +222,13 @@ static int command_plan(int argc, char **argv)
 {
     struct args a;
     struct config *c = NULL;
-    TRY(load_config(&a, &c, "--config --set --device --json", argv, argc, 2));
-    const struct planning_opts o = { .device = a.device, .json = a.json };
-    const int rc = planning_run(c, &o);
+    double n_ranks = 1;
+    TRY(load_config(&a, &c, "--config --set --device --ranks --json", argv, argc, 2));
+    int rc = number("--ranks", a.ranks, 1, 65536, true, &n_ranks);
+    const struct planning_opts o = { .device = a.device,
+                                     .ranks = (int32_t)n_ranks,
+                                     .json = a.json };
+    if (rc == 0) rc = planning_run(c, &o);
     config_free(c);
     return rc;
 }

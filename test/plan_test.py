@@ -15,6 +15,7 @@ import time
 import tiny_job as t
 import demo_data
 from compare_rows import Report
+from mpi_launch import launcher
 
 ALLOWED = 0.05
 MIB = 1 << 20
@@ -202,6 +203,31 @@ def test_words(r, root):
     r.check(res.code == 0 and "memory:" in res.err and "micro-batches of" in res.err, "a run begins with its plan", f"{res}")
 
 
+def test_ranks(r, root):
+    """plan --ranks 2 is what rank 0 of two says; more ranks have smaller shares of what ZeRO-2 divides."""
+    path = config(root, "ranks", "tied", dist={"gradients": "local"})
+    with open(path, encoding="utf-8") as f:
+        c = json.load(f)
+    del c["threads"]
+    t.write_json(path, c)
+    one, four, device = (plan(path, *a)[1] for a in ((), ("--ranks", "4"), ("--ranks", "4", "--device", "3090")))
+    a, b = one["memory_bytes"], four["memory_bytes"]
+    r.check(b["weights"] == a["weights"] and all(0.24 < b[k] / a[k] < 0.27 for k in ("master", "moments")) and a["communication"] == 0 < b["communication"],
+            "four ranks share master weights and moments", f"{a} {b}")
+    r.check(device["ranks"] == 4 and device["stages"][0]["hours"] < plan(path, "--device", "3090")[1]["stages"][0]["hours"] / 3.9, "four devices are four times as fast")
+    res = t.bdpo("plan", "--config", path, "--ranks", "0")
+    r.check(res.code == 2 and "--ranks: 0 is outside" in res.err, "no ranks", f"{res}")
+    words, reason = launcher(t.BINARY)
+    if not words:
+        print(f"skipped: plan_test ranks: {reason}")
+        r.skipped += 1
+        return
+    table = dict(re.findall(r"^  ([a-z ]+?)  +([0-9.]+ [KMG]?i?B)  ", t.bdpo("plan", "--config", path, "--ranks", "2").out, re.M))
+    run = subprocess.run([*words, "-np", "2", t.BINARY, "--config", path], capture_output=True, text=True, timeout=120, check=False)
+    said = dict(re.findall(r"([a-z][a-z ]+?) ([0-9.]+ [KMG]?i?B)(?=,|$)", re.search(r"memory: .* at the peak.*\n +(.*)", run.stderr)[1]))
+    r.check(run.returncode == 0 and len(said) > 8 and all(table.get(k) == v for k, v in said.items()), "two ranks take what plan --ranks 2 says", f"{said} {table} {run.stderr[-300:]}")
+
+
 def main():
     root = tempfile.mkdtemp(prefix="plan_test-")
     r = Report()
@@ -215,6 +241,7 @@ def main():
         test_limits(r, root)
         test_resume(r, root)
         test_words(r, root)
+        test_ranks(r, root)
     finally:
         shutil.rmtree(root, ignore_errors=True)
     return r.last()

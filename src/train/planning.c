@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "planning.h"
+#include "../base/cores.h"
 #include "checkpoint.h"
 #include "machine.h"
 #include "work.h"
@@ -12,6 +13,8 @@ static const double CPU_SHARE = 0.6, DEVICE_SHARE = 0.4;
 struct planning {
     const struct config *cfg;
     const struct device *device; /* NULL: this machine */
+    struct dist ranks;           /* nobody is there: for the shares alone */
+    int32_t at_once;             /* of them compute at a time */
     struct setup su;
     struct inputs in;
     struct sizing size;
@@ -84,15 +87,30 @@ static int disk(struct planning *p)
     return 0;
 }
 
+/* Ranks of this machine share its memory and cores; of devices each has one. */
+static void seat(struct planning *p, const struct planning_opts *o)
+{
+    uint8_t core[CORES_MAX / 8];
+    p->ranks = (struct dist){ .size = o->ranks, .node_ranks = 1 };
+    p->at_once = o->ranks;
+    if (o->device || o->ranks == 1) return;
+    const int32_t cores = cores_allowed(core);
+    p->ranks.node_ranks = o->ranks;
+    p->ranks.cores = MAX(cores / o->ranks, 1);
+    p->at_once = MIN(o->ranks, cores);
+}
+
 static int open_planning(struct planning *p, const struct config *c, const struct planning_opts *o)
 {
     p->cfg = c;
+    seat(p, o);
     if (o->device && !(p->device = device_find(o->device)))
         return err_set(ERR_INPUT, "--device: \"%.40s\" is not one of %s", o->device,
                        device_names());
     TRY(setup_open(&p->su, c, NULL));
     TRY(setup_cache(&p->su, false));
     TRY(inputs_load(&p->in, &p->su, true));
+    if (!o->device && o->ranks > 1) p->su.dist = &p->ranks; /* after what talks to others */
     TRY(setup_backend(&p->su));
     p->params = arch_parameters(&p->su.arch);
     for (int i = 0; i < p->in.n_stages; i++) {
@@ -123,9 +141,17 @@ static int size_planning(struct planning *p)
         TRY(machine_flops(&p->su.be, setup_dtype(c), &p->flops));
         p->share = CPU_SHARE;
     }
+    p->su.dist = &p->ranks;
     const int rc = sizing_choose(&p->size, &p->su, &run, &want);
+    p->su.dist = NULL;
     p->fits = rc == 0;
     return rc;
+}
+
+/* FLOP/s of all ranks. */
+static double rate_of(const struct planning *p)
+{
+    return p->flops * p->share * p->at_once;
 }
 
 /* --- in words ----------------------------------------------------------------------------------------------------- */
@@ -151,7 +177,9 @@ static int say_memory(struct buf *b, const struct planning *p)
     return buf_addf(b, "  %-22s %10s  %s\n", "limit", bytes_human(size, s->limit),
                     p->device        ? "the device's memory less 3 %"
                     : s->limit_given ? "memory.limit"
-                                     : "this machine's memory less 3 % for the system");
+                    : p->ranks.size > 1
+                        ? "the ranks' share of this machine's memory less 3 % for the system"
+                        : "this machine's memory less 3 % for the system");
 }
 
 static int say_sizes(struct buf *b, const struct planning *p)
@@ -174,10 +202,10 @@ static int say_sizes(struct buf *b, const struct planning *p)
 
 static int say_work(struct buf *b, const struct planning *p)
 {
-    const double rate = p->flops * p->share;
+    const double rate = rate_of(p);
     double hours = 0;
-    TRY(buf_addf(b, "arithmetic that cannot be saved; hours at %.0f %% of %.4g TFLOP/s (%s)\n",
-                 100 * p->share, p->flops / 1e12,
+    TRY(buf_addf(b, "arithmetic that cannot be saved; hours at %.0f %% of %.4g TFLOP/s%s (%s)\n",
+                 100 * p->share, p->flops / 1e12, p->ranks.size > 1 ? " a rank" : "",
                  p->device ? "published peak, the share is an assumption"
                            : "measured in a product, the share is an assumption"));
     for (int i = 0; i < p->in.n_stages; i++) {
@@ -232,7 +260,11 @@ static int say(struct buf *b, const struct planning *p)
                  a->model_type, (double)p->params / 1e6,
                  (double)(p->params - (a->tied ? 1 : 2) * a->C * a->V) / 1e6, (long long)a->L,
                  (long long)a->C, p->cfg->model.dtype == DTYPE_BFLOAT16 ? "bfloat16" : "float32"));
-    if (p->device) TRY(buf_addf(b, "  on one %s\n", p->device->title));
+    if (p->device && p->ranks.size == 1) TRY(buf_addf(b, "  on one %s\n", p->device->title));
+    if (p->ranks.size > 1)
+        TRY(buf_addf(b, "  on %d ranks%s%s; the memory is that of the first\n", p->ranks.size,
+                     p->device ? ", each with one " : " of this machine",
+                     p->device ? p->device->title : ""));
     if (a->lora.rank > 0)
         TRY(buf_addf(b, "  adapters of rank %lld: %.4g M parameters, which alone are trained\n",
                      (long long)a->lora.rank, (double)lora_parameters(a) / 1e6));
@@ -260,6 +292,7 @@ static int json_out(struct buf *b, const struct planning *p)
     TRY_OUT(metrics_int(root, "memory_bytes_total", forecast_total(&s->peak)));
     TRY_OUT(metrics_int(root, "memory_bytes_limit", s->limit));
     if (p->device) TRY_OUT(metrics_int(root, "memory_bytes_device", forecast_device(&s->peak)));
+    TRY_OUT(metrics_int(root, "ranks", p->ranks.size));
     TRY_OUT(metrics_int(root, "parameters", p->params));
     if (p->su.arch.lora.rank > 0)
         TRY_OUT(metrics_int(root, "adapter_parameters", lora_parameters(&p->su.arch)));
@@ -286,8 +319,8 @@ static int json_out(struct buf *b, const struct planning *p)
         TRY_OUT(metrics_real(o, "flops_per_step", p->work[i].step));
         TRY_OUT(metrics_real(o, "flops", p->work[i].stage));
         TRY_OUT(metrics_real(o, "flops_reference", p->work[i].reference));
-        TRY_OUT(metrics_real(
-            o, "hours", (p->work[i].stage + p->work[i].reference) / (p->flops * p->share) / 3600));
+        TRY_OUT(metrics_real(o, "hours",
+                             (p->work[i].stage + p->work[i].reference) / rate_of(p) / 3600));
     }
     if (json_object_set_new(root, "fits", json_boolean(p->fits)) ||
         json_object_set(root, "memory_bytes", memory) || json_object_set(root, "stages", stages))

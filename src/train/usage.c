@@ -21,7 +21,7 @@ const char USAGE[] =
     "  bdpo-train lint --config run.json [--set key=value ...] [--out FILE.json]         what is "
     "odd "
     "about the data, no training\n"
-    "  bdpo-train plan --config run.json [--set ...] [--device NAME] [--json]             memory, "
+    "  bdpo-train plan --config run.json [--set ...] [--device NAME] [--ranks 1] [--json] memory, "
     "arithmetic, hours, disk; loads no weights\n"
     "  bdpo-train tokenize --model DIR [--chat-template auto] FILE.jsonl                 one JSON "
     "array of ids a line\n"
