@@ -460,7 +460,7 @@ const struct op_row op_rows[] = {
     { "gemm", run_gemm, false, { 7, 70, 33, 0, 1, 3, 1 } },
     { "gemm", run_gemm, false, { 65, 33, 17, 1, 0, 3, 3 } },
     { "gemm", run_gemm, false, { 201, 300, 97, 0, 1, 3, 0 } },
-    { "gemm", run_gemm, false, { 1050, 1040, 530, 0, 0, 3, 2 } },
+    { "gemm", run_gemm, false, { 190, 1040, 530, 0, 0, 3, 2 } },
     { "bias", run_bias, true, { 1, 1, 0 } },
     { "bias", run_bias, true, { 0, 5, 0 } },
     { "bias", run_bias, true, { 3, 0, 0 } },
