@@ -233,7 +233,7 @@ def main():
     ap = argparse.ArgumentParser(description=__doc__)
     ap.add_argument("--seed", type=int, default=random.randrange(1 << 30))
     ap.add_argument("--all", action="store_true", help="every call in every way (long)")
-    ap.add_argument("--share", type=float, default=0.07, help="of the calls, drawn by the seed")
+    ap.add_argument("--share", type=float, default=0.04, help="of the calls, drawn by the seed")
     ap.add_argument("--inside", help=argparse.SUPPRESS)
     a = ap.parse_args()
     if a.inside:
