@@ -123,6 +123,16 @@ def test_kl(r, root, name, **model):
     check(r, weights[0] < 0.75 * weights[1], f"{name}: the base is there once", f"{weights}")
 
 
+def on_two_ranks(r, path, what):
+    """The job of config `path` as mpirun ran it, or None where that cannot be, which is counted."""
+    words, reason = launcher(t.BINARY)
+    if words:
+        return subprocess.run([*words, "-np", "2", t.BINARY, "--config", path], capture_output=True, timeout=120, check=False)
+    print(f"skipped: lora_test {what}: {reason}")
+    r.skipped += 1
+    return None
+
+
 def test_dropout(r, root):
     """Training drops, evaluations and the saved adapter do not; what is dropped does not depend on micro-batches, stops or ranks."""
     lora = {"dropout": 0.3}
@@ -145,25 +155,19 @@ def test_dropout(r, root):
     res = t.bdpo("--config", job(root, "drop-cut", lora, memory={"micro_batch_tokens": 16, "gradient_checkpointing": True}))
     a, b = (rows(f"{root}/{n}", "preference")[-1]["logps/chosen"] for n in ("drop", "drop-cut"))
     check(r, res.code == 0 and abs(a - b) < 1e-3, "dropout: smaller micro-batches drop the same", f"{a} {b}")
-    words, _ = launcher(t.BINARY)
-    if not words:
+    two = on_two_ranks(r, job(root, "drop-two", lora), "dropout")
+    if not two:
         return
-    path = job(root, "drop-two", lora)
-    two = subprocess.run([*words, "-np", "2", t.BINARY, "--config", path], capture_output=True, timeout=120, check=False)
     b = rows(f"{root}/drop-two", "preference")[-1]["logps/chosen"] if two.returncode == 0 else 0
     check(r, two.returncode == 0 and abs(a - b) < 1e-3, "dropout: two ranks drop what one does", f"{a} {b} " + two.stderr.decode()[-300:])
 
 
 def test_ranks(r, root):
-    words, reason = launcher(t.BINARY)
-    if not words:
-        print(f"skipped: lora_test ranks: {reason}")
-        r.skipped += 1
-        return
     det = {"deterministic": True}
+    two = on_two_ranks(r, job(root, "two", dist=det, checkpoint={"every": 2}), "ranks")
+    if not two:
+        return
     one = t.bdpo("--config", job(root, "one", dist=det, checkpoint={"every": 2}))
-    path = job(root, "two", dist=det, checkpoint={"every": 2})
-    two = subprocess.run([*words, "-np", "2", t.BINARY, "--config", path], capture_output=True, timeout=120, check=False)
     same = results(f"{root}/one") == results(f"{root}/two")
     check(r, one.code == 0 and two.returncode == 0 and same, "two ranks, the bytes of one", two.stderr.decode()[-300:] if two.returncode else "")
 

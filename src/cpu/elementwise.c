@@ -267,21 +267,16 @@ static void dropout_row(const struct rows *r, struct tensor *y, const struct ten
     const int64_t K = x->dim[1];
     const uint32_t below = dropout_below(drop->p);
     const uint64_t word = (uint64_t)((drop->first + t) * div_up(K, 4));
-    float in[COLS], kept[COLS], out[COLS];
+    float in[COLS], out[COLS];
     for (int64_t c = 0; c < K; c += COLS) {
         const int64_t n = MIN(COLS, K - c), at = t * K + c;
+        float *kept = add ? out : cpu_write(out, y->data, y->dtype, at);
         r->dropout(kept, cpu_read(r, in, x->data, x->dtype, at, n), drop->key,
                    word + (uint64_t)c / 4, below, n);
-        if (add) {
-            float *sum = cpu_write(out, y->data, y->dtype, at);
-            if (sum == out) r->widen(out, (const uint16_t *)y->data + at, n);
-            r->add(sum, kept, n);
-            cpu_wrote(r, sum, y->data, y->dtype, at, n);
-        } else if (y->dtype == DT_F32) {
-            memcpy((float *)y->data + at, kept, (size_t)n * sizeof *kept);
-        } else {
-            r->narrow((uint16_t *)y->data + at, kept, n);
-        }
+        if (add)
+            add_part(r, y->data, y->dtype, at, kept, DT_F32, 0, n);
+        else
+            cpu_wrote(r, kept, y->data, y->dtype, at, n);
     }
 }
 

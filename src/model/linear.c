@@ -49,9 +49,9 @@ static struct tensor dropped_rows(const struct model *m, const struct linear *l,
 static int adapter_input(const struct model *m, const struct linear *l, struct tensor *in,
                          const struct tensor *x)
 {
-    const struct dropout d = linear_dropout(m, l);
     *in = *x;
-    if (d.p == 0) return 0;
+    if (m->drop.p == 0) return 0;
+    const struct dropout d = linear_dropout(m, l);
     *in = dropped_rows(m, l, x->dim[0]);
     return op_dropout(m->be, in, x, &d, false);
 }

@@ -7,20 +7,26 @@
 enum { BLOCKS = 128 }; /* on the stack at a time */
 static const float CODE[NF4_CODES] = NF4_TABLE;
 
-/* The number of midpoints between neighbouring codes that lie below x. */
-static uint8_t code_of(float x, const float *middle)
+/* middle[codes - 1] between neighbouring ones of code[codes] */
+static void midpoints(float *middle, const float *code, int codes)
+{
+    for (int k = 0; k + 1 < codes; k++)
+        middle[k] = (code[k] + code[k + 1]) / 2;
+}
+
+/* The number of midpoints between the codes, a power of two, that lie below x. */
+static uint8_t code_of(float x, const float *middle, int codes)
 {
     int k = 0;
-    for (int step = 8; step > 0; step /= 2)
-        if (k + step < NF4_CODES && middle[k + step - 1] < x) k += step;
+    for (int step = codes / 2; step > 0; step /= 2)
+        if (middle[k + step - 1] < x) k += step;
     return (uint8_t)k;
 }
 
 void nf4_quantise(uint8_t *q, float *absmax, const float *x, int64_t blocks)
 {
     float middle[NF4_CODES - 1];
-    for (int k = 0; k + 1 < NF4_CODES; k++)
-        middle[k] = (CODE[k] + CODE[k + 1]) / 2;
+    midpoints(middle, CODE, NF4_CODES);
     for (int64_t b = 0; b < blocks; b++, x += NF4_BLOCK, q += NF4_BLOCK / 2) {
         float most = 0;
         for (int i = 0; i < NF4_BLOCK; i++)
@@ -28,8 +34,8 @@ void nf4_quantise(uint8_t *q, float *absmax, const float *x, int64_t blocks)
         absmax[b] = most;
         const float scale = 1.0f / fmaxf(most, 1e-38f);
         for (int i = 0; i < NF4_BLOCK; i += 2) {
-            const uint8_t hi = code_of(fminf(fmaxf(x[i] * scale, -1), 1), middle),
-                          lo = code_of(fminf(fmaxf(x[i + 1] * scale, -1), 1), middle);
+            const uint8_t hi = code_of(fminf(fmaxf(x[i] * scale, -1), 1), middle, NF4_CODES),
+                          lo = code_of(fminf(fmaxf(x[i + 1] * scale, -1), 1), middle, NF4_CODES);
             q[i / 2] = (uint8_t)(hi << 4 | lo);
         }
     }
@@ -37,8 +43,9 @@ void nf4_quantise(uint8_t *q, float *absmax, const float *x, int64_t blocks)
 
 void nf4_compress(uint8_t *codes, float *most, const float *absmax, int64_t n)
 {
-    const float *table = nf4_scale_table();
+    float middle[NF4_SCALE_CODES - 1];
     double sum = 0;
+    midpoints(middle, nf4_scale_table(), NF4_SCALE_CODES);
     for (int64_t i = 0; i < n; i++)
         sum += (double)absmax[i];
     const float mean = (float)(sum / (double)MAX(n, (int64_t)1));
@@ -50,13 +57,8 @@ void nf4_compress(uint8_t *codes, float *most, const float *absmax, int64_t n)
             top = fmaxf(top, fabsf(absmax[i] - mean));
         most[1 + g] = top;
         const float scale = top > 0 ? 1.0f / top : 0;
-        for (int64_t i = from; i < end; i++) {
-            const float x = (absmax[i] - mean) * scale;
-            int k = 0;
-            for (int step = NF4_SCALE_CODES / 2; step > 0; step /= 2)
-                if ((table[k + step - 1] + table[k + step]) / 2 < x) k += step;
-            codes[i] = (uint8_t)k;
-        }
+        for (int64_t i = from; i < end; i++)
+            codes[i] = code_of((absmax[i] - mean) * scale, middle, NF4_SCALE_CODES);
     }
 }
 

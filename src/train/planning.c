@@ -110,8 +110,10 @@ static int open_planning(struct planning *p, const struct config *c, const struc
     TRY(setup_open(&p->su, c, NULL));
     TRY(setup_cache(&p->su, false));
     TRY(inputs_load(&p->in, &p->su, true));
-    if (!o->device && o->ranks > 1) p->su.dist = &p->ranks; /* after what talks to others */
+    /* after what talks to others; a rank with a device of its own has a backend as if alone */
+    p->su.dist = o->device ? NULL : &p->ranks;
     TRY(setup_backend(&p->su));
+    p->su.dist = &p->ranks;
     p->params = arch_parameters(&p->su.arch);
     for (int i = 0; i < p->in.n_stages; i++) {
         const struct run_stage *r = &p->in.stage[i];
@@ -141,9 +143,7 @@ static int size_planning(struct planning *p)
         TRY(machine_flops(&p->su.be, setup_dtype(c), &p->flops));
         p->share = CPU_SHARE;
     }
-    p->su.dist = &p->ranks;
     const int rc = sizing_choose(&p->size, &p->su, &run, &want);
-    p->su.dist = NULL;
     p->fits = rc == 0;
     return rc;
 }
