@@ -73,7 +73,7 @@ EMU := $(if $(filter tsan fuzz,$(BUILD)),,1)
 EMU_FLAGS := -D_GNU_SOURCE -Itest/cuda_emu/include $(OPT_$(BUILD)) $(HARDEN) -ffp-contract=off -Wall -Wextra -Wshadow $(if $(filter 1,$(WERROR)),-Werror) \
              $(if $(findstring clang,$(CC)),-Wno-pass-failed)
 EMU_CXX := -std=c++17 -fno-exceptions -fno-rtti -fno-threadsafe-statics -Wno-unknown-pragmas $(EMU_FLAGS)
-EMU_OBJ := $(patsubst %,$(O)/emu/%.o,$(CUDA_CU) $(filter-out cuda/lt.c cuda/library.c,$(CUDA_C)) $(wildcard test/cuda_emu/*.cpp))
+EMU_OBJ := $(patsubst %,$(O)/emu/%.o,$(CUDA_CU) $(filter-out cuda/lt.c cuda/nccl.c cuda/library.c,$(CUDA_C)) $(wildcard test/cuda_emu/*.cpp))
 SRC := $(filter-out src/dist/comm_%.c,$(wildcard src/*/*.c)) $(if $(filter 0,$(CUDA)),cuda/none.c,$(CUDA_C))
 COMM := src/dist/comm_$(if $(MPI_FOUND),mpi,none)
 # rows.c holds the inner loops; it is built once per instruction set and chosen at run time
@@ -126,7 +126,7 @@ link: $(BIN)
 # Stamps that change only when their text does: the compiler and its flags (everything is rebuilt), and which objects go
 # into the library (a deleted source leaves it).
 stamp = $(shell mkdir -p $(O) && printf '%s\n' '$(subst ','\'',$(2))' | cmp -s - $(O)/$(1) || printf '%s\n' '$(subst ','\'',$(2))' >$(O)/$(1))
-ifneq ($(filter-out deps demo test-mpi lint format asan tsan fuzz ci ci-full clean help torch bench-rival mutant test-cuda bench-cuda bundle,$(or $(MAKECMDGOALS),all)),)
+ifneq ($(filter-out deps demo test-mpi lint format asan tsan fuzz ci ci-full clean help torch bench-rival mutant mutant-program test-cuda bench-cuda bundle,$(or $(MAKECMDGOALS),all)),)
 $(call stamp,flags,$(shell $(CC) --version 2>&1 | head -n 1) $(CFLAGS_ALL) $(LDFLAGS_ALL) $(LIBS) $(if $(MPI_FOUND),$(MPICC)) $(EMU_CXX) $(CXX) $(if $(filter 0,$(CUDA)),,$(NVCC) $(NVCC_FLAGS)) $(ROWS_FLAGS) $(foreach i,$(ROWS_ISAS),$(ROWS_$i)))
 $(call stamp,objects,$(OBJ))
 $(call stamp,test-objects,$(TESTLIB))
@@ -181,6 +181,14 @@ $(O)/emu/%.cu.o: %.cu $(O)/flags
 	@mkdir -p $(@D)
 	$(SAY) CXX $(@:$(O)/%=%)
 	$(Q)$(CXX) $(EMU_CXX) -MMD -MP -x c++ -c -o $@ $<
+# cuda/lt.h and cuda/nccl.h against the libraries' own headers, where those are (CUDA=1)
+ABI := $(if $(wildcard $(CUDA_HOME)/include/cublasLt.h),$(O)/test/cuda_emu/lt_abi.o) $(if $(wildcard $(CUDA_HOME)/include/nccl.h),$(O)/test/cuda_emu/nccl_abi.o)
+.PHONY: cuda-abi
+cuda-abi: $(ABI)
+$(patsubst %.c,$(O)/%.o,$(wildcard test/cuda_emu/*_abi.c)): $(O)/%.o: %.c $(O)/flags
+	@mkdir -p $(@D)
+	$(SAY) CC $(@:$(O)/%=%)
+	$(Q)$(CC) $(CFLAGS_ALL) -isystem $(CUDA_HOME)/include -MMD -MP -c -o $@ $<
 # a test with a changed copy of one kernel file, for test/cuda_mutants_test.py
 MUTANT_TEST ?= t_cuda_ops
 .PHONY: mutant
@@ -188,6 +196,11 @@ mutant:
 	$(Q)$(CXX) $(EMU_CXX) -w -iquote cuda -x c++ -c -o $(MUTANT_OUT).o $(MUTANT)
 	$(Q)$(LINK) $(LDFLAGS_ALL) -o $(MUTANT_OUT) $(O)/test/$(MUTANT_TEST).o $(TESTLIB) $(MUTANT_OUT).o \
 	    $(filter-out %/cuda/$(notdir $(MUTANT)).o,$(EMU_OBJ)) $(LIB) $(LIBS) $(CMOCKA_LIBS)
+# the program with a changed copy of a C file of cuda/ or src/, for test/cuda_ranks_test.py
+.PHONY: mutant-program
+mutant-program:
+	$(Q)$(CC) -std=c11 $(EMU_FLAGS) -w -iquote $(dir $(MUTANT_OF)) -c -o $(MUTANT_OUT).o $(MUTANT)
+	$(Q)$(LINK) $(LDFLAGS_ALL) -o $(MUTANT_OUT) $(O)/bdpo-train.o $(MUTANT_OUT).o $(filter-out %/$(MUTANT_OF).o,$(EMU_OBJ)) $(LIB) $(LIBS)
 $(O)/emu/%.cpp.o: %.cpp $(O)/flags
 	@mkdir -p $(@D)
 	$(SAY) CXX $(@:$(O)/%=%)

@@ -168,7 +168,7 @@ static int mem_memory(struct ctx *cx, int64_t *limit, int64_t *used)
 {
     size_t left, total;
     CUDA_TRY(cudaMemGetInfo(&left, &total));
-    *limit = MAX(cx->memory - ((int64_t)CONTEXT_MIB << 20), (int64_t)1);
+    *limit = MAX(cx->memory - ((int64_t)CONTEXT_MIB << 20) - cx->net_bytes, (int64_t)1);
     *used = cx->free_at_open - (int64_t)left;
     return 0;
 }
@@ -221,12 +221,13 @@ static int describe(struct ctx *cx, const struct cudaDeviceProp *p)
     return 0;
 }
 
-static int open_device(struct ctx *cx)
+static int open_device(struct ctx *cx, int32_t place)
 {
     struct cudaDeviceProp p;
     size_t left, total;
     int n;
     TRY(find_device(&n));
+    cx->device = place % n;
     CUDA_TRY(cudaSetDevice(cx->device));
     CUDA_TRY(cudaGetDeviceProperties(&p, cx->device));
     if (p.major < 8)
@@ -252,10 +253,15 @@ const bool cuda_built = true;
 
 int cuda_open(struct backend *be, int32_t threads)
 {
+    return cuda_open_at(be, threads, 0);
+}
+
+int cuda_open_at(struct backend *be, int32_t threads, int32_t place)
+{
     struct ctx *cx;
     memset(be, 0, sizeof *be);
     TRY(MEM_NEW(&cx, 1));
-    const int rc = open_device(cx);
+    const int rc = open_device(cx, place);
     if (rc < 0) {
         cuda_close(cx);
         return rc;
@@ -265,6 +271,7 @@ int cuda_open(struct backend *be, int32_t threads)
     be->cx = cx;
     be->op = &cuda_ops;
     be->mem = &cuda_mem;
+    be->net = &cuda_net;
     be->threads = MAX(threads, 1);
     return 0;
 }
@@ -272,6 +279,7 @@ int cuda_open(struct backend *be, int32_t threads)
 void cuda_close(struct ctx *cx)
 {
     if (!cx) return;
+    cuda_net.close(cx);
     if (cx->stream) (void)cudaStreamSynchronize(cx->stream);
     gemm_close(cx);
     cuda_attention_close(cx);

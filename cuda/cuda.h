@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * cuda.h - the CUDA backend's private state. Private to cuda/ and its tests. One device, one stream: work is queued in the
- * order of the calls, and only to_host, sumsq and a full staging ring wait for it. */
+ * order of the calls, and only to_host, sumsq and a full staging ring wait for it. Several ranks have a second stream for what goes
+ * between them (net.c). */
 #ifndef BDPO_CUDA_H
 #define BDPO_CUDA_H
 #include "../src/ops/ops.h"
@@ -19,6 +20,7 @@ struct cuda_copy { /* on the device */
     int64_t bytes, room;
 };
 struct gemm;
+struct net;
 struct ctx {
     int32_t device, sms;
     int64_t memory, free_at_open; /* of the device: bytes in all, bytes free before this backend took any */
@@ -33,6 +35,8 @@ struct ctx {
     struct gemm *gemm;
     struct att_work *att; /* attention.cuh; NULL before its first call */
     struct sdpa_library *sdpa; /* sdpa.h; NULL: attention is the backend's own */
+    struct net *net; /* net.c; NULL: one rank, or no messages yet */
+    int64_t net_bytes; /* of the device's memory, that the library for messages takes */
     int64_t allocations; /* made so far */
     char about[512];     /* of the device, for the user */
 };
@@ -61,6 +65,7 @@ int cuda_sum_blocks(struct ctx *cx, float *out, const float *part, int64_t block
 
 extern const struct ops cuda_ops;
 extern const struct memops cuda_mem;
+extern const struct netops cuda_net;
 #ifdef __cplusplus
 }
 #endif

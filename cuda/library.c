@@ -5,6 +5,7 @@
 #include <glob.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 /* Patterns of folders, after those of the loader itself. %s: the value of the variable, left out where that is not set. */
 static const struct {
@@ -16,14 +17,14 @@ static const struct {
     { NULL, "/usr/local/cuda/lib64" },
     { NULL, "/usr/local/cuda-*/lib64" },
     { NULL, "/usr/lib/x86_64-linux-gnu" },
-    /* pip's nvidia-cublas (cu13) and nvidia-cublas-cu12 (cublas) */
-    { "VIRTUAL_ENV", "%s/lib/python3*/site-packages/nvidia/c*/lib" },
-    { "CONDA_PREFIX", "%s/lib/python3*/site-packages/nvidia/c*/lib" },
+    /* pip's nvidia-cublas (cu13), nvidia-cublas-cu12 (cublas) and nvidia-nccl (nccl) */
+    { "VIRTUAL_ENV", "%s/lib/python3*/site-packages/nvidia/*/lib" },
+    { "CONDA_PREFIX", "%s/lib/python3*/site-packages/nvidia/*/lib" },
     { "CONDA_PREFIX", "%s/lib" },
-    { "HOME", "%s/.local/lib/python3*/site-packages/nvidia/c*/lib" },
-    { NULL, "/usr/local/lib/python3*/dist-packages/nvidia/c*/lib" },
-    { NULL, "/usr/local/lib/python3*/site-packages/nvidia/c*/lib" },
-    { NULL, "/usr/lib/python3*/dist-packages/nvidia/c*/lib" },
+    { "HOME", "%s/.local/lib/python3*/site-packages/nvidia/*/lib" },
+    { NULL, "/usr/local/lib/python3*/dist-packages/nvidia/*/lib" },
+    { NULL, "/usr/local/lib/python3*/site-packages/nvidia/*/lib" },
+    { NULL, "/usr/lib/python3*/dist-packages/nvidia/*/lib" },
 };
 
 struct search { /* the handle, once found, and where that was */
@@ -79,6 +80,17 @@ int library_open(void **library, char *path, size_t size, const char *const *nam
                    "nvidia packages; install one (pip install %s) or name its folder in "
                    "BDPO_CUDA_LIBRARIES",
                    names[0], names[1] ? " or " : "", names[1] ? names[1] : "", package);
+}
+
+/* memcpy: how an object's address becomes a function's */
+int library_entries(void *library, const char *path, const struct library_entry *e, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        void *p = dlsym(library, e[i].name);
+        memcpy(e[i].slot, &p, sizeof p);
+        if (!p) return err_set(ERR_INPUT, "%s has no %s", path, e[i].name);
+    }
+    return 0;
 }
 
 void library_close(void *library)

@@ -11,6 +11,12 @@ int cuda_open(struct backend *be, int32_t threads)
     return err_set(ERR_INPUT, "this build has no CUDA (make CUDA=1 makes one that has)");
 }
 
+int cuda_open_at(struct backend *be, int32_t threads, int32_t place)
+{
+    (void)place;
+    return cuda_open(be, threads);
+}
+
 void cuda_close(struct ctx *cx)
 {
     (void)cx;

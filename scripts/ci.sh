@@ -18,7 +18,7 @@ step 'build with clang'
 build CC=clang all build-tests
 step 'CUDA: nvcc compiles all of it, and the program starts without a driver'
 if sh scripts/install-deps.sh cuda; then
-    build CC=gcc CUDA=1 all build/release-cuda/test/device/device_ops
+    build CC=gcc CUDA=1 all cuda-abi build/release-cuda/test/device/device_ops
     build/release-cuda/bdpo-train --version
     sh scripts/test-cuda.sh build/release-cuda/test/device/device_ops build/release-cuda/bdpo-train test/golden_test.py || [ $? -eq 77 ]
     build CC=gcc link

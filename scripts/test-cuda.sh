@@ -29,6 +29,21 @@ head -n 2 "$out/log"
 count 'ops against the double-precision oracle, each twice with the same bits' $rc
 python3 "$golden" --binary "$bdpo_train" --backend cuda >"$out/log" 2>&1
 count "whole jobs against PyTorch's results (test/goldens)" $?
+ranks=$(dirname "$golden")/cuda_ranks_test.py
+if [ -f "$ranks" ]; then
+    BDPO_TRAIN=$bdpo_train python3 "$ranks" --card >"$out/log" 2>&1
+    rc=$?
+    if grep -q '^skip' "$out/log"; then
+        grep '^skip' "$out/log"
+        skipped=$((skipped + 1))
+    else
+        grep -h '^ok.*ranks: ' "$out/log" || true
+        count 'several ranks, with a device each or with one for all: the bits of one' $rc
+    fi
+else
+    echo 'skip several ranks: a bundle has no MPI'
+    skipped=$((skipped + 1))
+fi
 if command -v compute-sanitizer >/dev/null 2>&1; then
     for tool in memcheck racecheck initcheck synccheck; do
         compute-sanitizer --tool "$tool" --error-exitcode 9 "$device_ops" attention logp rmsnorm headnorm gather bias swiglu rope adamw flat >"$out/log" 2>&1
@@ -36,7 +51,7 @@ if command -v compute-sanitizer >/dev/null 2>&1; then
     done
 else
     echo 'skip compute-sanitizer is not on PATH'
-    skipped=4
+    skipped=$((skipped + 4))
 fi
 echo "$passed passed, $failed failed, $skipped skipped"
 [ "$failed" -eq 0 ]

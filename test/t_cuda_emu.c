@@ -12,6 +12,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 #include "cuda_emu/emu.h"
+#include "cuda_emu/include/cuda_runtime_api.h"
 
 /* Runs a kernel in a process of its own; what it says on stderr is in text. Returns whether it died. */
 static int dies(const char *name, uint64_t seed, char *text, size_t size)
@@ -99,6 +100,38 @@ static void test_cuda_emu__asynchronous_copies(void **state)
     assert_int_equal(out[1], 0);
 }
 
+/* A byte written on one stream and read on another, which was told to wait or was not; an event that has not happened at first. */
+static void test_cuda_emu__streams(void **state)
+{
+    cudaStream_t a, b;
+    cudaEvent_t e;
+    unsigned char *host;
+    void *p;
+    (void)state;
+    assert_int_equal(cudaStreamCreateWithFlags(&a, cudaStreamNonBlocking), 0);
+    assert_int_equal(cudaStreamCreateWithFlags(&b, cudaStreamNonBlocking), 0);
+    assert_int_equal(cudaEventCreateWithFlags(&e, cudaEventDisableTiming), 0);
+    assert_int_equal(cudaMalloc(&p, 1), 0);
+    assert_int_equal(cudaMallocHost((void **)&host, 1), 0);
+    for (int told = 0; told < 2; told++) {
+        assert_int_equal(cudaMemsetAsync(p, 1, 1, a), 0);
+        assert_int_equal(cudaStreamSynchronize(a), 0);
+        assert_int_equal(cudaMemsetAsync(p, 2, 1, a), 0);
+        assert_int_equal(cudaEventRecord(e, a), 0);
+        if (told) assert_int_equal(cudaStreamWaitEvent(b, e, 0), 0);
+        assert_int_equal(cudaEventQuery(e), cudaErrorNotReady);
+        assert_int_equal(cudaMemcpyAsync(host, p, 1, cudaMemcpyDeviceToHost, b), 0);
+        assert_int_equal(cudaStreamSynchronize(b), 0);
+        assert_int_equal(host[0], 1 + told);
+        assert_int_equal(cudaEventQuery(e), cudaSuccess);
+    }
+    assert_int_equal(cudaFreeHost(host), 0);
+    assert_int_equal(cudaFree(p), 0);
+    assert_int_equal(cudaEventDestroy(e), 0);
+    assert_int_equal(cudaStreamDestroy(b), 0);
+    assert_int_equal(cudaStreamDestroy(a), 0);
+}
+
 static void test_cuda_emu__refuses_launches(void **state)
 {
     (void)state;
@@ -113,6 +146,7 @@ int main(void)
         cmocka_unit_test(test_cuda_emu__finds),
         cmocka_unit_test(test_cuda_emu__orders),
         cmocka_unit_test(test_cuda_emu__asynchronous_copies),
+        cmocka_unit_test(test_cuda_emu__streams),
         cmocka_unit_test(test_cuda_emu__refuses_launches),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -97,6 +97,7 @@ static void rig_open(struct rig *r, bool rounds, bool windows)
     assert_int_equal(plan_book(&r->plan, PLAN_GRADIENTS, &r->grads, DT_F32, n, 1, 1, 1), 0);
     assert_int_equal(zero_plan(&r->z, &r->plan, &r->grads, rounds, windows), 0);
     assert_int_equal(plan_grant(&r->plan, &r->be), 0);
+    assert_int_equal(zero_ready(&r->z), 0);
     assert_int_equal(MEM_NEW(&r->active, ranks.size), 0);
 }
 

@@ -56,19 +56,23 @@ static struct launch find_launch(void)
 
 /* What ranks tell each other to share the cores of a machine. */
 struct seat {
-    char
-        boot[40]; /* the running kernel: equal on one machine, whatever its containers are called */
+    char boot[DIST_MACHINE];
     uint8_t core[CORES_MAX / 8];
 };
 
-static void take_seat(struct seat *s)
+void dist_machine(char out[DIST_MACHINE])
 {
     FILE *f = fopen("/proc/sys/kernel/random/boot_id", "r");
+    memset(out, 0, DIST_MACHINE);
+    if (!f) return;
+    if (!fgets(out, DIST_MACHINE, f)) out[0] = 0;
+    fclose(f);
+}
+
+static void take_seat(struct seat *s)
+{
     memset(s, 0, sizeof *s);
-    if (f) {
-        if (!fgets(s->boot, sizeof s->boot, f)) s->boot[0] = 0;
-        fclose(f);
-    }
+    dist_machine(s->boot);
     cores_allowed(s->core);
 }
 
@@ -81,9 +85,12 @@ static int share_cores(struct dist *d)
     take_seat(&mine);
     TRY_OUT(MEM_NEW(&all, d->size));
     TRY_OUT(comm_allgather(d->comm, &mine, all, sizeof mine));
-    d->node_ranks = 0;
-    for (int32_t r = 0; r < d->size; r++)
-        d->node_ranks += memcmp(all[r].boot, mine.boot, sizeof mine.boot) == 0;
+    d->node_ranks = d->node_rank = 0;
+    for (int32_t r = 0; r < d->size; r++) {
+        const bool here = memcmp(all[r].boot, mine.boot, sizeof mine.boot) == 0;
+        d->node_ranks += here;
+        d->node_rank += here && r < d->rank;
+    }
     for (int i = 0; i < CORES_MAX; i++) {
         const uint8_t bit = (uint8_t)(1u << i % 8);
         int users = 0;

@@ -11,6 +11,8 @@ struct dist { /* valid when zeroed: one rank */
     int32_t rank, size; /* size 0 counts as 1 */
     int32_t cores;      /* this rank's share of the cores it may use; 0: it has them for itself */
     int32_t node_ranks; /* ranks on this machine */
+    int32_t node_rank;  /* of them, how many have a lower rank */
+    int32_t device_ranks; /* ranks on this rank's device, itself included; 0 counts as 1 (link_choose) */
     struct comm *comm;  /* NULL: one rank */
     int32_t speaker;    /* the lowest rank that failed, of the last agreement */
     bool agreed;        /* the last error is every rank's */
@@ -25,6 +27,9 @@ static inline int32_t dist_size(const struct dist *d) { return d ? MAX(d->size, 
  * are not those that the MPI library sees, or the program was built without one; d->rank is then the launcher's, so that one can speak. */
 int dist_open(struct dist *d);
 void dist_close(struct dist *d);
+/* The running kernel: equal on one machine, whatever its containers are called. */
+enum { DIST_MACHINE = 40 };
+void dist_machine(char out[DIST_MACHINE]);
 /* Print the error at hand and end all ranks at once. */
 void dist_abort(struct dist *d, int exit_code) __attribute__((noreturn));
 

@@ -23,9 +23,8 @@ int zero_init(struct zero *z, struct dist *d, const struct backend *be, int64_t 
 
 void zero_release(struct zero *z)
 {
-    for (int i = 0; i < ZERO_SLOTS; i++)
-        comm_list_release(&z->slot[i].list);
-    comm_list_release(&z->gathering);
+    link_close(&z->link);
+    free(z->message);
     free(z->group);
     free(z->bucket);
     free(z->part);
@@ -99,6 +98,15 @@ int zero_plan(struct zero *z, struct plan *p, const struct tensor *grads, bool r
     return plan_book(p, PLAN_COMM, &z->stage, DT_F32, ZERO_SLOTS * others, z->part_max, 1, 1);
 }
 
+/* Room for what a slot has under way: a part to every other rank, and one from it. */
+int zero_ready(struct zero *z)
+{
+    const int64_t others = dist_size(z->d) - 1;
+    if (others == 0) return 0;
+    TRY(MEM_NEW(&z->message, 2 * others));
+    return link_open(&z->link, z->d, z->be, 2 * others * z->part_max * (int64_t)sizeof(float));
+}
+
 /* --- reduction ---------------------------------------------------------------------------------------------------- */
 
 int zero_begin(struct zero *z)
@@ -125,12 +133,14 @@ static int start_bucket(struct zero *z, int32_t s, int32_t b, const float *data)
     struct zero_slot *slot = &z->slot[s];
     const int32_t rank = dist_rank(z->d), size = dist_size(z->d);
     const int64_t mine = z->part[b].end - z->part[b].begin;
+    int32_t count = 0;
     slot->bucket = b;
     slot->data = data;
+    if (size == 1) return 0;
     for (int32_t r = 0; r < size; r++) {
         if (r == rank || !z->active[r] || mine == 0) continue;
         const struct tensor to = stage_row(z, s, r, mine);
-        TRY(comm_recv(z->d->comm, &slot->list, to.data, mine * 4, r, b));
+        z->message[count++] = (struct net_message){ to.data, mine * 4, r, false };
     }
     /* each rank begins with another one */
     for (int32_t i = 1; i < size && z->active[rank]; i++) {
@@ -138,10 +148,11 @@ static int start_bucket(struct zero *z, int32_t s, int32_t b, const float *data)
         const struct flat_part p = zero_part(z, b, r);
         const int64_t n = p.end - p.begin;
         if (n == 0) continue;
-        TRY(comm_send(z->d->comm, &slot->list, data + (p.begin - z->bucket[b].begin), n * 4, r, b));
+        void *from = (void *)(uintptr_t)(data + (p.begin - z->bucket[b].begin));
+        z->message[count++] = (struct net_message){ from, n * 4, r, true };
         z->d->bytes += n * 4;
     }
-    return 0;
+    return link_start(&z->link, s, b, z->message, count);
 }
 
 static int finish_slot(struct zero *z, int32_t s)
@@ -150,7 +161,7 @@ static int finish_slot(struct zero *z, int32_t s)
     const int32_t b = slot->bucket, rank = dist_rank(z->d), size = dist_size(z->d);
     if (b < 0) return 0;
     slot->bucket = -1;
-    if (size > 1) TRY(comm_wait(z->d->comm, &slot->list));
+    if (size > 1) TRY(link_finish(&z->link, s));
     watch_beat();
     const struct flat_part *p = &z->part[b];
     const int64_t n = p->end - p->begin;
@@ -207,7 +218,8 @@ int zero_finish(struct zero *z)
         TRY(zero_reduce(z, begin, (const float *)z->grads->data + (z->windows ? 0 : begin)));
     }
     if (z->d) since = dist_enter("reduction of gradients", 1);
-    const int rc = finish_all(z);
+    int rc = finish_all(z);
+    if (rc == 0 && dist_size(z->d) > 1) rc = link_drain(&z->link);
     if (z->d) dist_leave(z->d, since);
     return rc;
 }
@@ -265,24 +277,28 @@ int zero_norm(struct zero *z, bool fixed, double *norm)
 
 int zero_gather(struct zero *z, int32_t b, void *flat, int64_t size)
 {
-    const int32_t rank = dist_rank(z->d), ranks = dist_size(z->d);
+    const int32_t rank = dist_rank(z->d), ranks = dist_size(z->d), s = b % ZERO_SLOTS;
     const struct flat_part mine = z->part[b];
+    int32_t count = 0;
     double since;
-    int rc = 0;
+    int rc;
     if (ranks == 1) return 0;
-    since = dist_enter("gathering of weights", 1);
     for (int32_t i = 1; i < ranks; i++) {
         const int32_t to = (rank + i) % ranks, from = (rank + ranks - i) % ranks;
         const struct flat_part theirs = zero_part(z, b, from);
         if (theirs.end > theirs.begin)
-            TRY_OUT(comm_recv(z->d->comm, &z->gathering, (char *)flat + theirs.begin * size,
-                              (theirs.end - theirs.begin) * size, from, b));
+            z->message[count++] =
+                (struct net_message){ (char *)flat + theirs.begin * size,
+                                      (theirs.end - theirs.begin) * size, from, false };
         if (mine.end == mine.begin) continue;
-        TRY_OUT(comm_send(z->d->comm, &z->gathering, (const char *)flat + mine.begin * size,
-                          (mine.end - mine.begin) * size, to, b));
+        z->message[count++] = (struct net_message){ (char *)flat + mine.begin * size,
+                                                    (mine.end - mine.begin) * size, to, true };
         z->d->bytes += (mine.end - mine.begin) * size;
     }
-    rc = comm_poke(z->d->comm, &z->gathering);
+    since = dist_enter("gathering of weights", 1);
+    TRY_OUT(link_finish(&z->link, s)); /* an earlier bucket's */
+    TRY_OUT(link_start(&z->link, s, b, z->message, count));
+    rc = link_poke(&z->link);
 out:
     dist_leave(z->d, since);
     return rc;
@@ -293,7 +309,7 @@ int zero_gather_end(struct zero *z)
     double since;
     if (dist_size(z->d) == 1) return 0;
     since = dist_enter("gathering of weights", 1);
-    const int rc = comm_wait(z->d->comm, &z->gathering);
+    const int rc = link_drain(&z->link);
     dist_leave(z->d, since);
     return rc;
 }

@@ -5,11 +5,11 @@
  * out from another rank on in each bucket, so that small buckets spread too. A rank's shard is its parts in the order of the flat array. */
 #ifndef BDPO_ZERO_H
 #define BDPO_ZERO_H
-#include "comm.h"
 #include "dist.h"
+#include "link.h"
 #include "../ops/plan.h"
 
-enum { ZERO_SLOTS = 4, ZERO_STATES = 3 };
+enum { ZERO_SLOTS = NET_SLOTS, ZERO_STATES = 3 };
 enum zero_state { ZERO_MASTER, ZERO_MOMENT1, ZERO_MOMENT2 };
 
 struct zero_bucket {
@@ -23,7 +23,6 @@ struct zero_group {
 struct zero_slot {      /* a bucket whose parts are under way */
     int32_t bucket;     /* -1: free */
     const float *data;  /* the bucket's gradient on this rank */
-    struct comm_list list;
 };
 struct zero { /* valid when zeroed */
     struct dist *d;            /* NULL: one rank */
@@ -41,7 +40,8 @@ struct zero { /* valid when zeroed */
     const struct tensor *grads; /* the gradient's array, borrowed */
     const struct tensor *state[ZERO_STATES]; /* f32 or bf16 [n_shard], borrowed: what zero_fetch reads, as floats */
     struct zero_slot slot[ZERO_SLOTS];
-    struct comm_list gathering;
+    struct link link;          /* the ranks' messages */
+    struct net_message *message;   /* [2 * ranks] of one start */
     const bool *active;        /* [ranks] of the round, borrowed */
     int32_t next;              /* group that comes next in the round */
     int broken;                /* the error after which messages of this rank are missing: it can talk to the others no more, and ends all */
@@ -55,6 +55,8 @@ int zero_split(struct zero *z);
 struct flat_part zero_part(const struct zero *z, int32_t b, int32_t r);
 /* Book sum and stage. grads: f32, n_flat elements or, with windows, what the ready callback points into. windows needs rounds. */
 int zero_plan(struct zero *z, struct plan *p, const struct tensor *grads, bool rounds, bool windows);
+/* After the plan was granted. ERR_OOM. */
+int zero_ready(struct zero *z);
 void zero_release(struct zero *z);
 
 /* A step: zero_begin; then rounds of zero_round, zero_reduce for the groups in order while a backward runs, zero_finish. Without `rounds` there is

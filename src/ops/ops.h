@@ -83,6 +83,38 @@ struct memops { /* memory of a backend, apart from math */
     int (*memory)(struct ctx *cx, int64_t *limit, int64_t *used);
 };
 
+enum { NET_SLOTS = 4, NET_TICKET = 128, NET_WHERE = 32 };
+struct net_message { /* between two ranks; data in the backend's memory */
+    void *data;
+    int64_t bytes;
+    int32_t rank; /* the other one */
+    bool send;
+};
+/* What several ranks need of a backend whose memory is not the host's. Work here goes on beside the kernels, after those that were queued before it;
+ * a slot is one piece of it, of NET_SLOTS. All return 0 or ERR_DEVICE where no other error is named. */
+struct netops {
+    /* The device, by a text that no other device of the machine has. */
+    int (*where)(struct ctx *cx, char out[NET_WHERE]);
+    /* Through the host. Memory of the host that the device copies to and from; ERR_OOM. */
+    int (*pin)(struct ctx *cx, void **out, int64_t bytes);
+    void (*unpin)(struct ctx *cx, void *p);
+    /* Copy bytes to host, pinned; several calls for a slot add up. */
+    int (*fetch)(struct ctx *cx, int32_t slot, void *host, const void *src, int64_t bytes);
+    /* *done: what was fetched for the slot is there; wait: wait until it is. */
+    int (*fetched)(struct ctx *cx, int32_t slot, bool wait, bool *done);
+    /* From device to device. A ticket that rank 0 makes (the others: NULL) and all ranks open with; ERR_INPUT: the library for it is not
+     * there, ERR_COMM. */
+    int (*ticket)(struct ctx *cx, void *ticket);
+    int (*open)(struct ctx *cx, const void *ticket, int32_t rank, int32_t size);
+    /* Start n messages together. Between two ranks they meet in the order in which both start them. */
+    int (*start)(struct ctx *cx, int32_t slot, const struct net_message *m, int32_t n);
+    /* Kernels from now on come after the slot's messages. */
+    int (*join)(struct ctx *cx, int32_t slot);
+    /* *done: all messages have arrived; ERR_COMM: another rank or the way to it has failed. */
+    int (*poll)(struct ctx *cx, bool *done);
+    void (*close)(struct ctx *cx);
+};
+
 /* Elements [begin, end) of a flat array that a smaller array holds from its element `at` on. */
 struct flat_part {
     int64_t begin, end, at;
@@ -94,12 +126,16 @@ struct backend {
     struct ctx *cx;
     const struct ops *op;
     const struct memops *mem;
+    const struct netops *net; /* NULL: memory is the host's */
+    bool net_open;            /* net->open has succeeded, on all ranks */
     int32_t threads; /* CPU threads in use */
 };
 /* CPU: threads 0 = the cores this process may use. Valid until backend_close. */
 int cpu_open(struct backend *be, int32_t threads);
 /* 0, or ERR_INPUT with the reason that no device can be used (link-time twin cuda/none.c in a build without CUDA). */
 int cuda_open(struct backend *be, int32_t threads);
+/* The same on device `place`, modulo their number. */
+int cuda_open_at(struct backend *be, int32_t threads, int32_t place);
 /* Attention of a backend that cuda_open made by cuDNN from now on, where that takes the shapes. ERR_INPUT: it cannot be used, and why. */
 int cuda_use_cudnn(struct backend *be);
 extern const bool cuda_built; /* whether this build has more than the twin */

@@ -88,6 +88,7 @@ struct config {
     struct {
         int32_t gradients;
         bool deterministic;
+        int32_t transport; /* enum link_way */
     } dist;
     struct {
         int64_t every;

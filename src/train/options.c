@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "options.h"
+#include "../dist/link.h"
 #include "../model/arch.h"
 #include <string.h>
 
@@ -78,6 +79,12 @@ static const struct choice gradient_choices[] = {
     { "auto", GRADIENTS_AUTO, NULL },
     { "local", GRADIENTS_LOCAL, NULL },
     { "sharded", GRADIENTS_SHARDED, NULL },
+    { NULL, 0, NULL },
+};
+static const struct choice transport_choices[] = {
+    { "auto", LINK_AUTO, NULL },
+    { "nccl", LINK_NCCL, NULL },
+    { "host", LINK_HOST, NULL },
     { NULL, 0, NULL },
 };
 static const struct choice export_choices[] = {
@@ -292,6 +299,9 @@ const struct option option_table[] = {
     { AT(dist.deterministic), .type = OPTION_BOOL, .dflt = "false",
       .help = "the same bits on any number of ranks, where micro_batch_tokens and threads are set: micro-batches are cut the same, and their "
               "gradients added in one order" },
+    { AT(dist.transport), .type = OPTION_CHOICE, .flags = OPTION_FREE, .choices = transport_choices, .dflt = "\"auto\"",
+      .help = "of several ranks on GPUs: \"nccl\": from device to device, with a device for each rank; \"host\": through the host and MPI, also for ranks "
+              "that share a device; \"auto\": nccl where it can be. The bits are the same" },
 
     { AT(checkpoint.every), .type = OPTION_INT, .flags = OPTION_FREE, RANGE(0, STEPS_MAX), .dflt = "50",
       .help = "steps between checkpoints; 0: none" },

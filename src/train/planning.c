@@ -110,10 +110,8 @@ static int open_planning(struct planning *p, const struct config *c, const struc
     TRY(setup_open(&p->su, c, NULL));
     TRY(setup_cache(&p->su, false));
     TRY(inputs_load(&p->in, &p->su, true));
-    /* after what talks to others; a rank with a device of its own has a backend as if alone */
-    p->su.dist = o->device ? NULL : &p->ranks;
+    p->su.dist = &p->ranks; /* after what talks to others */
     TRY(setup_backend(&p->su));
-    p->su.dist = &p->ranks;
     p->params = arch_parameters(&p->su.arch);
     for (int i = 0; i < p->in.n_stages; i++) {
         const struct run_stage *r = &p->in.stage[i];

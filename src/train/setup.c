@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "setup.h"
+#include "../dist/link.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -101,10 +102,11 @@ int32_t setup_threads(const struct setup *s)
     return s->dist ? s->dist->cores : 0;
 }
 
-int backend_choose(struct backend *be, int wanted, int32_t threads)
+/* Device `place` of the machine, modulo their number. */
+static int choose_at(struct backend *be, int wanted, int32_t threads, int32_t place)
 {
     if (wanted == BACKEND_CPU) return cpu_open(be, threads);
-    const int rc = cuda_open(be, threads);
+    const int rc = cuda_open_at(be, threads, place);
     if (rc == 0) {
         fprintf(stderr, "backend: cuda: %s\n", be->about);
         return 0;
@@ -115,20 +117,41 @@ int backend_choose(struct backend *be, int wanted, int32_t threads)
     return cpu_open(be, threads);
 }
 
+int backend_choose(struct backend *be, int wanted, int32_t threads)
+{
+    return choose_at(be, wanted, threads, 0);
+}
+
+/* A device for each rank of a machine, in turn; the same kind of backend on all ranks. */
+static int open_ranks(struct setup *s, int wanted, int32_t threads)
+{
+    struct dist *d = s->dist;
+    int rc = choose_at(&s->be, wanted, threads, d->node_rank);
+    s->be_open = rc == 0;
+    TRY(dist_agree(d, rc));
+    int64_t without = !s->be.net;
+    TRY(dist_vote(d, 0, &without, 1));
+    if (without && s->be.net) { /* auto, and a rank found no device */
+        backend_close(&s->be);
+        s->be_open = false;
+        rc = cpu_open(&s->be, threads);
+        s->be_open = rc == 0;
+        if (rc == 0) fprintf(stderr, "backend: cpu; another rank has no device\n");
+    }
+    TRY(dist_agree(d, rc));
+    return link_choose(d, &s->be, (enum link_way)s->cfg->dist.transport);
+}
+
 int setup_backend(struct setup *s)
 {
     const struct config *c = s->cfg;
     const int32_t threads = setup_threads(s);
-    int wanted = c->backend;
-    if (dist_size(s->dist) > 1) { /* their messages go from and to host memory */
-        if (wanted == BACKEND_CUDA)
-            return err_set(ERR_INPUT,
-                           "backend: \"cuda\" takes one rank in this version; start one, "
-                           "or set \"cpu\"");
-        wanted = BACKEND_CPU;
+    if (s->dist && s->dist->comm) {
+        TRY(open_ranks(s, c->backend, threads));
+    } else {
+        TRY(backend_choose(&s->be, c->backend, threads));
+        s->be_open = true;
     }
-    TRY(backend_choose(&s->be, wanted, threads));
-    s->be_open = true;
     if (c->model.attention != ATTENTION_CUDNN) return 0;
     if (!s->be.about)
         return err_set(ERR_INPUT, "model.attention: \"cudnn\" needs a CUDA device, and the backend "

@@ -39,7 +39,7 @@ int32_t setup_threads(const struct setup *s);
 /* Open what `wanted`, a BACKEND_*, says ("auto": CUDA where there is a device, else the CPU), and print what was found. ERR_INPUT: the reason
  * that there is no CUDA. */
 int backend_choose(struct backend *be, int wanted, int32_t threads);
-/* The one that the config asks for. */
+/* The one that the config asks for, the same on all ranks, and how their devices reach each other. */
 int setup_backend(struct setup *s);
 void setup_close(struct setup *s);
 /* Read and tokenise files under the config's data options; prints one line about them on stderr. */

@@ -185,7 +185,7 @@ static int list_options(struct sizing_option *o, struct setup *su, const struct 
     return n;
 }
 
-/* The ranks of a machine share its memory; memory.limit is that of one rank. */
+/* The ranks of a machine share its memory, and those on a device the device's; memory.limit is that of one rank. */
 static int64_t limit_of(const struct sizing_run *run, const struct setup *su, bool *given)
 {
     const struct config *c = su->cfg;
@@ -193,7 +193,8 @@ static int64_t limit_of(const struct sizing_run *run, const struct setup *su, bo
     const double GiB = 1 << 30;
     *given = c->memory.limit != CONFIG_AUTO && !run->elsewhere;
     if (*given) return (int64_t)(c->memory.limit * GiB);
-    const int64_t all = run->memory ? run->memory : machine_memory() / ranks;
+    const int32_t sharers = su->dist ? MAX(su->dist->device_ranks, 1) : 1;
+    const int64_t all = run->memory ? run->memory / sharers : machine_memory() / ranks;
     return all > 0 ? (int64_t)((1 - SYSTEM_SHARE) * (double)all) : INT64_MAX;
 }
 

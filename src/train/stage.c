@@ -271,6 +271,7 @@ int stage_open(struct stage *st, struct setup *su, enum stage_kind kind, const s
     TRY(plan_grant(&st->plan, be));
     TRY(be->mem->reserve(be->cx, &st->sizes));
     TRY(model_ready(&st->model));
+    if (train) TRY(zero_ready(&st->zero));
     if (st->has_kl) TRY(kl_ready(&st->kl));
     TRY(batch_init(&st->batch, b.T, b.N, b.P));
     TRY(order_init(&st->order, data->n, st->sc->batch_size, st->sc->shuffle, su->cfg->seed));

@@ -9,5 +9,5 @@
 /* Run all blocks of a launch, body(...) in each thread. */
 void emu_run(const emu_launch_info *l, void (*run)(const void *body), const void *body);
 /* Queue a function of the host that reads and writes device memory: what a library's kernels do. arguments are copied. */
-extern "C" void emu_host_work(void (*run)(void *arguments), const void *arguments, size_t bytes);
+extern "C" void emu_host_work(void (*run)(void *arguments), const void *arguments, size_t bytes, cudaStream_t s);
 #endif

@@ -157,7 +157,7 @@ static void run(void *arguments)
 
 static int matmul(lt_handle, lt_desc d, const void *alpha, const void *a, lt_layout la, const void *b, lt_layout lb, const void *beta,
                   const void *c, lt_layout lc, void *y, lt_layout ly, const struct lt_algo *algo, void *workspace, size_t bytes,
-                  cudaStream_t)
+                  cudaStream_t s)
 {
     product p = { *static_cast<desc *>(d), *static_cast<layout *>(la), *static_cast<layout *>(lb), *static_cast<layout *>(ly), a, b, y, 0, 0 };
     memcpy(&p.alpha, alpha, sizeof p.alpha);
@@ -166,7 +166,7 @@ static int matmul(lt_handle, lt_desc d, const void *alpha, const void *a, lt_lay
     const void *of[4] = { a, b, c, y };
     for (int i = 0; i < 4; i++)
         if ((uintptr_t)of[i] % algo->data[1 + i]) return INVALID; /* less aligned than the algorithm was asked for */
-    emu_host_work(run, &p, sizeof p);
+    emu_host_work(run, &p, sizeof p, s);
     return 0;
 }
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * The runtime's calls. Work is queued and runs when something waits for it, as late as a device might, so what a host
- * buffer holds at that time is what is copied. Device memory can be reached only while such work runs. */
+ * buffer holds at that time is what is copied; a stream does not wait for another one's work unless it was told to (BDPO_EMU_EAGER: the first
+ * stream runs as early as a device might). Device memory can be reached only while such work runs. */
 #include "block.h"
 #include <stdio.h>
 #include <sys/mman.h>
@@ -26,14 +27,23 @@ struct work {
     const void *src;
     size_t bytes;
     int value;
+    cudaStream_t other; /* to wait for, until so much of its work is done */
+    uint64_t at;
 };
+struct CUstream_st {
+    CUstream_st *next;
+    work *first, **last;
+    uint64_t queued, done; /* pieces of work so far */
+};
+static CUstream_st default_stream;
 static struct {
     memory device[BLOCKS], pinned[BLOCKS];
     int n_device, n_pinned, devices;
     size_t total, used, most;
-    bool open;
-    work *first, **last;
-    uint64_t queued, done; /* pieces of work so far */
+    bool eager; /* the first stream's work runs before anything else is queued */
+    CUstream_st *eager_stream;
+    int open; /* pieces of work that run: one may wait for another stream's */
+    CUstream_st *streams;
     char name[KERNELS][64];
     int n_kernels;
     struct {
@@ -46,9 +56,12 @@ static struct {
 
 __attribute__((constructor)) static void begin()
 {
-    r.devices = 1;
+    const char *devices = getenv("BDPO_EMU_DEVICES"); /* for ranks of one job */
+    r.devices = devices ? atoi(devices) : 1;
+    r.eager = getenv("BDPO_EMU_EAGER") != nullptr;
     r.total = (size_t)64 << 30;
-    r.last = &r.first;
+    default_stream.last = &default_stream.first;
+    r.streams = &default_stream;
 }
 
 static cudaError_t fail(cudaError_t e)
@@ -110,6 +123,12 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *p, int device)
     return cudaSuccess;
 }
 
+cudaError_t cudaDeviceGetPCIBusId(char *id, int size, int device)
+{
+    snprintf(id, (size_t)size, "0000:%02d:00.0", device);
+    return cudaSuccess;
+}
+
 cudaError_t cudaDriverGetVersion(int *version)
 {
     *version = r.devices < 0 ? 0 : 13000;
@@ -125,7 +144,6 @@ cudaError_t cudaRuntimeGetVersion(int *version)
 /* --- memory --------------------------------------------------------------------------------------------------------------- */
 static void reach(bool open)
 {
-    r.open = open;
     for (int i = 0; i < r.n_device; i++)
         if (r.device[i].mapped > PAGE)
             mprotect(r.device[i].map, r.device[i].mapped - PAGE, open ? PROT_READ | PROT_WRITE : PROT_NONE);
@@ -173,28 +191,31 @@ static bool is_pinned(const void *p, size_t bytes)
 }
 
 struct CUevent_st {
-    uint64_t at; /* it has happened when so much work is done */
+    cudaStream_t stream; /* NULL: not recorded yet */
+    uint64_t at;         /* it has happened when so much of the stream's work is done */
+    bool asked;
 };
 
-static void flush_to(uint64_t at)
+static void flush_to(cudaStream_t s, uint64_t at)
 {
-    if (r.done >= at) return;
-    reach(true);
-    while (r.done < at) {
-        work *w = r.first;
-        r.first = w->next;
-        if (!r.first) r.last = &r.first;
+    if (s->done >= at) return;
+    if (r.open++ == 0) reach(true);
+    while (s->done < at) {
+        work *w = s->first;
+        s->first = w->next;
+        if (!s->first) s->last = &s->first;
         w->run(w);
         free(w->body);
         free(w);
-        r.done++;
+        s->done++;
     }
-    reach(false);
+    if (--r.open == 0) reach(false);
 }
 
 static void flush()
 {
-    flush_to(r.queued);
+    for (cudaStream_t s = r.streams; s; s = s->next)
+        flush_to(s, s->queued);
 }
 
 cudaError_t cudaMalloc(void **p, size_t bytes)
@@ -252,14 +273,16 @@ cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total)
 }
 
 /* --- work ------------------------------------------------------------------------------------------------------------------ */
-static work *queue(void (*run)(work *w))
+static work *queue(void (*run)(work *w), cudaStream_t s)
 {
     work *w = static_cast<work *>(calloc(1, sizeof *w));
     if (!w) emu_fail("no memory for work");
+    if (!s) s = &default_stream;
+    if (r.eager_stream && !r.open) flush_to(r.eager_stream, r.eager_stream->queued);
     w->run = run;
-    *r.last = w;
-    r.last = &w->next;
-    r.queued++;
+    *s->last = w;
+    s->last = &w->next;
+    s->queued++;
     return w;
 }
 
@@ -270,13 +293,12 @@ static void run_copy(work *w)
 
 cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, enum cudaMemcpyKind kind, cudaStream_t s)
 {
-    (void)s;
     if (bytes == 0) return cudaSuccess;
     const bool to = kind != cudaMemcpyDeviceToHost, from = kind != cudaMemcpyHostToDevice;
     if (on_device(dst, bytes) != to || on_device(src, bytes) != from) return fail(cudaErrorInvalidValue);
     if (to && from && static_cast<char *>(dst) < static_cast<const char *>(src) + bytes && static_cast<const char *>(src) < static_cast<char *>(dst) + bytes)
         return fail(cudaErrorInvalidValue);
-    work *w = queue(run_copy);
+    work *w = queue(run_copy, s);
     w->dst = dst;
     w->src = src;
     w->bytes = bytes;
@@ -287,10 +309,9 @@ cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, enum cudaM
 
 cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t s)
 {
-    (void)s;
     if (bytes == 0) return cudaSuccess;
     if (!on_device(p, bytes)) return fail(cudaErrorInvalidValue);
-    work *w = queue([](work *v) { memset(v->dst, v->value, v->bytes); });
+    work *w = queue([](work *v) { memset(v->dst, v->value, v->bytes); }, s);
     w->dst = p;
     w->value = value;
     w->bytes = bytes;
@@ -339,14 +360,13 @@ cudaError_t cudaFuncSetAttribute(const void *kernel, enum cudaFuncAttribute a, i
 
 cudaError_t emu_enqueue(const emu_launch_info *l, cudaStream_t s, void (*run)(const void *body), const void *body, size_t bytes)
 {
-    (void)s;
     const dim3 b = l->block, g = l->grid;
     const uint64_t threads = (uint64_t)b.x * b.y * b.z;
     if (threads == 0 || threads > 1024 || b.z > 64) return fail(cudaErrorInvalidConfiguration);
     if (g.x == 0 || g.y == 0 || g.z == 0 || g.x > 0x7fffffff || g.y > 65535 || g.z > 65535) return fail(cudaErrorInvalidConfiguration);
     if (l->shared > shared_asked(l->kernel)) return fail(cudaErrorInvalidValue);
     note_kernel(l->name);
-    work *w = queue([](work *v) { emu_run(&v->launch, v->body_run, v->body); });
+    work *w = queue([](work *v) { emu_run(&v->launch, v->body_run, v->body); }, s);
     w->launch = *l;
     w->body_run = run;
     w->body = malloc(bytes);
@@ -355,13 +375,13 @@ cudaError_t emu_enqueue(const emu_launch_info *l, cudaStream_t s, void (*run)(co
     return cudaSuccess;
 }
 
-void emu_host_work(void (*run)(void *arguments), const void *arguments, size_t bytes)
+void emu_host_work(void (*run)(void *arguments), const void *arguments, size_t bytes, cudaStream_t s)
 {
     struct call {
         void (*run)(void *);
         char arguments[];
     };
-    work *w = queue([](work *v) { static_cast<call *>(v->body)->run(static_cast<call *>(v->body)->arguments); });
+    work *w = queue([](work *v) { static_cast<call *>(v->body)->run(static_cast<call *>(v->body)->arguments); }, s);
     call *c = static_cast<call *>(malloc(sizeof *c + bytes));
     if (!c) emu_fail("no memory for arguments");
     c->run = run;
@@ -369,25 +389,47 @@ void emu_host_work(void (*run)(void *arguments), const void *arguments, size_t b
     w->body = c;
 }
 
-/* --- streams and events: one queue for all --------------------------------------------------------------------------------- */
+/* --- streams and events ------------------------------------------------------------------------------------------------------ */
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned flags)
 {
     (void)flags;
-    *s = static_cast<cudaStream_t>(malloc(1));
-    return *s ? cudaSuccess : fail(cudaErrorMemoryAllocation);
+    CUstream_st *n = static_cast<CUstream_st *>(calloc(1, sizeof *n));
+    *s = n;
+    if (!n) return fail(cudaErrorMemoryAllocation);
+    n->last = &n->first;
+    n->next = r.streams;
+    if (r.eager && n->next == &default_stream) r.eager_stream = n;
+    r.streams = n;
+    return cudaSuccess;
 }
 
 cudaError_t cudaStreamSynchronize(cudaStream_t s)
 {
-    (void)s;
-    flush();
+    if (!s) s = &default_stream;
+    flush_to(s, s->queued);
     return cudaSuccess;
 }
 
 cudaError_t cudaStreamDestroy(cudaStream_t s)
 {
     flush();
-    free(s);
+    if (r.eager_stream == s) r.eager_stream = nullptr;
+    for (CUstream_st **p = &r.streams; *p; p = &(*p)->next) {
+        if (*p != s) continue;
+        *p = s->next;
+        free(s);
+        return cudaSuccess;
+    }
+    return fail(cudaErrorInvalidValue);
+}
+
+cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned flags)
+{
+    if (!e || flags) return fail(cudaErrorInvalidValue);
+    if (!e->stream) return cudaSuccess;
+    work *w = queue([](work *v) { flush_to(v->other, v->at); }, s);
+    w->other = e->stream;
+    w->at = e->at;
     return cudaSuccess;
 }
 
@@ -400,16 +442,30 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned flags)
 
 cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s)
 {
-    (void)s;
     if (!e) return fail(cudaErrorInvalidValue);
-    e->at = r.queued;
+    e->stream = s ? s : &default_stream;
+    e->at = e->stream->queued;
+    e->asked = false;
     return cudaSuccess;
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t e)
 {
     if (!e) return fail(cudaErrorInvalidValue);
-    flush_to(e->at);
+    if (e->stream) flush_to(e->stream, e->at);
+    return cudaSuccess;
+}
+
+/* not the first time, where there is work before it */
+cudaError_t cudaEventQuery(cudaEvent_t e)
+{
+    if (!e) return fail(cudaErrorInvalidValue);
+    if (!e->stream || e->stream->done >= e->at) return cudaSuccess;
+    if (!e->asked) {
+        e->asked = true;
+        return cudaErrorNotReady;
+    }
+    flush_to(e->stream, e->at);
     return cudaSuccess;
 }
 

@@ -134,6 +134,6 @@ int sdpa_run(struct ctx *cx, const struct sdpa *s, bool backward, void *workspac
     call c = { *s, backward, static_cast<unsigned char *>(workspace), 0 };
     TRY(sdpa_plan(cx, s, backward, &c.bytes));
     if ((uintptr_t)workspace % 256) return err_set(ERR_DEVICE, "sdpa: the workspace is not aligned");
-    emu_host_work(run, &c, sizeof c);
+    emu_host_work(run, &c, sizeof c, cx->stream);
     return 0;
 }
