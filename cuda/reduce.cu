@@ -210,3 +210,31 @@ int cuda_sumsq(struct ctx *cx, double *out, const struct tensor *x)
     TRY(LAUNCH(cx, sumsq_total_kernel, 1, BLOCK, 0, total, cx->partial, (int)blocks));
     return cuda_mem.to_host(cx, out, total, sizeof *out);
 }
+
+/* part[blockIdx.x] = the sum over that block of x */
+__global__ void sumsq_blocks_kernel(double *part, const float *x, int64_t n, int64_t block)
+{
+    CUDA_SHARED(double, warps, [BLOCK / 32]);
+    const int64_t first = blockIdx.x * block, end = MIN(first + block, n);
+    double q = 0;
+    for (int64_t i = first + (int64_t)threadIdx.x * OCT; i < end; i += (int64_t)blockDim.x * OCT) {
+        const oct o = load8(x + i, end - i);
+#pragma unroll
+        for (int k = 0; k < OCT; k++)
+            q += (double)o.v[k] * (double)o.v[k];
+    }
+    q = block_sum(q, warps);
+    if (threadIdx.x == 0) part[blockIdx.x] = q;
+}
+
+int cuda_sumsq_blocks(struct ctx *cx, double *out, const struct tensor *x, int64_t block)
+{
+    const int64_t n = tensor_count(x);
+    const float *data = data_of<float>(x);
+    for (int64_t b = 0; b < div_up(n, block); b += SUMSQ_BLOCKS) {
+        const int64_t left = n - b * block, blocks = MIN(div_up(left, block), (int64_t)SUMSQ_BLOCKS);
+        TRY(LAUNCH(cx, sumsq_blocks_kernel, (unsigned)blocks, BLOCK / 2, 0, cx->partial, data + b * block, left, block));
+        TRY(cuda_mem.to_host(cx, out + b, cx->partial, blocks * (int64_t)sizeof *out));
+    }
+    return 0;
+}

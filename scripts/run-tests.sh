@@ -1,7 +1,9 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# Run test programs and scripts one after the other and sum their results.
-# usage: BDPO_TRAIN=BINARY [LOG=FILE] [TEST_TIMEOUT=SECONDS] [TORCH_PYTHON=PYTHON] run-tests.sh TEST...
+# Run test programs and scripts, TEST_JOBS at a time (two, where there are two cores: they wait for disks and each other more than they compute),
+# and sum their results.
+# usage: BDPO_TRAIN=BINARY [LOG=FILE] [TEST_JOBS=N] [TEST_TIMEOUT=SECONDS] [TORCH_PYTHON=PYTHON] run-tests.sh TEST...
+#        run-tests.sh --one DIR N TEST      what it starts for each: counts, output and reasons of skips to DIR/N.*
 #   a program (build/.../t_NAME): cmocka's TAP output is counted; what is planned and never reported counts as failed
 #   a script (*.sh, *.py): its last line is "N passed, N failed, N skipped"; exit code 77 alone is one skip
 # The output of what fails is shown, everything is in the log. The last line is "N passed, N failed, N skipped".
@@ -17,13 +19,9 @@ export BDPO_TRAIN
 ASAN_OPTIONS=${ASAN_OPTIONS:-print_legend=0}
 UBSAN_OPTIONS=${UBSAN_OPTIONS:-print_stacktrace=1}
 export ASAN_OPTIONS UBSAN_OPTIONS
-mkdir -p "$(dirname "$log")"
-: >"$log"
-out=$(mktemp)
-reasons=$(mktemp)
-trap 'rm -f "$out" "$reasons"' EXIT
-trap 'exit 130' INT TERM
-passed=0 failed=0 skipped=0
+if [ "${1:-}" = --one ]; then
+    out=$2/$3.out reasons=$2/$3.reasons
+fi
 
 # Prints "passed failed skipped" of a TAP output; the reason of each skip goes to the file $reasons.
 count_tap() {
@@ -93,7 +91,8 @@ run_one() {
     esac
 }
 
-for test in "$@"; do
+report_one() { # report_one DIR N TEST
+    test=$3
     name=$(basename "$test")
     start=$(date +%s)
     rc=0
@@ -113,21 +112,49 @@ EOF
     *) [ "$f" -gt 0 ] || note=" (exit code $rc)" ;;
     esac
     if [ -n "$note" ] && [ "$f" -eq 0 ]; then f=1; fi
-    passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
-    {
-        echo "=== $name: $p passed, $f failed, $s skipped, $seconds s, exit code $rc"
-        cat "$out"
-    } >>"$log"
     if [ "$f" -gt 0 ]; then
-        echo "FAILED $name: $p passed, $f failed, $s skipped$note"
-        grep -v -e '^ok [0-9]' -e '^[= ]*>*0x[0-9a-f]*:' "$out" | tail -n 60 | sed 's/^/    /'
+        text="FAILED $name: $p passed, $f failed, $s skipped$note
+$(grep -v -e '^ok [0-9]' -e '^[= ]*>*0x[0-9a-f]*:' "$out" | tail -n 60 | sed 's/^/    /')"
     else
-        printf '%-28s %4d passed, %d skipped, %d s\n' "$name" "$p" "$s" "$seconds"
+        text=$(printf '%-28s %4d passed, %d skipped, %d s' "$name" "$p" "$s" "$seconds")
     fi
+    echo "=== $name: $p passed, $f failed, $s skipped, $seconds s, exit code $rc" >"$1/$2.title"
+    echo "$p $f $s" >"$1/$2.counts"
+    printf '%s\n' "$text"
+}
+
+if [ "${1:-}" = --one ]; then
+    report_one "$2" "$3" "$4"
+    exit 0
+fi
+
+mkdir -p "$(dirname "$log")"
+all=$(mktemp -d)
+trap 'rm -rf "$all"' EXIT
+trap 'exit 130' INT TERM
+jobs=${TEST_JOBS:-$(($(nproc) > 1 ? 2 : 1))}
+n=0
+for test in "$@"; do
+    n=$((n + 1))
+    printf '%s\n%s\n%s\n' "$all" "$n" "$test"
+done | LOG=$log xargs -d '\n' -P "$jobs" -n 3 sh "$0" --one
+passed=0 failed=0 skipped=0
+: >"$log"
+for i in $(seq $#); do
+    if [ -f "$all/$i.counts" ]; then
+        read -r p f s <"$all/$i.counts"
+        cat "$all/$i.title" "$all/$i.out" >>"$log"
+    else
+        p=0 f=1 s=0
+        echo "=== test $i did not end" | tee -a "$log"
+    fi
+    passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
 done
-if [ -s "$reasons" ]; then
+if [ "$skipped" -gt 0 ]; then
     echo "skipped:"
-    sed 's/^/    /' "$reasons"
+    for i in $(seq $#); do
+        [ ! -f "$all/$i.reasons" ] || sed 's/^/    /' "$all/$i.reasons"
+    done
 fi
 [ "$failed" -eq 0 ] || echo "full output: $log"
 echo "$passed passed, $failed failed, $skipped skipped"

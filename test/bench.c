@@ -410,6 +410,10 @@ static void flat_rows(struct bench *b)
           op_adamw(&b->be, &w, &m, &v, &g, &opt, half ? &copy : NULL));
     BENCH(b, "cast", 0, (half ? 6 : 8) * n, op_cast(&b->be, half ? &copy : &m, &w));
     BENCH(b, "sumsq", 0, 4 * n, op_sumsq(&b->be, &sum, &g));
+    double *of = malloc((size_t)div_up(n, 1024) * sizeof *of);
+    if (!of) abort();
+    BENCH(b, "sumsq_blocks", 0, 4 * n, op_sumsq_blocks(&b->be, of, &g, 1024));
+    free(of);
     BENCH(b, "add", 0, 12 * n, op_add(&b->be, &m, &g));
     BENCH(b, "fill", 0, 4 * n, op_fill(&b->be, &m, 0));
     /* any bytes are codes */

@@ -36,6 +36,7 @@ MUTANTS = [
     ("every row of a chain adds all", "reduce.cu", "reduce.cu", "if (at + j < i) l.first = 0;", "", "gather"),
     ("a sum of squares without its last block", "reduce.cu", "reduce.cu", "i < n; i += BLOCK)", "i < n - 1; i += BLOCK)", "flat"),
     ("the sum of squares in float", "reduce.cu", "reduce.cu", "q += (double)o.v[k] * (double)o.v[k];", "q += o.v[k] * o.v[k];", "flat"),
+    ("a block's sum of squares with its neighbour's first", "reduce.cu", "reduce.cu", "end = MIN(first + block, n)", "end = MIN(first + block + 1, n)", "flat"),
     ("the wrong sign in a rotation", "elementwise.cu", "elementwise.cu", "b.v[k] = v * c.v[k] + u * w;", "b.v[k] = v * c.v[k] - u * w;", "rope"),
     ("a row's tail is one longer", "elementwise.cu", "elementwise.cu", "store8(y + t * F + c, g, F - c);", "store8(y + t * F + c, g, F - c + 1);", "swiglu"),
     ("the halves of a byte swapped", "elementwise.cu", "elementwise.cu", "o.v[k] = code[two >> 4] * scale;", "o.v[k] = code[two & 15] * scale;", "nf4"),

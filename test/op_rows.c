@@ -310,6 +310,13 @@ static void run_flat(struct op_run *r, const int64_t *d) /* n: sumsq, add, fill,
     for (int64_t i = 0; i < n; i++)
         wf[i] = -2.5;
     OK(op_sumsq(r->be, &s, x));
+    const int64_t size = n > 3000 ? 1024 : 37, blocks = div_up(n, size);
+    double *of = op_run_zeros(r, blocks);
+    OK(op_sumsq_blocks(r->be, of, x, size));
+    for (int64_t b = 0; b < blocks; b++) {
+        const double want = ref_sumsq(rx + b * size, MIN(size, n - b * size));
+        assert_true(fabs(of[b] - want) <= 1e-14 * sqrt((double)size) * want);
+    }
     OK(op_add(r->be, y, x));
     OK(op_add(r->be, y, xa));
     OK(op_add(r->be, ya, x));
@@ -320,6 +327,8 @@ static void run_flat(struct op_run *r, const int64_t *d) /* n: sumsq, add, fill,
     OK(op_cast(r->be, narrow, x));
     const double want = ref_sumsq(rx, n);
     assert_true(fabs(s - want) <= 1e-14 * sqrt((double)n) * want);
+    for (int64_t b = 0; b < blocks; b++)
+        s += of[b] * (double)(b % 13 + 1);
     op_run_put(r, out, &s, sizeof s); /* its bits join the digest */
     op_run_expect(r, y, wy, 2, 1, 0);
     op_run_expect(r, ya, wya, 2, 1, 0);

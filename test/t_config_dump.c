@@ -64,8 +64,8 @@ static void test_config__diff(void **state)
         bool is_free = false;
         for (size_t k = 0; k < COUNT_OF(sections); k++)
             is_free |= strncmp(option_table[i].path, sections[k], strlen(sections[k])) == 0;
-        is_free |=
-            strstr(" data.cache output cache_dir max_hours threads ", option_table[i].path) != NULL;
+        is_free |= strstr(" data.cache dist.transport output cache_dir max_hours threads ",
+                          option_table[i].path) != NULL;
         assert_int_equal(is_free, (option_table[i].flags & OPTION_FREE) != 0);
     }
     c = load_ok(state, BASE, "preference.lambda=0.7", "data.train=[\"t.jsonl\", \"u\"]",

@@ -82,3 +82,13 @@ int cpu_sumsq(struct ctx *cx, double *out, const struct tensor *x)
     *out = all;
     return 0;
 }
+
+int cpu_sumsq_blocks(struct ctx *cx, double *out, const struct tensor *x, int64_t block)
+{
+    const int64_t n = tensor_count(x), blocks = div_up(n, block);
+    const float *px = x->data;
+#pragma omp parallel for schedule(static) num_threads(cpu_team(cx, n))
+    for (int64_t b = 0; b < blocks; b++)
+        out[b] = cx->rows->sumsq(px + b * block, MIN(block, n - b * block));
+    return 0;
+}

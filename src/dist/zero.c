@@ -239,12 +239,8 @@ static int fixed_norm(struct zero *z, double *ss)
     TRY_OUT(MEM_NEW(&block, z->n_blocks));
     for (int32_t b = 0; b < z->n_buckets; b++) {
         const struct tensor g = zero_gradient(z, b);
-        const int64_t n = tensor_count(&g),
-                      first = z->bucket[b].block + (z->part[b].begin - z->bucket[b].begin) / GRAIN;
-        for (int64_t i = 0; i < div_up(n, GRAIN); i++) {
-            const struct tensor x = tensor_rows(&g, i * GRAIN, MIN((int64_t)GRAIN, n - i * GRAIN));
-            TRY_OUT(op_sumsq(z->be, &block[first + i], &x));
-        }
+        const int64_t first = z->bucket[b].block + (z->part[b].begin - z->bucket[b].begin) / GRAIN;
+        TRY_OUT(op_sumsq_blocks(z->be, block + first, &g, GRAIN));
     }
     TRY_OUT(dist_sum(z->d, block, z->n_blocks));
     *ss = 0;

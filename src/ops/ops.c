@@ -435,6 +435,13 @@ int op_sumsq(const struct backend *be, double *out, const struct tensor *x)
     return be->op->sumsq(be->cx, out, x);
 }
 
+int op_sumsq_blocks(const struct backend *be, double *out, const struct tensor *x, int64_t block)
+{
+    check_flat(x, DT_F32, tensor_count(x));
+    BUG_IF(block < 1);
+    return be->op->sumsq_blocks(be->cx, out, x, block);
+}
+
 int op_add(const struct backend *be, struct tensor *y, const struct tensor *x)
 {
     check_flat(y, act(y), tensor_count(y));

@@ -239,6 +239,8 @@ int op_adamw(const struct backend *be, struct tensor *w, struct tensor *m, struc
              const struct adamw *opt, struct tensor *copy);
 /* *out (host) = sum x^2, accumulated in double over fixed blocks (independent of the thread count). */
 int op_sumsq(const struct backend *be, double *out, const struct tensor *x);
+/* out[i] (host) = sum x^2 over elements [i block, (i + 1) block) of x, in double, whatever stands beside them; ceil(count / block) of them. */
+int op_sumsq_blocks(const struct backend *be, double *out, const struct tensor *x, int64_t block);
 /* y += x; the same count; each F32 or BF16. */
 int op_add(const struct backend *be, struct tensor *y, const struct tensor *x);
 /* y = x, the same count; each F32 or BF16. To BF16 it rounds to the nearest even; a NaN stays one (quiet). */

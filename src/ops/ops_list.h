@@ -35,6 +35,7 @@
     OP(adamw, struct tensor *w, struct tensor *m, struct tensor *v, const struct tensor *g, const struct adamw *opt,  \
        struct tensor *copy)                                                                                           \
     OP(sumsq, double *out, const struct tensor *x)                                                                    \
+    OP(sumsq_blocks, double *out, const struct tensor *x, int64_t block)                                              \
     OP(add, struct tensor *y, const struct tensor *x)                                                                 \
     OP(cast, struct tensor *y, const struct tensor *x)                                                                \
     OP(nf4, struct tensor *y, const struct tensor *q, const struct tensor *absmax)                                    \
