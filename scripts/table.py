@@ -2,10 +2,11 @@
 # SPDX-License-Identifier: MIT
 """Results of evaluations as one Markdown table, with the number of items and 95 % intervals, and a paper's figures beside them.
 
-usage: table.py NAME=DIR [NAME=DIR ...] [--paper FILE.csv]
+usage: table.py NAME=DIR [NAME=DIR ...] [--paper FILE.csv|none]
 
 DIR holds what scripts/eval_gsm8k.sh and eval_ifeval.sh wrote: results.json, in it or in folders below it; a sweep's runs/NAME/eval, say. FILE.csv has the columns name, metric, value
-(in per cent), source: rows of the paper's tables under the NAMEs used here, such as "bdpo,gsm8k,12.3,Table 1". Metrics are gsm8k (strict-match), gsm8k-flexible, ifeval-loose,
+(in per cent), source: rows of a paper's tables under the NAMEs used here, such as "bdpo,gsm8k,12.3,Table 1". Without it docs/paper/results.csv stands beside:
+what the authors report, under the names of the losses (0.5B), bdpo-1b and bdpo-7b. Metrics are gsm8k (strict-match), gsm8k-flexible, ifeval-loose,
 ifeval-strict, ifeval-total, ifeval-inst-loose, ifeval-inst-strict, ifeval-prompt-loose, ifeval-prompt-strict. Standard library only."""
 import argparse
 import csv
@@ -13,6 +14,7 @@ import json
 import os
 import sys
 
+PAPER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "docs", "paper", "results.csv")
 METRICS = {"strict-match": "gsm8k", "flexible-extract": "gsm8k-flexible", "loose": "ifeval-loose", "strict": "ifeval-strict", "total": "ifeval-total",
            "inst_level_loose_acc": "ifeval-inst-loose", "inst_level_strict_acc": "ifeval-inst-strict", "prompt_level_loose_acc": "ifeval-prompt-loose",
            "prompt_level_strict_acc": "ifeval-prompt-strict"}
@@ -61,13 +63,13 @@ def cell(v):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("runs", nargs="+", metavar="NAME=DIR")
-    p.add_argument("--paper")
+    p.add_argument("--paper", default=PAPER if os.path.exists(PAPER) else "none")
     a = p.parse_args()
     for r in a.runs:
         if "=" not in r:
             sys.exit(f"error: {r}: expected NAME=DIR")
     runs = {r.split("=", 1)[0]: results(r.split("=", 1)[1]) for r in a.runs}
-    paper = read_paper(a.paper) if a.paper else {}
+    paper = read_paper(a.paper) if a.paper != "none" else {}
     print(f"| run | metric | here, % (95 % interval) |{' paper, % | where |' if paper else ''}")
     print("|---|---|---|" + ("---|---|" if paper else ""))
     for name, (found, _) in runs.items():
