@@ -137,7 +137,7 @@ def more(step):
 
 def make(*args):
     env = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES")}
-    kept = [f"{k}={os.environ[k]}" for k in ("BUILD", "CC", "WERROR") if k in os.environ]
+    kept = [f"{k}={os.environ[k]}" for k in ("BUILD", "CC", "WERROR", "MPICC") if k in os.environ]
     return subprocess.run(["make", "--no-print-directory", "-s", *kept, *args], cwd=ROOT, env=env, capture_output=True, text=True)
 
 
