@@ -94,7 +94,8 @@ sections = {"sft": {"epochs": 50}, "preference": {"epochs": 4000, "learning_rate
 t.write_json(f"{root}/run.json", t.make_config(root, **sections))
 sections = {"sft": None, "preference": {"epochs": 1500, "learning_rate": 1e-4}, "dist": {"deterministic": True}, "memory": {"micro_batch_tokens": 64}}
 t.write_json(f"{root}/ranks.json", t.make_config(root, **sections))
-t.write_json(f"{root}/sweep.json", t.make_config(root, model={"path": f"{root}/alone/sft"}, sft=None, preference={"epochs": 20}, output=f"{root}/unused"))
+t.write_json(f"{root}/sweep.json", t.make_config(root, model={"path": f"{root}/alone/sft"}, sft=None, preference={"epochs": 20}, output=f"{root}/unused",
+                                                 cache_dir=f"{root}/sweep-cache"))
 t.write_json(f"{root}/grid.json", {"config": "sweep.json", "output": "runs/sweep", "grid": {"preference.lambda": [0.2, 0.5, 0.8]}})
 END
 cd "$dir/job" || exit 1
