@@ -134,10 +134,29 @@ trap 'rm -rf "$all"' EXIT
 trap 'exit 130' INT TERM
 jobs=${TEST_JOBS:-$(($(nproc) > 1 ? 2 : 1))}
 n=0
+: >"$all/ranks"
+: >"$all/others"
 for test in "$@"; do
     n=$((n + 1))
-    printf '%s\n%s\n%s\n' "$all" "$n" "$test"
-done | LOG=$log xargs -d '\n' -P "$jobs" -n 3 sh "$0" --one
+    case $test in
+    */mpi_*.py | */cuda_ranks_test.py) list=ranks ;; # one at a time: ranks that wait spin
+    *) list=others ;;
+    esac
+    printf '%s\n%s\n%s\n' "$all" "$n" "$test" >>"$all/$list"
+done
+run_list() { # run_list NAME JOBS
+    LOG=$log exec xargs -r -d '\n' -P "$2" -n 3 -a "$all/$1" sh "$0" --one
+}
+if [ "$jobs" -gt 1 ] && [ -s "$all/ranks" ]; then
+    run_list others $((jobs - 1)) &
+    others=$!
+    (run_list ranks 1)
+    kill -USR1 "$others" 2>/dev/null # xargs: one more at a time
+    wait "$others"
+else
+    (run_list others "$jobs")
+    (run_list ranks 1)
+fi
 passed=0 failed=0 skipped=0
 : >"$log"
 for i in $(seq $#); do
