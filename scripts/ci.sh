@@ -29,9 +29,9 @@ step 'a rebuild has nothing to do'
 make --no-print-directory -q WERROR=1 CC=gcc build-tests
 step 'tests under the address and undefined-behaviour sanitizers'
 build BUILD=asan build-tests
-make --no-print-directory -s BUILD=asan WERROR=1 test-emulated >build/asan/emulated.out 2>&1 &
+TEST_JOBS=1 make --no-print-directory -s BUILD=asan WERROR=1 test-emulated >build/asan/emulated.out 2>&1 &
 emulated=$!
-make --no-print-directory -s BUILD=asan WERROR=1 test-c
+TEST_JOBS=1 make --no-print-directory -s BUILD=asan WERROR=1 test-c
 wait $emulated || { cat build/asan/emulated.out; exit 1; }
 tail -n 1 build/asan/emulated.out
 step 'calls of the system that fail, under the sanitizers'

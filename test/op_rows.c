@@ -14,14 +14,18 @@
 /* --- one function per op: makes its tensors, runs it, and asks the oracle
  * ------------------------------------------ */
 static void run_gemm(struct op_run *r, const int64_t *d) /* M N K ta tb form pad */
-/* form: 0 y = in the activations' dtype, 1 y += in float, 2 y = in float, 3 y += in the activations' dtype */
+/* form: 0 y = in the activations' dtype, 1 y += in float, 2 y = in float, 3 y += in the activations' dtype, 4 y = in float with b in
+ * bfloat16 (on a device: of the activations' dtype) */
 {
     const int64_t M = d[0], N = d[1], K = d[2], pad = d[6];
     const bool ta = d[3], tb = d[4];
     struct tensor *a = op_run_act(r, BOX_INPUT, ta ? K : M, ta ? M : K, pad, 1);
+    const enum dtype A = r->act;
+    if (d[5] == 4 && !r->be->net) r->act = DT_BF16;
     struct tensor *b = op_run_act(r, BOX_INPUT, tb ? N : K, tb ? K : N, pad, 1);
+    r->act = A;
     const double beta = d[5] % 2;
-    struct tensor *y = (d[5] == 1 || d[5] == 2 ? op_run_f32 : op_run_act)(
+    struct tensor *y = (d[5] == 0 || d[5] == 3 ? op_run_act : op_run_f32)(
         r, beta == 1 ? BOX_INOUT : BOX_OUTPUT, M, N, pad, 1);
     double *want = op_run_double(r, y);
     ref_gemm(want, op_run_double(r, a), ta, op_run_double(r, b), tb, M, N, K, 0.5, beta);
@@ -470,6 +474,9 @@ const struct op_row op_rows[] = {
     { "gemm", run_gemm, false, { 65, 33, 17, 1, 0, 3, 3 } },
     { "gemm", run_gemm, false, { 201, 300, 97, 0, 1, 3, 0 } },
     { "gemm", run_gemm, false, { 190, 1040, 530, 0, 0, 3, 2 } },
+    { "gemm", run_gemm, false, { 7, 515, 301, 0, 1, 4, 1 } },
+    { "gemm", run_gemm, false, { 201, 97, 300, 0, 1, 4, 1 } },
+    { "gemm", run_gemm, false, { 65, 33, 17, 1, 0, 4, 3 } },
     { "bias", run_bias, true, { 1, 1, 0 } },
     { "bias", run_bias, true, { 0, 5, 0 } },
     { "bias", run_bias, true, { 3, 0, 0 } },

@@ -278,6 +278,64 @@ static void test_decode__without_training_buffers(void **state)
     backend_close(&be);
 }
 
+/* A decoder over what stands in `path`, its matrices as floats or as they stand there. */
+static void read_open(struct gen *g, const char *path, bool half)
+{
+    struct arch a;
+    memset(g, 0, sizeof *g);
+    assert_int_equal(arch_load(&a, path), 0);
+    assert_int_equal(cpu_open(&g->f.be, 2), 0);
+    assert_int_equal(model_init(&g->f.m, &g->f.be, &a, DT_F32), 0);
+    g->f.m.half_matrices = half;
+    assert_int_equal(model_plan_weights(&g->f.m, &g->plan, false), 0);
+    assert_int_equal(decoder_plan(&g->d, &g->f.m, &g->plan, SLOTS, POSITIONS, ROWS), 0);
+    assert_int_equal(plan_grant(&g->plan, &g->f.be), 0);
+    assert_int_equal(model_ready(&g->f.m), 0);
+    assert_int_equal(decoder_ready(&g->d), 0);
+    assert_int_equal(model_load(&g->f.m, path), 0);
+}
+
+static void read_close(struct gen *g)
+{
+    plan_release(&g->plan, &g->f.be);
+    decoder_release(&g->d);
+    model_release(&g->f.m);
+    backend_close(&g->f.be);
+}
+
+/* Matrices in bfloat16 under float32 activations: the bits of a decoder whose floats have the same values. */
+static void test_decode__half_matrices(void **state)
+{
+    (void)state;
+    for (int shape = 0; shape < FIX_SHAPES; shape++) {
+        char path[96];
+        struct fix f;
+        struct gen whole, half;
+        int32_t ids[ROWS];
+        const float *z, *want;
+        snprintf(path, sizeof path, "%s/half", dir);
+        fix_open(&f, dir, shape, false, 0);
+        assert_int_equal(model_save(&f.m, path, dir, ST_F32, 1 << 30), 0);
+        assert_int_equal(model_dir_half(path), 0);
+        assert_int_equal(model_save(&f.m, path, dir, ST_BF16, 1 << 30), 0);
+        assert_int_equal(model_dir_half(path), 1);
+        fix_close(&f);
+        read_open(&whole, path, false);
+        read_open(&half, path, true);
+        draw(ids, ROWS, (uint64_t)shape);
+        for (int pass = 0; pass < 3; pass++) { /* a prompt, then steps */
+            const int64_t n = pass ? 1 : ROWS;
+            assert_int_equal(feed(&whole.d, 1, ids, n, &want), 0);
+            assert_int_equal(feed(&half.d, 1, ids, n, &z), 0);
+            assert_memory_equal(z, want, V * sizeof *z);
+            ids[0] = argmax(z);
+        }
+        read_close(&whole);
+        read_close(&half);
+    }
+    assert_int_equal(model_dir_half("/nonexistent"), ERR_INPUT);
+}
+
 static void test_decode__too_large_a_cache(void **state)
 {
     struct gen g;
@@ -299,6 +357,7 @@ int main(void)
         cmocka_unit_test(test_decode__parts_of_unequal_lengths),
         cmocka_unit_test(test_decode__equals_forward),
         cmocka_unit_test(test_decode__without_training_buffers),
+        cmocka_unit_test(test_decode__half_matrices),
         cmocka_unit_test(test_decode__too_large_a_cache),
     };
     return cmocka_run_group_tests(tests, make_dir, remove_dir);

@@ -123,6 +123,17 @@ static int decode_attention(struct decoder *d, int64_t l, int64_t T, int64_t n_s
     return linear_fwd(m, &y->o, &branch, &att);
 }
 
+/* Rows of a table in bfloat16 are widened; the branch is free here. */
+static int embed(struct decoder *d, struct tensor *x, const struct tensor *ids)
+{
+    const struct model *m = d->m;
+    const struct tensor *table = &m->params[m->embed].w;
+    if (table->dtype == x->dtype) return op_gather(m->be, x, table, ids);
+    struct tensor rows = tensor_view(d->sum.data, table->dtype, x->dim[0], x->dim[1], 1, 1);
+    TRY(op_gather(m->be, &rows, table, ids));
+    return op_cast(m->be, x, &rows);
+}
+
 /* x is the residual stream, sum a branch that the next norm adds to it. */
 static int decode_layers(struct decoder *d, int64_t T, int64_t n_seg)
 {
@@ -133,7 +144,7 @@ static int decode_layers(struct decoder *d, int64_t T, int64_t n_seg)
                   rstd = tensor_rows(&d->rstd, 0, T);
     struct tensor branch = tensor_rows(&d->sum, 0, T), gu = tensor_rows(&d->gu, 0, T),
                   act = tensor_rows(&d->act, 0, T);
-    TRY(op_gather(m->be, &x, &m->params[m->embed].w, &ids));
+    TRY(embed(d, &x, &ids));
     for (int64_t l = 0; l < m->arch.L; l++) {
         const struct layer *y = &m->layers[l];
         const bool first = l == 0;

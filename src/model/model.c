@@ -194,14 +194,43 @@ static int64_t place_windows(struct model *m)
     return embed + windows * window + m->n_flat - m->params[m->final_norm].offset;
 }
 
+/* Elements of all that is no matrix. */
+static int64_t count_vectors(const struct model *m)
+{
+    int64_t n = 0;
+    for (int32_t i = 0; i < m->n_params; i++)
+        if (!m->params[i].decay) n += round_up(tensor_count(&m->params[i].w), ALIGN_ELEMENTS);
+    return n;
+}
+
+/* Matrices as bfloat16, the others one after the other as floats. */
+static void place_halves(struct model *m)
+{
+    int64_t at = 0;
+    for (int32_t i = 0; i < m->n_params; i++) {
+        struct param *p = &m->params[i];
+        if (p->decay) {
+            p->w.dtype = DT_BF16;
+            p->w.data = (uint16_t *)m->weights.data + p->offset;
+            continue;
+        }
+        p->w.data = (float *)m->vectors.data + at;
+        at += round_up(tensor_count(&p->w), ALIGN_ELEMENTS);
+    }
+}
+
 int model_plan_weights(struct model *m, struct plan *p, bool train)
 {
     const int64_t held = m->shard.n ? m->shard.elements : m->n_trained;
     int64_t grads = m->n_trained;
     BUG_IF(m->grad_windows && m->n_trained < m->n_flat);
     BUG_IF(m->base && (train || m->arch.lora.rank == 0 || m->base->n_base != m->n_base));
-    TRY(plan_book(p, PLAN_WEIGHTS, &m->weights, m->dtype, m->base ? m->n_trained : m->n_flat, 1, 1,
-                  1));
+    BUG_IF(m->half_matrices &&
+           (train || m->base || m->dtype != DT_F32 || m->arch.nf4 || m->arch.lora.rank > 0));
+    TRY(plan_book(p, PLAN_WEIGHTS, &m->weights, m->half_matrices ? DT_BF16 : m->dtype,
+                  m->base ? m->n_trained : m->n_flat, 1, 1, 1));
+    if (m->half_matrices)
+        TRY(plan_book(p, PLAN_WEIGHTS, &m->vectors, DT_F32, count_vectors(m), 1, 1, 1));
     if (m->n_quant > 0 && !m->base) {
         TRY(plan_book(p, PLAN_WEIGHTS, &m->quant, DT_U8, m->n_quant / 2, 1, 1, 1));
         TRY(plan_book(p, PLAN_WEIGHTS, &m->absmax, m->n_most > 0 ? DT_U8 : DT_F32,
@@ -373,7 +402,8 @@ int model_ready(struct model *m)
 {
     BUG_IF(!m->weights.data);
     if (m->base) take_base(m);
-    for (int32_t i = m->base ? m->n_base : 0; i < m->n_params; i++) {
+    if (m->half_matrices) place_halves(m);
+    for (int32_t i = m->base ? m->n_base : 0; i < m->n_params && !m->half_matrices; i++) {
         struct param *p = &m->params[i];
         const int64_t n = tensor_count(&p->w);
         if (!p->nf4) {

@@ -13,7 +13,7 @@ struct param_slice { /* one Hugging Face tensor: rows [row, row + rows) of a par
     int64_t row, rows;
 };
 struct param { /* q, k, v and gate, up are stored fused: one matrix each */
-    struct tensor w;         /* model.dtype, 1-d or 2-d; a view into model.weights */
+    struct tensor w;         /* model.dtype, 1-d or 2-d; a view into model.weights (with half_matrices: BF16, or into model.vectors) */
     int64_t offset;          /* elements from the start of the flat weights (64-byte aligned) */
     int64_t grad_at;         /* of its gradient in model.grads; = offset unless grad_windows */
     bool nf4;                /* held in 4 bits: w has no data, offset counts elements of model.quant, q and absmax are views into that */
@@ -54,6 +54,8 @@ struct model { /* valid when zeroed */
     struct arch arch;
     const struct backend *be;
     enum dtype dtype;           /* of weights and activations: DT_F32 or DT_BF16. Gradients, statistics and sums are f32 */
+    bool half_matrices;         /* set before model_plan_weights, for a decoder with F32 activations on the CPU and a dense model whose matrices are BF16 in their files
+                                 * (model_dir_half): held as they are there, which loses nothing and halves what decoding reads */
     struct param *params;
     int32_t n_params, embed, final_norm, head; /* head == embed when tied. Order: embed, layers, final norm, head, adapters of the layers */
     int32_t n_base;             /* of n_params without adapters */
@@ -61,7 +63,8 @@ struct model { /* valid when zeroed */
     struct layer *layers;
     int64_t n_flat;             /* elements of the flat weights with padding */
     int64_t n_trained;          /* of these, from the start, the trained ones */
-    struct tensor weights;      /* flat [n_flat] of `dtype` */
+    struct tensor weights;      /* flat [n_flat] of `dtype`; with half_matrices BF16, and of the matrices alone */
+    struct tensor vectors;      /* f32, with half_matrices: biases and weights of norms */
     const struct model *base;   /* set before model_plan_weights, with adapters: a model on the same base, whose weights but for the adapters are this one's too */
     int64_t n_quant;            /* elements of the weights that are held in 4 bits, and in none of the other arrays */
     struct tensor quant, absmax; /* u8 [n_quant / 2], f32 (u8) [n_quant / 64] */
@@ -136,6 +139,8 @@ int model_load(struct model *m, const char *dir);
 int model_random(struct model *m, uint64_t seed);
 /* The dtype of most elements in DIR's files (F32, F16 or BF16); without files ST_F32, which loses nothing. */
 enum st_dtype model_dir_dtype(const char *dir, const struct arch *a);
+/* 1: every matrix in DIR's files is BF16; 0, or ERR_INPUT. */
+int model_dir_half(const char *dir);
 /* Round every trained exact weight to what `dtype` can hold, as model_save will (F32: nothing changes). Of a sharded master: what the shard holds,
  * and these elements of the weights. */
 int model_round(struct model *m, enum st_dtype dtype);

@@ -84,6 +84,8 @@ static int check_values(const struct loader *ld, const struct st_tensor *t, int6
 static int put_param(struct model *m, const struct param *p, int64_t at, int64_t n, const float *in)
 {
     watch_beat();
+    if (m->half_matrices && !p->decay)
+        return m->be->mem->to_device(m->be->cx, (float *)p->w.data + at, in, n * 4);
     return p->nf4 ? nf4_put(m, p, at, n, in) : model_put(m, p->offset + at, n, in);
 }
 
@@ -213,7 +215,7 @@ int model_put(struct model *m, int64_t at, int64_t n, const float *in)
     uint16_t half[PIECE];
     watch_beat();
     if (m->master.data) TRY(put_master(m, at, n, in));
-    if (m->dtype == DT_F32)
+    if (m->weights.dtype == DT_F32)
         return be->mem->to_device(be->cx, (float *)m->weights.data + at, in, n * 4);
     for (int64_t i = 0; i < n; i += PIECE) {
         const int64_t k = MIN((int64_t)PIECE, n - i);
@@ -377,4 +379,15 @@ enum st_dtype model_dir_dtype(const char *dir, const struct arch *a)
     }
     st_close(&set);
     return dtype;
+}
+
+int model_dir_half(const char *dir)
+{
+    struct st_set set = { 0 };
+    bool half = true;
+    const int rc = st_open_dir(&set, dir);
+    for (int64_t i = 0; i < set.n && rc == 0; i++)
+        half &= set.tensors[i].rank != 2 || set.tensors[i].dtype == ST_BF16;
+    st_close(&set);
+    return rc < 0 ? rc : half;
 }

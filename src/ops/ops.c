@@ -118,7 +118,8 @@ int op_gemm(const struct backend *be, struct tensor *y, const struct tensor *a, 
     const enum dtype A = act(a);
     check_rows(y, act_or_f32(y, A), M, N);
     check_rows(a, A, ta ? K : M, ta ? M : K);
-    check_rows(b, A, tb ? N : K, tb ? K : N);
+    BUG_IF(b->dtype != A && be->net); /* a device takes one dtype */
+    check_rows(b, A == DT_F32 ? act(b) : A, tb ? N : K, tb ? K : N);
     BUG_IF(beta != 0 && beta != 1);
     return be->op->gemm(be->cx, y, a, ta, b, tb, packed, alpha, beta);
 }

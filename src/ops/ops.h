@@ -157,7 +157,7 @@ struct tensor tensor_cols(const struct tensor *t, int64_t first, int64_t n);
 
 /* --- the ops: checked entries, one per row of ops_list.h ------------------------------------------------------- */
 /* y[M,N] = alpha op(a) op(b) + beta y; op(a) is [M,K] (a stored [K,M] if ta), op(b) is [K,N] (b stored [N,K] if tb).
- * a, b A; y F32 or A. beta is 0 (y is not read) or 1 (the sum is rounded once to y). All three may have strided rows. y aliases neither input.
+ * a, b A (on the CPU b may be BF16 beside an a of F32); y F32 or A. beta is 0 (y is not read) or 1 (the sum is rounded once to y). All three may have strided rows. y aliases neither input.
  * packed: NULL, or what op_pack made of the same b and tb; the caller packs anew after b has changed. */
 int op_gemm(const struct backend *be, struct tensor *y, const struct tensor *a, bool ta, const struct tensor *b, bool tb,
             const void *packed, float alpha, float beta);

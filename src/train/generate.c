@@ -198,11 +198,22 @@ static int read_prompts(struct generator *g)
 
 /* Answers ---------------------------------------------------------------------------------------------------------- */
 
+/* Decoding costs what it reads of the weights, so float32 on the CPU leaves bfloat16 in memory as it stands in the files: the same numbers. */
+static int choose_matrices(struct generator *g)
+{
+    const bool dense = !g->arch.nf4 && g->arch.lora.rank == 0 && !arch_adapter(g->o->model);
+    if (g->o->bf16 || g->be.net || !dense) return 0;
+    const int half = model_dir_half(g->o->model);
+    g->model.half_matrices = half > 0;
+    return MIN(half, 0);
+}
+
 static int open_model(struct generator *g)
 {
     TRY(backend_choose(&g->be, g->o->backend, g->o->threads));
     g->be_open = true;
     TRY(model_init(&g->model, &g->be, &g->arch, g->o->bf16 ? DT_BF16 : DT_F32));
+    TRY(choose_matrices(g));
     TRY(model_plan_weights(&g->model, &g->plan, false));
     const int64_t batch = MIN(g->o->batch, g->n), longest = g->room - g->o->max_tokens;
     TRY(decoder_plan(&g->dec, &g->model, &g->plan, batch, g->room,
