@@ -88,7 +88,9 @@ OBJ := $(patsubst %.c,$(O)/%.o,$(filter-out $(ROWS),$(SRC))) $(patsubst %,$(O)/s
        $(if $(filter 0,$(CUDA)),,$(patsubst %.cu,$(O)/%.o,$(CUDA_CU)) $(O)/$(CUDNN_OBJ))
 LIB := $(O)/libbdpo.a
 BIN := $(O)/bdpo-train
-TESTS := $(patsubst test/%.c,$(O)/test/%,$(filter-out $(if $(EMU),,test/t_cuda_%),$(wildcard test/t_*.c)))
+# the longest first, so that two at a time end together
+SLOW := test/t_cuda_ops.c test/t_ops.c test/t_cuda_attention.c
+TESTS := $(patsubst test/%.c,$(O)/test/%,$(filter-out $(if $(EMU),,test/t_cuda_%),$(SLOW) $(filter-out $(SLOW),$(wildcard test/t_*.c))))
 TESTLIB := $(patsubst %.c,$(O)/%.o,$(filter-out $(wildcard test/t_*.c) test/bench.c,$(wildcard test/*.c)))
 BENCH := $(O)/test/bench
 # the program with the CUDA backend on the emulated device, for tests of whole jobs
@@ -228,15 +230,15 @@ demo: deps
 test: deps
 	@$(MAKE) --no-print-directory test-built
 
-.PHONY: build-tests test-built test-c test-emulated test-crash test-slurm fuzz fuzz-built
+.PHONY: build-tests test-built test-c test-sanitized test-crash test-slurm fuzz fuzz-built
 build-tests: $(BIN) $(FAULTY) $(BIN_EMU) $(TESTS)
 test-built: build-tests
 	@$(RUN_TESTS) $(TESTS) $(SCRIPT_TESTS)
-# the C tests and the shell tests: what the sanitizer builds run; those on the emulated device apart, since they use one core
+# the C tests and the shell tests, and with those on the emulated device: what the sanitizer builds run (WITHOUT=NAME ... leaves some out)
 test-c: build-tests
 	@$(RUN_TESTS) $(filter-out $(O)/test/t_cuda_%,$(TESTS)) $(wildcard test/*_test.sh)
-test-emulated: build-tests
-	@$(subst /test.log,/emulated.log,$(RUN_TESTS)) $(filter $(O)/test/t_cuda_%,$(TESTS))
+test-sanitized: build-tests
+	@$(RUN_TESTS) $(filter-out $(WITHOUT:%=$(O)/test/%),$(TESTS)) $(wildcard test/*_test.sh)
 
 # the long ones: every call of the system fails or is the last one before a kill or a power cut, three hundred kills, a hundred of two ranks
 test-crash: deps
@@ -304,7 +306,7 @@ format:
 	@. scripts/clang-format.sh && find src cuda test bdpo-train.c -name '*.c' | xargs "$$CLANG_FORMAT" -i
 
 asan: deps
-	@$(MAKE) --no-print-directory BUILD=asan test-c test-emulated
+	@$(MAKE) --no-print-directory BUILD=asan test-sanitized
 
 # clang, because only libomp tells the thread sanitizer of its barriers; oneDNN is not instrumented and left out
 tsan:
