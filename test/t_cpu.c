@@ -5,12 +5,14 @@
 #include <stdint.h>
 #include <cmocka.h>
 #include <math.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include "../src/base/rng.h"
+#include "../src/base/signals.h"
 #include "../src/cpu/cpu.h"
 
 #define OK(expr) assert_int_equal((expr), 0)
@@ -453,6 +455,57 @@ static void test_cpu__wrong_calls_abort(void **state)
     backend_close(&be);
 }
 
+static void *send_signals(void *unused)
+{
+    (void)unused;
+    for (;;) {
+        kill(getpid(), SIGUSR1);
+        usleep(50);
+    }
+    return NULL;
+}
+
+/* In a process of its own: products while SIGUSR1 comes all the time; 0 where all are the first one's bits. */
+static int products_under_signals(void)
+{
+    enum { M = 20, N = 16, K = 259, TIMES = 100000 };
+    static float a[M * K], b[K * N], y[M * N], first[M * N];
+    struct backend be;
+    pthread_t thread;
+    for (int i = 0; i < M * K; i++)
+        a[i] = (float)(i * 37 % 101 - 50) / 50;
+    for (int i = 0; i < K * N; i++)
+        b[i] = (float)(i * 17 % 97 - 48) / 48;
+    const struct tensor ta = tensor_view(a, DT_F32, M, K, 1, 1),
+                        tb = tensor_view(b, DT_F32, K, N, 1, 1);
+    struct tensor ty = tensor_view(y, DT_F32, M, N, 1, 1);
+    signals_install();
+    if (cpu_open(&be, 1) < 0 || pthread_create(&thread, NULL, send_signals, NULL) != 0) return 2;
+    for (int i = 0; i < TIMES; i++) {
+        if (op_gemm(&be, &ty, &ta, false, &tb, false, NULL, 1, 0) < 0) return 3;
+        if (i == 0) memcpy(first, y, sizeof y);
+        if (memcmp(first, y, sizeof y) != 0) return 1;
+    }
+    return signals_pending() == SIGUSR1 ? 0 : 4;
+}
+
+/* oneDNN's kernels keep data below the stack pointer, where a handler on their thread would write. */
+static void test_cpu__signals(void **state)
+{
+    int status;
+    (void)state;
+    fflush(NULL);
+    const pid_t pid = fork();
+    assert_true(pid >= 0);
+    if (pid == 0) {
+        for (int s = 1; s < NSIG; s++)
+            signal(s, SIG_DFL); /* cmocka would go on with its other tests here */
+        _exit(products_under_signals());
+    }
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -468,6 +521,7 @@ int main(void)
         cmocka_unit_test(test_cpu__open),
         cmocka_unit_test(test_cpu__views),
         cmocka_unit_test(test_cpu__wrong_calls_abort),
+        cmocka_unit_test(test_cpu__signals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

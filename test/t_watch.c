@@ -77,7 +77,7 @@ static void is_told_to_end(void)
 {
     watch_stage("sft", 3);
     watch_call("sum", 1);
-    raise(SIGTERM);
+    kill(getpid(), SIGTERM);
     for (int i = 0; i < 10; i++) {
         nap(0.05);
         watch_beat();
@@ -88,7 +88,7 @@ static void is_told_to_end(void)
 /* It says itself how it ended. */
 static void is_told_and_ends(void)
 {
-    raise(SIGTERM);
+    kill(getpid(), SIGTERM);
     watch_mute();
     beats();
 }

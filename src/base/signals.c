@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "signals.h"
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -62,6 +63,30 @@ static void on_signal(int number)
     atomic_store(&pending, number);
 }
 
+static void *listener(void *stops_set)
+{
+    pthread_sigmask(SIG_UNBLOCK, stops_set, NULL);
+    for (;;)
+        pause();
+    return NULL;
+}
+
+/* A handler must not run on a thread that computes: oneDNN's kernels keep data below the stack pointer, where the kernel puts a handler's frame. Threads that are
+ * made later inherit the mask. */
+static void listen_apart(void)
+{
+    static sigset_t set;
+    pthread_t thread;
+    sigemptyset(&set);
+    for (size_t i = 0; i < COUNT_OF(stops); i++)
+        sigaddset(&set, stops[i]);
+    pthread_sigmask(SIG_BLOCK, &set, NULL);
+    if (pthread_create(&thread, NULL, listener, &set) == 0)
+        pthread_detach(thread);
+    else
+        pthread_sigmask(SIG_UNBLOCK, &set, NULL); /* better than not to hear them */
+}
+
 void signals_install(void)
 {
     struct sigaction a;
@@ -74,6 +99,7 @@ void signals_install(void)
     a.sa_handler = SIG_IGN;
     sigaction(SIGXFSZ, &a, NULL);
     sigaction(SIGPIPE, &a, NULL);
+    listen_apart();
 }
 
 int signals_pending(void)

@@ -5,6 +5,7 @@
 #define BDPO_SIGNALS_H
 #include "base.h"
 
+/* Handlers, on a thread of their own: call it before there are other threads. */
 void signals_install(void);
 /* Number of the signal that came, 0: none. May be read from any thread. */
 int signals_pending(void);
