@@ -251,11 +251,6 @@ static int open_device(struct ctx *cx, int32_t place)
 
 const bool cuda_built = true;
 
-int cuda_open(struct backend *be, int32_t threads)
-{
-    return cuda_open_at(be, threads, 0);
-}
-
 int cuda_open_at(struct backend *be, int32_t threads, int32_t place)
 {
     struct ctx *cx;

@@ -10,7 +10,6 @@ int nccl_open(struct nccl *n)
     memset(n, 0, sizeof *n);
     TRY(library_open(&n->library, n->path, sizeof n->path, names, "nvidia-nccl-cu13"));
     const struct library_entry entries[] = {
-        { &n->version, "ncclGetVersion" },
         { &n->unique_id, "ncclGetUniqueId" },
         { &n->init, "ncclCommInitRankConfig" },
         { &n->finalize, "ncclCommFinalize" },
@@ -24,12 +23,8 @@ int nccl_open(struct nccl *n)
         { &n->error_text, "ncclGetErrorString" },
     };
     const int rc = library_entries(n->library, n->path, entries, COUNT_OF(entries));
-    if (rc < 0) nccl_close(n);
-    return rc;
-}
-
-void nccl_close(struct nccl *n)
-{
+    if (rc == 0) return 0;
     library_close(n->library);
     memset(n, 0, sizeof *n);
+    return rc;
 }

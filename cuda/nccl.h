@@ -24,7 +24,6 @@ enum { NCCL_OK = 0, NCCL_IN_PROGRESS = 7, NCCL_BYTE = 1 };
 struct nccl { /* calls return NCCL_OK, NCCL_IN_PROGRESS (ask async_error until it says something else) or an error */
     void *library;
     char path[512]; /* where it was found */
-    int (*version)(int *v);
     int (*unique_id)(struct nccl_id *id);
     int (*init)(nccl_comm *c, int size, struct nccl_id id, int rank, struct nccl_config *config);
     int (*finalize)(nccl_comm c);
@@ -37,9 +36,9 @@ struct nccl { /* calls return NCCL_OK, NCCL_IN_PROGRESS (ask async_error until i
     int (*recv)(void *data, size_t n, int type, int peer, nccl_comm c, cudaStream_t s);
     const char *(*error_text)(int error);
 };
-/* Find and load the library. ERR_INPUT: it is not there; says where it was looked for and how to mend it. */
+/* Find and load the library, for the rest of the process: threads of it may run. ERR_INPUT: it is not there; says where it was looked for and
+ * how to mend it. */
 int nccl_open(struct nccl *n);
-void nccl_close(struct nccl *n);
 #ifdef __cplusplus
 }
 #endif

@@ -186,21 +186,25 @@ static int net_join(struct ctx *cx, int32_t slot)
     return 0;
 }
 
-static int net_poll(struct ctx *cx, bool *done)
+static int net_drain(struct ctx *cx)
 {
     struct net *n = cx->net;
-    int state = NCCL_OK;
-    *done = true;
-    const int rc = n->nccl.async_error(n->comm, &state);
-    if (rc != NCCL_OK || (state != NCCL_OK && state != NCCL_IN_PROGRESS))
-        return nccl_failed(n, rc != NCCL_OK ? rc : state, "a message between ranks");
-    for (int i = 0; i < NET_SLOTS && *done; i++)
-        TRY(has_happened(n->done[i], done));
+    for (int i = 0; i < NET_SLOTS;) {
+        int state = NCCL_OK;
+        bool done;
+        const int rc = n->nccl.async_error(n->comm, &state);
+        if (rc != NCCL_OK || (state != NCCL_OK && state != NCCL_IN_PROGRESS))
+            return nccl_failed(n, rc != NCCL_OK ? rc : state, "a message between ranks");
+        TRY(has_happened(n->done[i], &done));
+        if (done)
+            i++;
+        else
+            pause_a_little();
+    }
     return 0;
 }
 
-/* All ranks come here after an orderly end; after another one, and where a rank does not come, messages are given up. The library stays
- * loaded, since threads of it may run. */
+/* All ranks come here after an orderly end; after another one, and where a rank does not come, messages are given up. */
 static void leave(struct net *n)
 {
     if (!n->failed &&
@@ -234,6 +238,6 @@ const struct netops cuda_net = {
     .open = net_open,
     .start = net_start,
     .join = net_join,
-    .poll = net_poll,
+    .drain = net_drain,
     .close = net_close,
 };

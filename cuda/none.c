@@ -4,17 +4,12 @@
 
 const bool cuda_built = false;
 
-int cuda_open(struct backend *be, int32_t threads)
-{
-    (void)threads;
-    memset(be, 0, sizeof *be);
-    return err_set(ERR_INPUT, "this build has no CUDA (make CUDA=1 makes one that has)");
-}
-
 int cuda_open_at(struct backend *be, int32_t threads, int32_t place)
 {
+    (void)threads;
     (void)place;
-    return cuda_open(be, threads);
+    memset(be, 0, sizeof *be);
+    return err_set(ERR_INPUT, "this build has no CUDA (make CUDA=1 makes one that has)");
 }
 
 void cuda_close(struct ctx *cx)

@@ -174,18 +174,25 @@ int cuda_scatter_add(struct ctx *cx, struct tensor *dx, const struct tensor *dy,
 }
 
 /* --- sums of squares ------------------------------------------------------------------------------------------------------------ */
-/* part[blockIdx.x] = this block's share: every gridDim.x-th piece of BLOCK * OCT elements */
-__global__ void sumsq_kernel(double *part, const float *x, int64_t n)
+/* One thread's share of [i, end): every stride-th OCT elements. */
+__device__ static double thread_sumsq(const float *x, int64_t i, int64_t end, int64_t stride)
 {
-    CUDA_SHARED(double, warps, [BLOCK / 32]);
     double q = 0;
-    for (int64_t i = global_thread() * OCT; i < n; i += (int64_t)gridDim.x * BLOCK * OCT) {
-        const oct o = load8(x + i, n - i);
+    for (; i < end; i += stride) {
+        const oct o = load8(x + i, end - i);
 #pragma unroll
         for (int k = 0; k < OCT; k++)
             q += (double)o.v[k] * (double)o.v[k];
     }
-    q = block_sum(q, warps);
+    return q;
+}
+
+/* part[blockIdx.x] = this block's share: every gridDim.x-th piece of BLOCK * OCT elements */
+__global__ void sumsq_kernel(double *part, const float *x, int64_t n)
+{
+    CUDA_SHARED(double, warps, [BLOCK / 32]);
+    const double q = block_sum(
+        thread_sumsq(x, global_thread() * OCT, n, (int64_t)gridDim.x * BLOCK * OCT), warps);
     if (threadIdx.x == 0) part[blockIdx.x] = q;
 }
 
@@ -216,14 +223,8 @@ __global__ void sumsq_blocks_kernel(double *part, const float *x, int64_t n, int
 {
     CUDA_SHARED(double, warps, [BLOCK / 32]);
     const int64_t first = blockIdx.x * block, end = MIN(first + block, n);
-    double q = 0;
-    for (int64_t i = first + (int64_t)threadIdx.x * OCT; i < end; i += (int64_t)blockDim.x * OCT) {
-        const oct o = load8(x + i, end - i);
-#pragma unroll
-        for (int k = 0; k < OCT; k++)
-            q += (double)o.v[k] * (double)o.v[k];
-    }
-    q = block_sum(q, warps);
+    const double q = block_sum(
+        thread_sumsq(x, first + (int64_t)threadIdx.x * OCT, end, (int64_t)blockDim.x * OCT), warps);
     if (threadIdx.x == 0) part[blockIdx.x] = q;
 }
 
@@ -232,8 +233,10 @@ int cuda_sumsq_blocks(struct ctx *cx, double *out, const struct tensor *x, int64
     const int64_t n = tensor_count(x);
     const float *data = data_of<float>(x);
     for (int64_t b = 0; b < div_up(n, block); b += SUMSQ_BLOCKS) {
-        const int64_t left = n - b * block, blocks = MIN(div_up(left, block), (int64_t)SUMSQ_BLOCKS);
-        TRY(LAUNCH(cx, sumsq_blocks_kernel, (unsigned)blocks, BLOCK / 2, 0, cx->partial, data + b * block, left, block));
+        const int64_t left = n - b * block,
+                      blocks = MIN(div_up(left, block), (int64_t)SUMSQ_BLOCKS);
+        TRY(LAUNCH(cx, sumsq_blocks_kernel, (unsigned)blocks, BLOCK / 2, 0, cx->partial,
+                   data + b * block, left, block));
         TRY(cuda_mem.to_host(cx, out + b, cx->partial, blocks * (int64_t)sizeof *out));
     }
     return 0;

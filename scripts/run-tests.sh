@@ -19,9 +19,6 @@ export BDPO_TRAIN
 ASAN_OPTIONS=${ASAN_OPTIONS:-print_legend=0}
 UBSAN_OPTIONS=${UBSAN_OPTIONS:-print_stacktrace=1}
 export ASAN_OPTIONS UBSAN_OPTIONS
-if [ "${1:-}" = --one ]; then
-    out=$2/$3.out reasons=$2/$3.reasons
-fi
 
 # Prints "passed failed skipped" of a TAP output; the reason of each skip goes to the file $reasons.
 count_tap() {
@@ -92,7 +89,7 @@ run_one() {
 }
 
 report_one() { # report_one DIR N TEST
-    test=$3
+    out=$1/$2.out reasons=$1/$2.reasons test=$3
     name=$(basename "$test")
     start=$(date +%s)
     rc=0
@@ -145,7 +142,7 @@ for test in "$@"; do
     printf '%s\n%s\n%s\n' "$all" "$n" "$test" >>"$all/$list"
 done
 run_list() { # run_list NAME JOBS
-    LOG=$log exec xargs -r -d '\n' -P "$2" -n 3 -a "$all/$1" sh "$0" --one
+    exec xargs -r -d '\n' -P "$2" -n 3 -a "$all/$1" sh "$0" --one
 }
 if [ "$jobs" -gt 1 ] && [ -s "$all/ranks" ]; then
     run_list others $((jobs - 1)) &

@@ -7,11 +7,8 @@ what is refused, and ranks that hang or die. Standard library only.
   cuda_ranks_test.py --card         on a machine with devices: BDPO_TRAIN's program on them, one rank against two and three
 """
 import os
-import shutil
 import signal
 import sys
-import tempfile
-import time
 
 import cuda_mutants_test as mutants
 import mpi_test as m
@@ -26,7 +23,6 @@ SHARED = {"BDPO_EMU_DEVICES": "1"}
 NO_LIBRARY = {**DEVICES, "BDPO_EMU_NO_NCCL": "1"}
 WAYS = (("a shared device", 2, SHARED, "2 share a device"), ("NCCL", 3, DEVICES, "from device to device (NCCL)"),
         ("no NCCL", 3, NO_LIBRARY, "libnccl.so.2 was not found"))
-
 
 START, FETCH = "TRY(after_kernels(cx, n));\n    int rc", "TRY(after_kernels(cx, n));\n    CUDA_TRY(cudaMemcpyAsync"
 # what, file, text there, text instead, the machine
@@ -163,16 +159,7 @@ def main():
         r.skipped = 1
         return r.last()
     t.BINARY = CPU if CARD else EMULATED
-    root = tempfile.mkdtemp(prefix="bdpo-ranks-")
-    try:
-        runs = m.Runs(r, root)
-        for test in (test_card,) if CARD else (test_equal, test_cpu, test_refused, test_ends, test_mutants):
-            begin = time.monotonic()
-            test(r, runs)
-            print(f"{test.__name__}: {time.monotonic() - begin:.1f} s")
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
-    return r.last()
+    return m.run_tests(r, (test_card,) if CARD else (test_equal, test_cpu, test_refused, test_ends, test_mutants))
 
 
 if __name__ == "__main__":

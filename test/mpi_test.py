@@ -374,23 +374,28 @@ def test_programs(r, _):
             r.check(res.code == 0, f"{name} on {n} ranks", f"{res}" if res.code else "")
 
 
-def main():
-    r = Report()
-    if not RUN:
-        print(f"skip: {REASON}")
-        r.skipped = 1
-        return r.last()
+def run_tests(r, tests):
+    """Each test with jobs in one directory of its own, which is gone afterwards; how long it took."""
     root = tempfile.mkdtemp(prefix="bdpo-mpi-")
     try:
         runs = Runs(r, root)
-        for test in (test_equal, test_deterministic, test_traffic, test_repeat, test_resume, test_evaluate, test_cache, test_errors, test_failures,
-                     test_hang, test_dead, test_signals, test_programs):
+        for test in tests:
             begin = time.monotonic()
             test(r, runs)
             print(f"{test.__name__}: {time.monotonic() - begin:.1f} s")
     finally:
         shutil.rmtree(root, ignore_errors=True)
     return r.last()
+
+
+def main():
+    r = Report()
+    if not RUN:
+        print(f"skip: {REASON}")
+        r.skipped = 1
+        return r.last()
+    return run_tests(r, (test_equal, test_deterministic, test_traffic, test_repeat, test_resume, test_evaluate, test_cache, test_errors, test_failures,
+                         test_hang, test_dead, test_signals, test_programs))
 
 
 if __name__ == "__main__":

@@ -242,65 +242,49 @@ static void test_decode__equals_forward(void **state)
     }
 }
 
-/* A model with weights only, planned together with its decoder, as `generate` does. */
-static void test_decode__without_training_buffers(void **state)
+/* A model with weights only, planned together with its decoder, as `generate` does; its config.json is in path. */
+static void bare_open(struct gen *g, const char *path, bool half, int64_t slots, int64_t positions,
+                      int64_t rows)
 {
     struct arch a;
-    struct backend be;
-    struct model m;
-    struct plan plan = { 0 };
-    struct decoder d;
-    struct ref r;
+    memset(g, 0, sizeof *g);
+    assert_int_equal(arch_load(&a, path), 0);
+    assert_int_equal(cpu_open(&g->f.be, 1), 0);
+    assert_int_equal(model_init(&g->f.m, &g->f.be, &a, DT_F32), 0);
+    g->f.m.half_matrices = half;
+    assert_int_equal(model_plan_weights(&g->f.m, &g->plan, false), 0);
+    assert_int_equal(decoder_plan(&g->d, &g->f.m, &g->plan, slots, positions, rows), 0);
+    assert_int_equal(plan_grant(&g->plan, &g->f.be), 0);
+    assert_int_equal(model_ready(&g->f.m), 0);
+    assert_int_equal(decoder_ready(&g->d), 0);
+}
+
+static void bare_close(struct gen *g)
+{
+    plan_release(&g->plan, &g->f.be);
+    decoder_release(&g->d);
+    model_release(&g->f.m);
+    backend_close(&g->f.be);
+}
+
+static void test_decode__without_training_buffers(void **state)
+{
+    struct gen g;
     int32_t ids[5];
     const float *z;
     double want[5 * V];
     (void)state;
     draw(ids, 5, 3);
     fix_write(dir, "config.json", fix_config(FIX_QWEN2_TIED));
-    assert_int_equal(arch_load(&a, dir), 0);
-    assert_int_equal(cpu_open(&be, 1), 0);
-    assert_int_equal(model_init(&m, &be, &a, DT_F32), 0);
-    assert_int_equal(model_plan_weights(&m, &plan, false), 0);
-    assert_int_equal(decoder_plan(&d, &m, &plan, 1, 8, 5), 0);
-    assert_int_equal(plan_grant(&plan, &be), 0);
-    assert_int_equal(model_ready(&m), 0);
-    assert_int_equal(decoder_ready(&d), 0);
-    assert_int_equal(model_random(&m, 5), 0);
-    ref_init(&r, &m);
-    assert_int_equal(feed(&d, 0, ids, 5, &z), 0);
-    ref_logits(&r, ids, 5, want);
+    bare_open(&g, dir, false, 1, 8, 5);
+    assert_int_equal(model_random(&g.f.m, 5), 0);
+    ref_init(&g.r, &g.f.m);
+    assert_int_equal(feed(&g.d, 0, ids, 5, &z), 0);
+    ref_logits(&g.r, ids, 5, want);
     for (int i = 0; i < V; i++)
         assert_true(fabs((double)z[i] - want[4 * V + i]) < 1e-5);
-    ref_release(&r);
-    plan_release(&plan, &be);
-    decoder_release(&d);
-    model_release(&m);
-    backend_close(&be);
-}
-
-/* A decoder over what stands in `path`, its matrices as floats or as they stand there. */
-static void read_open(struct gen *g, const char *path, bool half)
-{
-    struct arch a;
-    memset(g, 0, sizeof *g);
-    assert_int_equal(arch_load(&a, path), 0);
-    assert_int_equal(cpu_open(&g->f.be, 2), 0);
-    assert_int_equal(model_init(&g->f.m, &g->f.be, &a, DT_F32), 0);
-    g->f.m.half_matrices = half;
-    assert_int_equal(model_plan_weights(&g->f.m, &g->plan, false), 0);
-    assert_int_equal(decoder_plan(&g->d, &g->f.m, &g->plan, SLOTS, POSITIONS, ROWS), 0);
-    assert_int_equal(plan_grant(&g->plan, &g->f.be), 0);
-    assert_int_equal(model_ready(&g->f.m), 0);
-    assert_int_equal(decoder_ready(&g->d), 0);
-    assert_int_equal(model_load(&g->f.m, path), 0);
-}
-
-static void read_close(struct gen *g)
-{
-    plan_release(&g->plan, &g->f.be);
-    decoder_release(&g->d);
-    model_release(&g->f.m);
-    backend_close(&g->f.be);
+    ref_release(&g.r);
+    bare_close(&g);
 }
 
 /* Matrices in bfloat16 under float32 activations: the bits of a decoder whose floats have the same values. */
@@ -320,8 +304,10 @@ static void test_decode__half_matrices(void **state)
         assert_int_equal(model_save(&f.m, path, dir, ST_BF16, 1 << 30), 0);
         assert_int_equal(model_dir_half(path), 1);
         fix_close(&f);
-        read_open(&whole, path, false);
-        read_open(&half, path, true);
+        bare_open(&whole, path, false, SLOTS, POSITIONS, ROWS);
+        bare_open(&half, path, true, SLOTS, POSITIONS, ROWS);
+        assert_int_equal(model_load(&whole.f.m, path), 0);
+        assert_int_equal(model_load(&half.f.m, path), 0);
         draw(ids, ROWS, (uint64_t)shape);
         for (int pass = 0; pass < 3; pass++) { /* a prompt, then steps */
             const int64_t n = pass ? 1 : ROWS;
@@ -330,8 +316,8 @@ static void test_decode__half_matrices(void **state)
             assert_memory_equal(z, want, V * sizeof *z);
             ids[0] = argmax(z);
         }
-        read_close(&whole);
-        read_close(&half);
+        bare_close(&whole);
+        bare_close(&half);
     }
     assert_int_equal(model_dir_half("/nonexistent"), ERR_INPUT);
 }

@@ -4,9 +4,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
-enum { ALIGN = 64, PAUSE = 20000 /* ns */ };
+enum { ALIGN = 64 };
 
 /* --- the way ------------------------------------------------------------------------------------------------------ */
 
@@ -188,13 +187,7 @@ int link_poke(struct link *l)
 
 int link_drain(struct link *l)
 {
-    const struct timespec t = { 0, PAUSE };
-    bool done = !l->be->net_open;
     for (int32_t s = 0; s < NET_SLOTS; s++)
         TRY(link_finish(l, s));
-    for (;;) {
-        if (!done) TRY(l->be->net->poll(l->be->cx, &done));
-        if (done) return 0;
-        nanosleep(&t, NULL);
-    }
+    return l->be->net_open ? l->be->net->drain(l->be->cx) : 0;
 }

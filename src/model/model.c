@@ -203,22 +203,6 @@ static int64_t count_vectors(const struct model *m)
     return n;
 }
 
-/* Matrices as bfloat16, the others one after the other as floats. */
-static void place_halves(struct model *m)
-{
-    int64_t at = 0;
-    for (int32_t i = 0; i < m->n_params; i++) {
-        struct param *p = &m->params[i];
-        if (p->decay) {
-            p->w.dtype = DT_BF16;
-            p->w.data = (uint16_t *)m->weights.data + p->offset;
-            continue;
-        }
-        p->w.data = (float *)m->vectors.data + at;
-        at += round_up(tensor_count(&p->w), ALIGN_ELEMENTS);
-    }
-}
-
 int model_plan_weights(struct model *m, struct plan *p, bool train)
 {
     const int64_t held = m->shard.n ? m->shard.elements : m->n_trained;
@@ -400,14 +384,20 @@ static void take_base(struct model *m)
 
 int model_ready(struct model *m)
 {
+    int64_t vectors = 0; /* elements so far */
     BUG_IF(!m->weights.data);
     if (m->base) take_base(m);
-    if (m->half_matrices) place_halves(m);
-    for (int32_t i = m->base ? m->n_base : 0; i < m->n_params && !m->half_matrices; i++) {
+    for (int32_t i = m->base ? m->n_base : 0; i < m->n_params; i++) {
         struct param *p = &m->params[i];
         const int64_t n = tensor_count(&p->w);
+        if (m->half_matrices && !p->decay) {
+            p->w.data = (float *)m->vectors.data + vectors;
+            vectors += round_up(n, ALIGN_ELEMENTS);
+            continue;
+        }
         if (!p->nf4) {
-            p->w.data = (char *)m->weights.data + p->offset * dtype_size(m->dtype);
+            p->w.dtype = m->weights.dtype;
+            p->w.data = (char *)m->weights.data + p->offset * dtype_size(p->w.dtype);
             continue;
         }
         p->q = tensor_rows(&m->quant, p->offset / 2, n / 2);

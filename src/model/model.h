@@ -63,7 +63,7 @@ struct model { /* valid when zeroed */
     struct layer *layers;
     int64_t n_flat;             /* elements of the flat weights with padding */
     int64_t n_trained;          /* of these, from the start, the trained ones */
-    struct tensor weights;      /* flat [n_flat] of `dtype`; with half_matrices BF16, and of the matrices alone */
+    struct tensor weights;      /* flat [n_flat] of `dtype`; with half_matrices BF16, and the vectors' places are empty */
     struct tensor vectors;      /* f32, with half_matrices: biases and weights of norms */
     const struct model *base;   /* set before model_plan_weights, with adapters: a model on the same base, whose weights but for the adapters are this one's too */
     int64_t n_quant;            /* elements of the weights that are held in 4 bits, and in none of the other arrays */

@@ -110,8 +110,8 @@ struct netops {
     int (*start)(struct ctx *cx, int32_t slot, const struct net_message *m, int32_t n);
     /* Kernels from now on come after the slot's messages. */
     int (*join)(struct ctx *cx, int32_t slot);
-    /* *done: all messages have arrived; ERR_COMM: another rank or the way to it has failed. */
-    int (*poll)(struct ctx *cx, bool *done);
+    /* Wait until all messages have arrived; ERR_COMM: another rank or the way to it has failed. */
+    int (*drain)(struct ctx *cx);
     void (*close)(struct ctx *cx);
 };
 
@@ -133,9 +133,11 @@ struct backend {
 /* CPU: threads 0 = the cores this process may use. Valid until backend_close. */
 int cpu_open(struct backend *be, int32_t threads);
 /* 0, or ERR_INPUT with the reason that no device can be used (link-time twin cuda/none.c in a build without CUDA). */
-int cuda_open(struct backend *be, int32_t threads);
-/* The same on device `place`, modulo their number. */
-int cuda_open_at(struct backend *be, int32_t threads, int32_t place);
+int cuda_open_at(struct backend *be, int32_t threads, int32_t place); /* device `place`, modulo their number */
+static inline int cuda_open(struct backend *be, int32_t threads)
+{
+    return cuda_open_at(be, threads, 0);
+}
 /* Attention of a backend that cuda_open made by cuDNN from now on, where that takes the shapes. ERR_INPUT: it cannot be used, and why. */
 int cuda_use_cudnn(struct backend *be);
 extern const bool cuda_built; /* whether this build has more than the twin */

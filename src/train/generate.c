@@ -210,7 +210,7 @@ static int choose_matrices(struct generator *g)
 
 static int open_model(struct generator *g)
 {
-    TRY(backend_choose(&g->be, g->o->backend, g->o->threads));
+    TRY(backend_choose(&g->be, g->o->backend, g->o->threads, 0));
     g->be_open = true;
     TRY(model_init(&g->model, &g->be, &g->arch, g->o->bf16 ? DT_BF16 : DT_F32));
     TRY(choose_matrices(g));

@@ -102,8 +102,7 @@ int32_t setup_threads(const struct setup *s)
     return s->dist ? s->dist->cores : 0;
 }
 
-/* Device `place` of the machine, modulo their number. */
-static int choose_at(struct backend *be, int wanted, int32_t threads, int32_t place)
+int backend_choose(struct backend *be, int wanted, int32_t threads, int32_t place)
 {
     if (wanted == BACKEND_CPU) return cpu_open(be, threads);
     const int rc = cuda_open_at(be, threads, place);
@@ -117,20 +116,14 @@ static int choose_at(struct backend *be, int wanted, int32_t threads, int32_t pl
     return cpu_open(be, threads);
 }
 
-int backend_choose(struct backend *be, int wanted, int32_t threads)
-{
-    return choose_at(be, wanted, threads, 0);
-}
-
 /* A device for each rank of a machine, in turn; the same kind of backend on all ranks. */
 static int open_ranks(struct setup *s, int wanted, int32_t threads)
 {
     struct dist *d = s->dist;
-    int rc = choose_at(&s->be, wanted, threads, d->node_rank);
+    int rc = backend_choose(&s->be, wanted, threads, d->node_rank);
+    int64_t without = rc == 0 && !s->be.net;
     s->be_open = rc == 0;
-    TRY(dist_agree(d, rc));
-    int64_t without = !s->be.net;
-    TRY(dist_vote(d, 0, &without, 1));
+    TRY(dist_vote(d, rc, &without, 1));
     if (without && s->be.net) { /* auto, and a rank found no device */
         backend_close(&s->be);
         s->be_open = false;
@@ -149,7 +142,7 @@ int setup_backend(struct setup *s)
     if (s->dist && s->dist->comm) {
         TRY(open_ranks(s, c->backend, threads));
     } else {
-        TRY(backend_choose(&s->be, c->backend, threads));
+        TRY(backend_choose(&s->be, c->backend, threads, 0));
         s->be_open = true;
     }
     if (c->model.attention != ATTENTION_CUDNN) return 0;

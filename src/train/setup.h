@@ -36,9 +36,9 @@ int setup_cache_dir(char **dir, const struct config *c, const char *what);
 int setup_cache(struct setup *s, bool write);
 /* CPU threads: the config's, else this rank's share of the cores that it may use; 0: all of these. */
 int32_t setup_threads(const struct setup *s);
-/* Open what `wanted`, a BACKEND_*, says ("auto": CUDA where there is a device, else the CPU), and print what was found. ERR_INPUT: the reason
- * that there is no CUDA. */
-int backend_choose(struct backend *be, int wanted, int32_t threads);
+/* Open what `wanted`, a BACKEND_*, says ("auto": CUDA where there is a device, number `place` modulo theirs, else the CPU), and print what was
+ * found. ERR_INPUT: the reason that there is no CUDA. */
+int backend_choose(struct backend *be, int wanted, int32_t threads, int32_t place);
 /* The one that the config asks for, the same on all ranks, and how their devices reach each other. */
 int setup_backend(struct setup *s);
 void setup_close(struct setup *s);

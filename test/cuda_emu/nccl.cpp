@@ -88,12 +88,6 @@ static int answer(comm *c, int state)
     return NCCL_IN_PROGRESS;
 }
 
-static int get_version(int *v)
-{
-    *v = 22809;
-    return NCCL_OK;
-}
-
 static int unique_id(nccl_id *id)
 {
     static int n;
@@ -228,7 +222,6 @@ int nccl_open(struct nccl *n)
     *n = {};
     if (getenv("BDPO_EMU_NO_NCCL")) return err_set(ERR_INPUT, "libnccl.so.2 was not found");
     n->library = n;
-    n->version = get_version;
     n->unique_id = unique_id;
     n->init = init;
     n->finalize = finalize;
@@ -241,9 +234,4 @@ int nccl_open(struct nccl *n)
     n->recv = recv_bytes;
     n->error_text = error_text;
     return 0;
-}
-
-void nccl_close(struct nccl *n)
-{
-    *n = {};
 }
