@@ -82,7 +82,6 @@ static int step(struct job *j)
 {
     static const double coef[2 * PAIRS] = { 0.1, -0.1, 0.1, -0.1 };
     struct model *m = &j->model;
-    const bool master = m->master.data;
     double logp[2 * PAIRS], sum;
     TRY(op_fill(j->be, &m->grads, 0));
     TRY(model_forward(m, &j->batch));
@@ -91,8 +90,8 @@ static int step(struct job *j)
     TRY(op_sumsq(j->be, &sum, &m->grads));
     j->opt.grad_scale = fmin(1, 1 / (sqrt(sum) + 1e-6));
     j->opt.step++;
-    return op_adamw(j->be, master ? &m->master : &m->weights, &j->m, &j->v, &m->grads, &j->opt,
-                    master ? &m->weights : NULL);
+    return op_adamw(j->be, &m->weights, &j->m, &j->v, &m->grads, &j->opt,
+                    m->low.data ? &m->low : NULL);
 }
 
 static int measure(struct bench_step *out, struct job *j)

@@ -14,6 +14,7 @@ struct op_row {
 void op_rows_nf4(struct op_run *r, const int64_t *d);
 void op_rows_nf4_scales(struct op_run *r, const int64_t *d);
 void op_rows_dropout(struct op_run *r, const int64_t *d);
+void op_rows_adamw_split(struct op_run *r, const int64_t *d);
 void op_rows_adamw_bf16(struct op_run *r, const int64_t *d);
 extern const struct op_row op_rows[];
 extern const int op_rows_count;

@@ -10,6 +10,7 @@
 #include <string.h>
 #include "op_rows.h"
 #include "ref_ops.h"
+#include "../src/ops/split.h"
 #include "../src/ops/stochastic.h"
 
 #define OK(expr) assert_int_equal((expr), 0)
@@ -110,6 +111,78 @@ static double round_random(double x, uint64_t key, int64_t i, int at)
     float out;
     memcpy(&out, &u, sizeof out);
     return (double)out;
+}
+
+/* Weights of both signs and many sizes as halves, and the floats that they are. */
+static void put_halves(struct op_run *r, struct tensor *const *t, int64_t n)
+{
+    uint16_t *u = malloc((size_t)n * 2);
+    int16_t *l = malloc((size_t)n * 2);
+    float *x = malloc((size_t)n * 4);
+    assert_true(u && l && x);
+    for (int64_t i = 0; i < n; i++) {
+        const uint64_t bits = stochastic_bits(5, (uint64_t)i);
+        const uint32_t some =
+            0x3a000000 + (uint32_t)(bits % 0x5ffffff) + (uint32_t)(bits >> 63 << 31);
+        memcpy(&x[i], &some, sizeof some);
+        l[i] = split_float(x[i], &u[i]);
+        x[i] = split_join(u[i], l[i]);
+    }
+    op_run_put(r, t[0], u, n * 2);
+    op_run_put(r, t[1], l, n * 2);
+    op_run_put(r, t[2], x, n * 4);
+    free(u);
+    free(l);
+    free(x);
+}
+
+/* With lower halves the weights are those of the update in float32, to the bit; in two pieces as in one. */
+void op_rows_adamw_split(struct op_run *r, const int64_t *d) /* n */
+{
+    const int64_t n = d[0], cut = n / 3;
+    const enum dtype act = r->act;
+    struct adamw opt = { .lr = 1e-4,
+                         .beta1 = 0.9,
+                         .beta2 = 0.999,
+                         .eps = 1e-8,
+                         .weight_decay = 0.1,
+                         .step = 3,
+                         .grad_scale = 0.25,
+                         .key = 77 };
+    struct tensor *m[2], *v[2], *g = op_run_f32(r, BOX_INPUT, n, 1, 0, 3);
+    for (int k = 0; k < 2; k++) {
+        m[k] = op_run_act(r, BOX_INOUT, n, 1, 0, 0);
+        v[k] = op_run_act(r, BOX_INOUT, n, 1, 0, 0);
+    }
+    r->act = DT_BF16;
+    struct tensor *w[3] = { op_run_act(r, BOX_INOUT, n, 1, 0, 1), op_run_low(r, n),
+                            op_run_f32(r, BOX_INOUT, n, 1, 0, 1) };
+    r->act = act;
+    put_halves(r, w, n);
+    OK(op_adamw(r->be, w[2], m[0], v[0], g, &opt, NULL));
+    for (int part = 0; part < 2; part++) {
+        const int64_t at = part ? cut : 0, k = part ? n - cut : cut;
+        struct tensor pw = tensor_rows(w[0], at, k), pl = tensor_rows(w[1], at, k),
+                      pm = tensor_rows(m[1], at, k), pv = tensor_rows(v[1], at, k);
+        const struct tensor pg = tensor_rows(g, at, k);
+        opt.first = at;
+        OK(op_adamw(r->be, &pw, &pm, &pv, &pg, &opt, &pl));
+    }
+    double *upper = op_run_double(r, w[0]), *low = op_run_double(r, w[1]),
+           *whole = op_run_double(r, w[2]);
+    for (int64_t i = 0; i < n; i++) {
+        uint16_t u;
+        const int16_t rest = split_float((float)whole[i], &u);
+        upper[i] = (double)split_join(u, 0);
+        low[i] = rest;
+    }
+    op_run_expect(r, w[0], upper, 0, 1, 0);
+    op_run_expect(r, w[1], low, 0, 1, 0);
+    op_run_expect(r, m[1], op_run_double(r, m[0]), 0, 1, 0);
+    op_run_expect(r, v[1], op_run_double(r, v[0]), 0, 1, 0);
+    op_run_exact(r, w[0]);
+    op_run_exact(r, m[1]);
+    op_run_exact(r, v[1]);
 }
 
 /* One update from zero moments: what is BF16 is one of its two neighbours, and the one that its bits say but where the sum before it was off by

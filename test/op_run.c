@@ -135,6 +135,13 @@ struct tensor *op_run_bytes(struct op_run *r, int64_t n)
     return send(r, b);
 }
 
+struct tensor *op_run_low(struct op_run *r, int64_t n)
+{
+    struct op_box *b = new_box(r, BOX_INOUT, DT_I16, n, 1, 1);
+    memset(elements(b), 0, (size_t)n * 2);
+    return send(r, b);
+}
+
 const uint8_t *op_run_bytes_of(struct op_run *r, const struct tensor *t)
 {
     return elements(box_of(r, t));
@@ -162,6 +169,7 @@ double *op_run_zeros(struct op_run *r, int64_t n)
 static double element(const struct op_box *b, int64_t i)
 {
     const void *p = elements(b);
+    if (b->t.dtype == DT_I16) return (double)((const int16_t *)p)[i];
     return (double)(b->t.dtype == DT_BF16 ? float_of(((const uint16_t *)p)[i])
                                           : ((const float *)p)[i]);
 }

@@ -43,6 +43,8 @@ void op_run_round(const struct op_run *r, double *p, int64_t n);
 struct tensor *op_run_index(struct op_run *r, int64_t n, int64_t limit);
 /* u8 [n], uniform. */
 struct tensor *op_run_bytes(struct op_run *r, int64_t n);
+/* i16 [n], in and out; op_run_put fills it. */
+struct tensor *op_run_low(struct op_run *r, int64_t n);
 const uint8_t *op_run_bytes_of(struct op_run *r, const struct tensor *t); /* the host's copy */
 /* The host's copy of an index tensor. */
 const int32_t *op_run_indices(struct op_run *r, const struct tensor *t);

@@ -56,6 +56,49 @@ static void test_cpu__exp(void **state)
     backend_close(&be);
 }
 
+static void expect_split(const float *x, const uint16_t *upper, const int16_t *low, const float *y,
+                         int n)
+{
+    for (int i = 0; i < n; i++) {
+        uint16_t nearest;
+        rows_base.narrow(&nearest, &x[i], 1);
+        assert_int_equal(upper[i], nearest);
+        const bool down = low[i] == 0x7fff && y[i] != x[i];
+        if (isnan(x[i]))
+            assert_true(isnan(y[i]));
+        else if (down) /* a tie, by one unit */
+            assert_true(nextafterf(y[i], x[i]) == x[i] && fabsf(y[i]) < fabsf(x[i]));
+        else
+            assert_memory_equal(&y[i], &x[i], sizeof x[i]);
+    }
+}
+
+/* Each bfloat16 with lower halves about the ends and ties: split rounds as narrow does, and join gives all but ties back. */
+static void test_cpu__split(void **state)
+{
+    enum { N = 8 };
+    static const uint32_t half[N] = { 0, 1, 0x7ffe, 0x7fff, 0x8000, 0x8001, 0x8002, 0xffff };
+    struct backend be;
+    (void)state;
+    OK(cpu_open(&be, 1));
+    for (int k = 0; k < 3; k++) {
+        const struct rows *r = each_isa(be.cx, k);
+        for (uint32_t u = 0; u < 65536 && r; u++) {
+            float x[N], y[N];
+            uint16_t upper[N];
+            int16_t low[N];
+            for (int i = 0; i < N; i++) {
+                const uint32_t bits = u << 16 | half[i];
+                memcpy(&x[i], &bits, sizeof bits);
+            }
+            r->split(upper, low, x, N);
+            r->join(y, upper, low, N);
+            expect_split(x, upper, low, y, N);
+        }
+    }
+    backend_close(&be);
+}
+
 /* Every length up to a few vectors, so that each tail is met; every element counts once. */
 static void test_cpu__row_tails(void **state)
 {
@@ -510,6 +553,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_cpu__exp),
+        cmocka_unit_test(test_cpu__split),
         cmocka_unit_test(test_cpu__row_tails),
         cmocka_unit_test(test_cpu__softmax),
         cmocka_unit_test(test_cpu__bfloat16),

@@ -300,7 +300,7 @@ static void test_model__inference_buffers_give_the_same_logp(void **state)
         run(&a, &fb, la, NULL);
         run(&b, &fb, lb, NULL);
         assert_memory_equal(la, lb, sizeof la);
-        assert_true(!b.m.grads.data && !b.m.master.data && !a.m.master.data == !k);
+        assert_true(!b.m.grads.data && !b.m.low.data && !a.m.low.data == !k);
         fix_close(&a);
         fix_close(&b);
     }

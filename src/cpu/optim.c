@@ -5,8 +5,8 @@
 
 enum { PART = 4096 }; /* what is stored besides reads from the cache */
 
-struct state { /* the tensors of an update */
-    struct tensor *w, *m, *v;
+struct state { /* the tensors of an update; low: NULL, or the lower halves of w */
+    struct tensor *w, *m, *v, *low;
     const struct adamw *opt;
 };
 
@@ -19,11 +19,19 @@ static float *part_of(const struct rows *r, const struct tensor *t, float *buf, 
     return buf;
 }
 
-/* What is BF16 gets its new values, from floats. */
+static float *weights_of(const struct rows *r, const struct state *s, float *buf, int64_t at,
+                         int64_t n)
+{
+    if (!s->low) return part_of(r, s->w, buf, at, n);
+    r->join(buf, (const uint16_t *)s->w->data + at, (const int16_t *)s->low->data + at, n);
+    return buf;
+}
+
+/* What is BF16 and has no lower half gets its new values, from floats. */
 static void round_part(const struct state *s, const float *w, const float *m, const float *v,
                        int64_t at, int64_t n)
 {
-    uint16_t *hw = s->w->dtype == DT_BF16 ? (uint16_t *)s->w->data + at : NULL;
+    uint16_t *hw = s->w->dtype == DT_BF16 && !s->low ? (uint16_t *)s->w->data + at : NULL;
     uint16_t *hm = s->m->dtype == DT_BF16 ? (uint16_t *)s->m->data + at : NULL;
     uint16_t *hv = s->m->dtype == DT_BF16 ? (uint16_t *)s->v->data + at : NULL;
     for (int64_t i = 0; i < n; i++) {
@@ -36,7 +44,7 @@ static void round_part(const struct state *s, const float *w, const float *m, co
 }
 
 int cpu_adamw(struct ctx *cx, struct tensor *w, struct tensor *m, struct tensor *v,
-              const struct tensor *g, const struct adamw *opt, struct tensor *copy)
+              const struct tensor *g, const struct adamw *opt, struct tensor *low)
 {
     const int64_t n = tensor_count(w), parts = div_up(n, PART);
     const double c1 = 1 - pow(opt->beta1, (double)opt->step),
@@ -51,19 +59,19 @@ int cpu_adamw(struct ctx *cx, struct tensor *w, struct tensor *m, struct tensor 
         .root = (float)(1 / sqrt(c2)),
         .eps = (float)opt->eps,
     };
-    const struct state st = { .w = w, .m = m, .v = v, .opt = opt };
-    uint16_t *half = copy ? copy->data : NULL;
+    const struct state st = { .w = w, .m = m, .v = v, .low = low, .opt = opt };
     const float *pg = g->data;
 #pragma omp parallel for schedule(static) num_threads(cpu_team(cx, n))
     for (int64_t i = 0; i < parts; i++) {
         const int64_t at = i * PART, k_n = MIN(PART, n - at);
         float buf[3][PART];
-        float *pw = part_of(cx->rows, w, buf[0], at, k_n),
+        float *pw = weights_of(cx->rows, &st, buf[0], at, k_n),
               *pm = part_of(cx->rows, m, buf[1], at, k_n),
               *pv = part_of(cx->rows, v, buf[2], at, k_n);
         cx->rows->adamw(pw, pm, pv, pg + at, &k, k_n);
-        if (half) cx->rows->narrow(half + at, pw, k_n);
-        if (w->dtype == DT_BF16 || m->dtype == DT_BF16) round_part(&st, pw, pm, pv, at, k_n);
+        if (low) cx->rows->split((uint16_t *)w->data + at, (int16_t *)low->data + at, pw, k_n);
+        if ((w->dtype == DT_BF16 && !low) || m->dtype == DT_BF16)
+            round_part(&st, pw, pm, pv, at, k_n);
     }
     return 0;
 }

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "rows_product.h"
+#include "../ops/split.h"
 #include "../ops/stochastic.h"
 
 enum { DROPOUT_WORDS = 16 };
@@ -58,6 +59,18 @@ static void narrow(uint16_t *y, const float *x, int64_t n)
     }
 }
 #endif
+
+static void join(float *y, const uint16_t *upper, const int16_t *lower, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        y[i] = split_join(upper[i], lower[i]);
+}
+
+static void split(uint16_t *upper, int16_t *lower, const float *x, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        lower[i] = split_float(x[i], &upper[i]);
+}
 
 static void scale(float *y, float a, int64_t n)
 {
@@ -426,6 +439,8 @@ const struct rows PASTE(rows_, ROWS_ISA) = {
     .name = TEXT(ROWS_ISA),
     .widen = widen,
     .narrow = narrow,
+    .join = join,
+    .split = split,
     .add = add,
     .scale = scale,
     .dot = dot,

@@ -31,6 +31,9 @@ struct rows {
     /* y = x, from bfloat16 (exact) and to it (nearest even; a NaN stays one) */
     void (*widen)(float *y, const uint16_t *x, int64_t n);
     void (*narrow)(uint16_t *y, const float *x, int64_t n);
+    /* y = the floats whose halves these are, and back (split.h) */
+    void (*join)(float *y, const uint16_t *upper, const int16_t *lower, int64_t n);
+    void (*split)(uint16_t *upper, int16_t *lower, const float *x, int64_t n);
     /* y += x */
     void (*add)(float *y, const float *x, int64_t n);
     /* y *= a */

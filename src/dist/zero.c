@@ -325,15 +325,11 @@ static int own_part(const struct zero *z, int64_t which, int32_t b, struct flat_
     const struct tensor *t = z->state[which];
     const struct backend *be = z->be;
     const int64_t n = o.end - o.begin, at = z->part[b].at + (o.begin - z->part[b].begin);
-    uint16_t half[PIECE];
     if (t->dtype == DT_F32)
         return be->mem->to_host(be->cx, out, (const float *)t->data + at, n * 4);
-    for (int64_t i = 0; i < n; i += PIECE) {
-        const int64_t k = MIN((int64_t)PIECE, n - i);
-        TRY(be->mem->to_host(be->cx, half, (const uint16_t *)t->data + at + i, k * 2));
-        st_to_f32(out + i, half, k, ST_BF16);
-    }
-    return 0;
+    if (t->dtype == DT_BF16) return backend_join(be, out, (const uint16_t *)t->data + at, NULL, n);
+    return backend_join(be, out, (const uint16_t *)z->weights->data + o.begin,
+                        (const int16_t *)t->data + at, n);
 }
 
 int zero_read(const struct zero *z, enum zero_state which, int64_t at, int64_t n, float *out)
@@ -428,6 +424,7 @@ static int store_part(const struct zero *z, enum zero_state which, int64_t at, i
     const struct tensor *t = z->state[which];
     const struct backend *be = z->be;
     uint16_t half[PIECE];
+    BUG_IF(t->dtype == DT_I16);
     if (t->dtype == DT_F32) return be->mem->to_device(be->cx, (float *)t->data + at, in, n * 4);
     for (int64_t i = 0; i < n; i += PIECE) {
         const int64_t k = MIN((int64_t)PIECE, n - i);

@@ -38,7 +38,8 @@ struct zero { /* valid when zeroed */
     struct tensor sum;         /* f32 [n_shard], where rounds */
     struct tensor stage;       /* f32 [slots * (ranks - 1), part_max]: parts that arrive */
     const struct tensor *grads; /* the gradient's array, borrowed */
-    const struct tensor *state[ZERO_STATES]; /* f32 or bf16 [n_shard], borrowed: what zero_fetch reads, as floats */
+    const struct tensor *state[ZERO_STATES]; /* f32, bf16 or i16 [n_shard], borrowed: what zero_fetch reads, as floats; */
+    const struct tensor *weights;            /* bf16 [n_flat], borrowed: the upper halves where a state is i16 (split.h) */
     struct zero_slot slot[ZERO_SLOTS];
     struct link link;          /* the ranks' messages */
     struct net_message *message;   /* [2 * ranks] of one start */
@@ -84,7 +85,7 @@ int zero_read(const struct zero *z, enum zero_state which, int64_t at, int64_t n
 /* Rank 0 reads elements [at, at + n) of a sharded array, while all others are in zero_serve; with one rank no one serves. */
 int zero_fetch(struct zero *z, enum zero_state which, int64_t at, int64_t n, float *out);
 int zero_serve(struct zero *z);
-/* What this rank holds of elements [at, at + n) = in[n], which a bf16 state can hold. */
+/* What this rank holds of elements [at, at + n) = in[n], which a bf16 state can hold. Not of an i16 state: its upper halves are the weights. */
 int zero_store(struct zero *z, enum zero_state which, int64_t at, int64_t n, const float *in);
 /* Rank 0: end of serving with rc; all ranks return it (zero_serve's value too). */
 int zero_dismiss(struct zero *z, int rc);

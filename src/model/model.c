@@ -224,7 +224,7 @@ int model_plan_weights(struct model *m, struct plan *p, bool train)
     if (!train) return 0;
     BUG_IF(m->n_quant > 0 && m->arch.lora.rank == 0);
     if (m->dtype != DT_F32 && !m->no_master)
-        TRY(plan_book(p, PLAN_MASTER, &m->master, DT_F32, held, 1, 1, 1));
+        TRY(plan_book(p, PLAN_MASTER, &m->low, DT_I16, held, 1, 1, 1));
     if (m->grad_windows) grads = place_windows(m);
     return plan_book(p, PLAN_GRADIENTS, &m->grads, DT_F32, grads, 1, 1, 1);
 }

@@ -71,8 +71,8 @@ struct model { /* valid when zeroed */
     int64_t n_most;             /* with arch.nf4_double, else 0 */
     struct tensor most;         /* f32 [n_most] of each slice in order the mean of its scales, then one of 256 of them */
     struct model_shard shard;   /* set before model_plan_weights */
-    struct tensor master;       /* f32, the shard's elements of [n_trained]: what the optimizer changes, weights being its rounding; data NULL where
-                                 * dtype is DT_F32 (weights are the master) or nothing is trained */
+    struct tensor low;          /* i16, the shard's elements of [n_trained]: with the weights, its upper halves, the float32 master that the optimizer
+                                 * changes (split.h); data NULL where dtype is DT_F32 (weights are the master) or nothing is trained */
     struct tensor grads;        /* f32 [n_trained], or the windows; data NULL where not training */
     bool no_master;             /* set before model_plan_weights: weights in bfloat16 are all there is, and the optimizer rounds them stochastically */
     bool grad_windows;          /* set before model_plan_weights, not with adapters: gradients of two layers at a time, which share memory in turns, and of
@@ -111,7 +111,7 @@ struct model_size { /* what buffers must hold */
 
 /* Parameter table and layers from arch; no memory for tensors yet. dtype: DT_F32 or DT_BF16. */
 int model_init(struct model *m, const struct backend *be, const struct arch *a, enum dtype dtype);
-/* Book weights (and gradients, and the shard of the master where dtype is not DT_F32). */
+/* Book weights (and gradients, and the shard of the master's lower halves where dtype is not DT_F32). */
 int model_plan_weights(struct model *m, struct plan *p, bool train);
 /* Book activations and scratch for batches up to `size`. */
 int model_plan_buffers(struct model *m, struct plan *p, const struct model_size *size);
@@ -129,7 +129,8 @@ void model_release(struct model *m);
 /* Elements [at, at + n) of the exact weights, as float32: the master where there is one (through shard.fetch where it is a shard), else the
  * weights. */
 int model_get(const struct model *m, int64_t at, int64_t n, float *out);
-/* The same elements = in[n]: the master where there is one (what the shard holds of it), and the weights, rounded to nearest even. */
+/* The same elements = in[n]: the weights, rounded to nearest even, and the master's lower halves where there are any (what the shard holds of them; a tie
+ * that rounds down loses its last bit, split.h). */
 int model_put(struct model *m, int64_t at, int64_t n, const float *in);
 /* Fill weights and master from DIR's safetensors (F32, F16, BF16); where DIR holds an adapter, the base from the directory that it names, then lora_load. Missing tensor, wrong shape, NaN or Inf, or a value that dtype cannot hold: ERR_INPUT
  * with expected and found.

@@ -2,6 +2,7 @@
 #include "nf4.h"
 #include "../base/rng.h"
 #include "../base/watch.h"
+#include "../ops/split.h"
 #include <float.h>
 #include <math.h>
 #include <stdio.h>
@@ -179,32 +180,31 @@ static int load_all(struct loader *ld)
 int model_get(const struct model *m, int64_t at, int64_t n, float *out)
 {
     const struct backend *be = m->be;
-    const bool master = m->master.data && at < m->n_trained;
-    const struct tensor *exact = master ? &m->master : &m->weights;
-    uint16_t half[PIECE];
+    const bool master = m->low.data && at < m->n_trained;
     BUG_IF(master && n > m->n_trained - at);
     if (master && m->shard.n) return m->shard.fetch(m->shard.payload, at, n, out);
-    if (exact->dtype == DT_F32)
-        return be->mem->to_host(be->cx, out, (const float *)exact->data + at, n * 4);
-    for (int64_t i = 0; i < n; i += PIECE) {
-        const int64_t k = MIN((int64_t)PIECE, n - i);
-        TRY(be->mem->to_host(be->cx, half, (const uint16_t *)exact->data + at + i, k * 2));
-        st_to_f32(out + i, half, k, ST_BF16);
-    }
-    return 0;
+    if (m->weights.dtype == DT_F32)
+        return be->mem->to_host(be->cx, out, (const float *)m->weights.data + at, n * 4);
+    return backend_join(be, out, (const uint16_t *)m->weights.data + at,
+                        master ? (const int16_t *)m->low.data + at : NULL, n);
 }
 
-/* What the shard holds of elements [at, at + n) of the master. */
-static int put_master(struct model *m, int64_t at, int64_t n, const float *in)
+/* What the shard holds of elements [at, at + n) of the master's lower halves. */
+static int put_low(struct model *m, int64_t at, int64_t n, const float *in)
 {
     const struct backend *be = m->be;
     const struct flat_part all = { 0, m->n_trained, 0 }, *part = m->shard.n ? m->shard.part : &all;
+    int16_t low[PIECE];
+    uint16_t upper;
     for (int32_t i = 0; i < MAX(m->shard.n, 1); i++) {
         const int64_t begin = MAX(at, part[i].begin), end = MIN(at + n, part[i].end);
-        float *to = (float *)m->master.data + part[i].at;
-        if (begin >= end) continue;
-        TRY(be->mem->to_device(be->cx, to + (begin - part[i].begin), in + (begin - at),
-                               (end - begin) * 4));
+        int16_t *to = (int16_t *)m->low.data + part[i].at - part[i].begin;
+        for (int64_t j = begin; j < end; j += PIECE) {
+            const int64_t k = MIN((int64_t)PIECE, end - j);
+            for (int64_t e = 0; e < k; e++)
+                low[e] = split_float(in[j - at + e], &upper);
+            TRY(be->mem->to_device(be->cx, to + j, low, k * 2));
+        }
     }
     return 0;
 }
@@ -214,7 +214,7 @@ int model_put(struct model *m, int64_t at, int64_t n, const float *in)
     const struct backend *be = m->be;
     uint16_t half[PIECE];
     watch_beat();
-    if (m->master.data) TRY(put_master(m, at, n, in));
+    if (m->low.data) TRY(put_low(m, at, n, in));
     if (m->weights.dtype == DT_F32)
         return be->mem->to_device(be->cx, (float *)m->weights.data + at, in, n * 4);
     for (int64_t i = 0; i < n; i += PIECE) {
@@ -329,9 +329,9 @@ static int round_part(struct model *m, struct flat_part part, enum st_dtype dtyp
     const struct backend *be = m->be;
     for (int64_t at = part.begin; at < part.end; at += CHUNK) {
         const int64_t n = MIN((int64_t)CHUNK, part.end - at);
-        const float *own = (const float *)m->master.data + part.at + (at - part.begin);
-        if (m->master.data)
-            TRY(be->mem->to_host(be->cx, chunk, own, n * 4));
+        if (m->low.data)
+            TRY(backend_join(be, chunk, (const uint16_t *)m->weights.data + at,
+                             (const int16_t *)m->low.data + part.at + (at - part.begin), n));
         else
             TRY(model_get(m, at, n, chunk));
         st_from_f32(half, chunk, n, dtype);
@@ -344,7 +344,7 @@ static int round_part(struct model *m, struct flat_part part, enum st_dtype dtyp
 int model_round(struct model *m, enum st_dtype dtype)
 {
     const struct flat_part all = { 0, m->n_trained, 0 };
-    const bool sharded = m->master.data && m->shard.n;
+    const bool sharded = m->low.data && m->shard.n;
     float *chunk = NULL;
     uint16_t *half = NULL;
     int rc = 0;

@@ -1,12 +1,16 @@
 /* SPDX-License-Identifier: MIT */
 #include "ops.h"
 #include "nf4.h"
+#include "split.h"
 #include "tiles.h"
 
 int64_t dtype_size(enum dtype t)
 {
-    BUG_IF(t != DT_F32 && t != DT_I32 && t != DT_BF16 && t != DT_U8);
-    return t == DT_BF16 ? 2 : t == DT_U8 ? 1 : 4;
+    static const int64_t sizes[] = {
+        [DT_F32] = 4, [DT_I32] = 4, [DT_BF16] = 2, [DT_U8] = 1, [DT_I16] = 2
+    };
+    BUG_IF((size_t)t >= COUNT_OF(sizes));
+    return sizes[t];
 }
 
 int64_t tensor_row(const struct tensor *t)
@@ -416,18 +420,34 @@ int op_logp_bwd(const struct backend *be, struct tensor *dh, struct tensor *dw,
     return be->op->logp_bwd(be->cx, dh, dw, coef, lse, kept, h, w, target, scratch);
 }
 
+int backend_join(const struct backend *be, float *out, const uint16_t *upper, const int16_t *low,
+                 int64_t n)
+{
+    enum { PIECE = 1 << 13 };
+    uint16_t u[PIECE];
+    int16_t l[PIECE] = { 0 };
+    for (int64_t i = 0; i < n; i += PIECE) {
+        const int64_t k = MIN((int64_t)PIECE, n - i);
+        TRY(be->mem->to_host(be->cx, u, upper + i, 2 * k));
+        if (low) TRY(be->mem->to_host(be->cx, l, low + i, 2 * k));
+        for (int64_t j = 0; j < k; j++)
+            out[i + j] = split_join(u[j], l[j]);
+    }
+    return 0;
+}
+
 int op_adamw(const struct backend *be, struct tensor *w, struct tensor *m, struct tensor *v,
-             const struct tensor *g, const struct adamw *opt, struct tensor *copy)
+             const struct tensor *g, const struct adamw *opt, struct tensor *low)
 {
     const int64_t n = tensor_count(w);
     check_flat(w, act(w), n);
     check_flat(m, act(m), n);
     check_flat(v, m->dtype, n);
     check_flat(g, DT_F32, n);
-    if (copy) check_flat(copy, DT_BF16, n);
-    BUG_IF(copy && w->dtype != DT_F32);
+    if (low) check_flat(low, DT_I16, n);
+    BUG_IF(low && w->dtype != DT_BF16);
     BUG_IF(opt->step < 1);
-    return be->op->adamw(be->cx, w, m, v, g, opt, copy);
+    return be->op->adamw(be->cx, w, m, v, g, opt, low);
 }
 
 int op_sumsq(const struct backend *be, double *out, const struct tensor *x)

@@ -12,7 +12,7 @@
 extern "C" {
 #endif
 
-enum dtype { DT_F32, DT_I32, DT_BF16, DT_U8 }; /* BF16: the upper half of an F32, in a uint16_t. U8: two elements of 4 bits (nf4.h) */
+enum dtype { DT_F32, DT_I32, DT_BF16, DT_U8, DT_I16 }; /* BF16: the upper half of an F32, in a uint16_t; I16: what is left of one (split.h). U8: two elements of 4 bits (nf4.h) */
 
 /* A view: never owns `data`. Row-major, dim[0] slowest, unused trailing dims are 1. Rows (the index dim[0]) may be
  * strided: `ld` elements apart; ld = product of dim[1..3] when contiguous, and only ops that say so take another. */
@@ -142,6 +142,8 @@ static inline int cuda_open(struct backend *be, int32_t threads)
 int cuda_use_cudnn(struct backend *be);
 extern const bool cuda_built; /* whether this build has more than the twin */
 void backend_close(struct backend *be);
+/* out[n] (host) = the floats of n bfloat16 in the backend's memory and, unless low is NULL, their lower halves (split.h). */
+int backend_join(const struct backend *be, float *out, const uint16_t *upper, const int16_t *low, int64_t n);
 void cpu_close(struct ctx *cx);
 void cuda_close(struct ctx *cx);
 
@@ -236,9 +238,9 @@ int64_t op_logp_scratch(int64_t N, int64_t C, int64_t V, enum dtype A);
 /* g' = grad_scale g; m = b1 m + (1-b1) g'; v = b2 v + (1-b2) g'^2; w -= lr wd w; w -= lr mh / (sqrt(vh) + eps),
  * mh = m / (1 - b1^step), vh = v / (1 - b2^step). Flat; g F32. Loshchilov & Hutter, as torch.optim.AdamW.
  * w F32 or BF16; m and v both F32 or both BF16: what is BF16 is computed with in f32 and rounded stochastically.
- * copy: NULL, or with w F32 BF16 of the same count, = the new w rounded to nearest. */
+ * low: NULL, or I16 of the same count beside a w of BF16: together they are an F32 (split.h), which is updated, and nothing of w is random. */
 int op_adamw(const struct backend *be, struct tensor *w, struct tensor *m, struct tensor *v, const struct tensor *g,
-             const struct adamw *opt, struct tensor *copy);
+             const struct adamw *opt, struct tensor *low);
 /* *out (host) = sum x^2, accumulated in double over fixed blocks (independent of the thread count). */
 int op_sumsq(const struct backend *be, double *out, const struct tensor *x);
 /* out[i] (host) = sum x^2 over elements [i block, (i + 1) block) of x, in double, whatever stands beside them; ceil(count / block) of them. */

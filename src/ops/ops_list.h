@@ -33,7 +33,7 @@
        struct tensor *kept, const struct tensor *h, const struct tensor *w, const struct tensor *target,              \
        struct tensor *scratch)                                                                                        \
     OP(adamw, struct tensor *w, struct tensor *m, struct tensor *v, const struct tensor *g, const struct adamw *opt,  \
-       struct tensor *copy)                                                                                           \
+       struct tensor *low)                                                                                            \
     OP(sumsq, double *out, const struct tensor *x)                                                                    \
     OP(sumsq_blocks, double *out, const struct tensor *x, int64_t block)                                              \
     OP(add, struct tensor *y, const struct tensor *x)                                                                 \

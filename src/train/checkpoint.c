@@ -33,7 +33,7 @@ static int get_state(void *payload, enum state_part part, int64_t at, int64_t n,
 {
     struct stage *st = payload;
     watch_beat();
-    if (part == STATE_MASTER && !st->model.master.data) return model_get(&st->model, at, n, out);
+    if (part == STATE_MASTER && !st->model.low.data) return model_get(&st->model, at, n, out);
     return zero_read(&st->zero, zero_of(part), at, n, out);
 }
 

@@ -41,16 +41,15 @@ static int update(struct optim *o, struct model *m, const struct zero *z, int32_
     const int64_t begin = MAX(part->begin, p->offset),
                   n = MIN(part->end, p->offset + tensor_count(&p->w)) - begin,
                   at = part->at + (begin - part->begin);
-    const bool master = m->master.data;
     const struct tensor all = zero_gradient(z, b);
     if (n <= 0) return 0;
-    struct tensor w = master ? tensor_rows(&m->master, at, n) : tensor_rows(&m->weights, begin, n);
-    struct tensor copy = tensor_rows(&m->weights, begin, n);
+    struct tensor w = tensor_rows(&m->weights, begin, n);
+    struct tensor low = m->low.data ? tensor_rows(&m->low, at, n) : m->low;
     struct tensor g = tensor_rows(&all, begin - part->begin, n);
     struct tensor mm = tensor_rows(&o->m, at, n), v = tensor_rows(&o->v, at, n);
     opt->first = begin;
     opt->weight_decay = p->decay ? o->opt.weight_decay : 0;
-    return op_adamw(m->be, &w, &mm, &v, &g, opt, master ? &copy : NULL);
+    return op_adamw(m->be, &w, &mm, &v, &g, opt, low.data ? &low : NULL);
 }
 
 int optim_step(struct optim *o, struct model *m, struct zero *z, double norm, double lr)

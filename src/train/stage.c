@@ -106,7 +106,8 @@ static int open_shard(struct stage *st)
     }
     TRY(add_group(st, m->embed, m->layers[0].norm1));
     TRY(zero_split(z));
-    z->state[ZERO_MASTER] = &m->master;
+    z->state[ZERO_MASTER] = &m->low;
+    z->weights = &m->weights;
     z->state[ZERO_MOMENT1] = &st->optim.m;
     z->state[ZERO_MOMENT2] = &st->optim.v;
     if (dist_size(st->su->dist) > 1)
@@ -119,7 +120,7 @@ static bool shard_gradients(const struct stage *st)
 {
     const struct model *m = &st->model;
     const int64_t each = plan_total(&st->plan) + m->n_flat * dtype_size(m->dtype) +
-                         m->n_trained * 4 + st->zero.n_shard * (m->dtype == DT_F32 ? 8 : 12);
+                         m->n_trained * 4 + st->zero.n_shard * (m->dtype == DT_F32 ? 8 : 10);
     if (st->cfg->dist.gradients != GRADIENTS_AUTO)
         return st->cfg->dist.gradients == GRADIENTS_SHARDED;
     return dist_size(st->su->dist) > 1 && st->su->limit > 0 && each > st->su->limit;
