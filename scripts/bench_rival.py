@@ -30,7 +30,7 @@ WORK = os.path.join(ROOT, "build", "bench-rival")
 MODES = [f"trl {p} gc{g} pre{r}" for p in ("amp", "bf16", "fp32") for g in (0, 1) for r in (0, 1)] + [
     f"loop {p} gc0 pre{r}" for p in ("amp", "bf16", "fp32") for r in (0, 1)]
 # bytes a parameter of weights, gradients and both moments (of bdpo-train in bfloat16: and of master weights)
-STATE = {"amp": 16, "fp32": 16, "bf16": 8, "bfloat16": 18, "float32": 16}
+STATE = {"amp": 16, "fp32": 16, "bf16": 8, "bfloat16": 16, "float32": 16}
 
 
 # ---- what is measured on ----

@@ -66,7 +66,8 @@ static void join(float *y, const uint16_t *upper, const int16_t *lower, int64_t 
         y[i] = split_join(upper[i], lower[i]);
 }
 
-static void split(uint16_t *upper, int16_t *lower, const float *x, int64_t n)
+static void split(uint16_t *restrict upper, int16_t *restrict lower, const float *restrict x,
+                  int64_t n)
 {
     for (int64_t i = 0; i < n; i++)
         lower[i] = split_float(x[i], &upper[i]);
