@@ -6,6 +6,7 @@ what is refused, and ranks that hang or die. Standard library only.
   cuda_ranks_test.py [--all]        without --all every job goes one way or two, and every second mistake is made
   cuda_ranks_test.py --card         on a machine with devices: BDPO_TRAIN's program on them, one rank against two and three
 """
+import json
 import os
 import signal
 import sys
@@ -88,6 +89,9 @@ def test_cpu(r, runs):
     second = m.mpi(2, "--config", path, "--set", "dist.transport=host", env=DEVICES)
     far = m.distance(m.rows(cpu), m.rows(out)) if second.code == 0 else f"{second}"
     r.check(first.code == 75 and second.code == 0 and "resumed from" in second.err and far < 1e-4, "stopped on 3, goes on with 2 through the host", f"{far}")
+    one, got = t.bdpo("evaluate", "--config", path), m.mpi(2, "evaluate", "--config", path, env=DEVICES)
+    far = m.distance([json.loads(one.out)], [json.loads(got.out)]) if one.code == got.code == 0 else f"{one} {got}"
+    r.check(got.code == 0 and "(NCCL)" not in got.err and far < 1e-5, "evaluate on 2 ranks connects no devices", f"{far}")
 
 
 def test_refused(r, runs):

@@ -28,8 +28,8 @@ struct link { /* valid when zeroed */
     struct link_slot slot[NET_SLOTS];
 };
 
-/* How the ranks' devices reach each other: be->net_open, and what a user is told of it (borrowed until the next error; NULL: nothing). Called by all
- * ranks after their backends are open; d->device_ranks is known then. insist: ERR_INPUT where it cannot be from device to device. */
+/* How the ranks' devices reach each other: be->net_open, and a line on stderr. Called by all ranks after their backends are open; d->device_ranks is known
+ * then. LINK_NCCL: ERR_INPUT where it cannot be from device to device. LINK_HOST: nothing is connected. */
 enum link_way { LINK_AUTO, LINK_NCCL, LINK_HOST };
 int link_choose(struct dist *d, struct backend *be, enum link_way way);
 /* messages: the bytes of one slot's at most. d, be: borrowed. ERR_OOM, ERR_DEVICE. */

@@ -145,7 +145,7 @@ static int evaluate_open(struct setup *su, const struct config *c, struct dist *
     TRY(setup_data(su, d, &c->data.eval, kind));
     if (per_pair && dist_rank(dist) == 0 && file_create_named(pairs, per_pair) < 0)
         return ERR_INPUT;
-    return setup_backend(su);
+    return setup_backend(su, false);
 }
 
 int evaluate_run(const struct config *c, struct dist *dist, const char *model, const char *compare,

@@ -425,7 +425,7 @@ int job_run(const struct config *c, struct dist *dist, const struct job_opts *o)
         if (dist_rank(dist) == 0) TRY_OUT(checkpoint_sweep(j.out.dir)); /* after a power cut */
         goto out;
     }
-    TRY_OUT(dist_agree(dist, setup_backend(&j.su)));
+    TRY_OUT(dist_agree(dist, setup_backend(&j.su, true)));
     TRY_OUT(output_path(&j.out, "status.json", &path));
     TRY_OUT(status_open(&j.status, c, path, dist_rank(dist)));
     TRY_OUT(choose_sizes(&j));

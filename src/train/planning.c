@@ -111,7 +111,7 @@ static int open_planning(struct planning *p, const struct config *c, const struc
     TRY(setup_cache(&p->su, false));
     TRY(inputs_load(&p->in, &p->su, true));
     p->su.dist = &p->ranks; /* after what talks to others */
-    TRY(setup_backend(&p->su));
+    TRY(setup_backend(&p->su, true));
     p->params = arch_parameters(&p->su.arch);
     for (int i = 0; i < p->in.n_stages; i++) {
         const struct run_stage *r = &p->in.stage[i];

@@ -117,7 +117,7 @@ int backend_choose(struct backend *be, int wanted, int32_t threads, int32_t plac
 }
 
 /* A device for each rank of a machine, in turn; the same kind of backend on all ranks. */
-static int open_ranks(struct setup *s, int wanted, int32_t threads)
+static int open_ranks(struct setup *s, int wanted, int32_t threads, bool train)
 {
     struct dist *d = s->dist;
     int rc = backend_choose(&s->be, wanted, threads, d->node_rank);
@@ -132,15 +132,15 @@ static int open_ranks(struct setup *s, int wanted, int32_t threads)
         if (rc == 0) fprintf(stderr, "backend: cpu; another rank has no device\n");
     }
     TRY(dist_agree(d, rc));
-    return link_choose(d, &s->be, (enum link_way)s->cfg->dist.transport);
+    return link_choose(d, &s->be, train ? (enum link_way)s->cfg->dist.transport : LINK_HOST);
 }
 
-int setup_backend(struct setup *s)
+int setup_backend(struct setup *s, bool train)
 {
     const struct config *c = s->cfg;
     const int32_t threads = setup_threads(s);
     if (s->dist && s->dist->comm) {
-        TRY(open_ranks(s, c->backend, threads));
+        TRY(open_ranks(s, c->backend, threads, train));
     } else {
         TRY(backend_choose(&s->be, c->backend, threads, 0));
         s->be_open = true;

@@ -39,8 +39,8 @@ int32_t setup_threads(const struct setup *s);
 /* Open what `wanted`, a BACKEND_*, says ("auto": CUDA where there is a device, number `place` modulo theirs, else the CPU), and print what was
  * found. ERR_INPUT: the reason that there is no CUDA. */
 int backend_choose(struct backend *be, int wanted, int32_t threads, int32_t place);
-/* The one that the config asks for, the same on all ranks, and how their devices reach each other. */
-int setup_backend(struct setup *s);
+/* The one that the config asks for, the same on all ranks, and, to train, how their devices reach each other. */
+int setup_backend(struct setup *s, bool train);
 void setup_close(struct setup *s);
 /* Read and tokenise files under the config's data options; prints one line about them on stderr. */
 int setup_data(const struct setup *s, struct dataset *d, const struct strlist *files, enum data_kind kind);
