@@ -35,11 +35,12 @@ STATE = {"amp": 16, "fp32": 16, "bf16": 8, "bfloat16": 18, "float32": 16}
 
 # ---- what is measured on ----
 
-def make_model(dims):
-    path = os.path.join(WORK, f"model-{dims}")
+def make_model(dims, tokenizer=None):
+    """The directory of a model with random weights; tokenizer: as rival.py model takes it."""
+    path = os.path.join(WORK, f"model-{dims}" + (f"-{tokenizer}" if tokenizer else ""))
     if not os.path.exists(os.path.join(path, "tokenizer_config.json")):
-        prec = "bf16" if dims.startswith("qwen") else "fp32"
-        subprocess.run([PYTHON, RIVAL, "model", path, "--dims", dims, "--prec", prec], check=True)
+        prec = "bf16" if dims.startswith("qwen") or tokenizer else "fp32"
+        subprocess.run([PYTHON, RIVAL, "model", path, "--dims", dims, "--prec", prec, *(["--tokenizer", tokenizer] if tokenizer else [])], check=True)
     return path
 
 
@@ -60,10 +61,11 @@ def make_pairs(name, n, prompt, chosen, rejected, longest):
 
 # ---- one process of the rival ----
 
-def run_rival(mode, model, pairs, batch, micro, steps, max_length, threads, budget, lock=None):
-    kind, prec, gc, pre = mode.split()
+def run_rival(mode, model, pairs, batch, micro, steps, max_length, threads, budget, lock=None, device="cpu"):
+    kind, prec, gc, pre, *more = mode.split()
     args = [PYTHON, RIVAL, kind, model, pairs, "--prec", prec, "--gc", gc[2:], "--precompute", pre[3:], "--batch", str(batch), "--micro", str(micro),
-            "--steps", str(steps), "--max-length", str(max_length), "--threads", str(threads), "--out", os.path.join(WORK, "trl")]
+            "--steps", str(steps), "--max-length", str(max_length), "--threads", str(threads), "--out", os.path.join(WORK, "trl"),
+            "--device", device, "--tuned", str(int("tuned" in more))]
     args += ["--lock", lock] if lock else []
     p = Process(args, budget, memory=available() - GIB, env={"OMP_NUM_THREADS": str(threads)})
     code = p.wait()
