@@ -73,7 +73,7 @@ def run_rival(mode, model, pairs, batch, micro, steps, max_length, threads, budg
     head = next((r for r in rows if "loaded" in r), None)
     rows = [r for r in rows if "step_seconds" in r]
     if not head or len(rows) < 2:
-        return {"failed": p.why(code)}
+        return {"failed": "CUDA out of memory" if "CUDA out of memory" in p.stderr() else p.why(code)}
     return {**head, "steps": rows, "peak": p.peak, "anonymous": p.anonymous, "micro": micro}
 
 
