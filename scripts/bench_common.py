@@ -132,7 +132,7 @@ def available():
         return next(1024 * int(line.split()[1]) for line in f if line.startswith("MemAvailable"))
 
 
-def job_config(model, pairs, batch, steps, out, /, dtype="bfloat16", max_length=1024, threads=2, init="pretrained", backend="cpu", **sections):
+def job_config(model, /, pairs, batch, steps, out, dtype="bfloat16", max_length=1024, threads=2, init="pretrained", backend="cpu", **sections):
     """The config of a job of `steps` preference steps into the directory `out`; sections: more keys of the config's sections."""
     cfg = {
         "model": {"path": model, "dtype": dtype, "init": init}, "data": {"train": pairs, "max_length": max_length, "cache": False},
@@ -160,7 +160,7 @@ def card_named(about):
     return next((c for c in CARDS if c.upper() in about), None)
 
 
-def step_work(model, pairs, batch, steps, /, card=None, **job):
+def step_work(model, /, pairs, batch, steps, card=None, **job):
     """(FLOPs that a step cannot do without, published bfloat16 FLOP/s of the card or None), by the program's own plan."""
     with tempfile.TemporaryDirectory(prefix="bdpo-plan-") as out:
         path = write_config(out, job_config(model, pairs, batch, steps, out, **{**job, "backend": "cpu"}))
@@ -178,7 +178,7 @@ def device_memory(said):
     return (float(m[1]) * unit[m[2]], float(m[3]) * unit[m[4]]) if m else None
 
 
-def run_ours(model, pairs, batch, steps, /, budget=240, every=0.01, **job):
+def run_ours(model, /, pairs, batch, steps, budget=240, every=0.01, **job):
     """`steps` preference steps of bdpo-train (job: what job_config takes), stopped before it would save. {"steps": rows like rival.py's, ...} or
     {"failed": why}."""
     out = tempfile.mkdtemp(prefix="bdpo-bench-")

@@ -52,7 +52,8 @@ def tokenizer(vocab):
 
 def write_tokenizer(path, vocab):
     os.makedirs(path, exist_ok=True)
-    demo_data.write_json(os.path.join(path, "tokenizer.json"), tokenizer(vocab))
+    with open(os.path.join(path, "tokenizer.json"), "w", encoding="utf-8") as f:
+        f.write(json.dumps(tokenizer(vocab)))
     demo_data.write_json(os.path.join(path, "tokenizer_config.json"),
                          {"tokenizer_class": "Qwen2Tokenizer", "bos_token": None, "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"})
 

@@ -67,7 +67,8 @@ def run_rival(mode, model, pairs, batch, micro, steps, max_length, threads, budg
             "--steps", str(steps), "--max-length", str(max_length), "--threads", str(threads), "--out", os.path.join(WORK, "trl"),
             "--device", device, "--tuned", str(int("tuned" in more))]
     args += ["--lock", lock] if lock else []
-    p = Process(args, budget, memory=available() - GIB, env={"OMP_NUM_THREADS": str(threads)})
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]  # as bdpo-train takes it; of several DPOTrainer takes none
+    p = Process(args, budget, memory=available() - GIB, env={"OMP_NUM_THREADS": str(threads), **({"CUDA_VISIBLE_DEVICES": first} if device == "cuda" else {})})
     code = p.wait()
     rows = [json.loads(line) for line in p.lines if line.startswith('{"')]
     head = next((r for r in rows if "loaded" in r), None)

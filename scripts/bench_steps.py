@@ -3,7 +3,7 @@
 """Steps of whole models on this machine's CUDA device: random weights of published dimensions, pairs of UltraFeedback's mean lengths. `make bench-cuda`
 runs it; in a bundle: python3 test/bench_steps.py. Standard library only.
 
-  bench_steps.py [--models qwen2.5-0.5b,llama3.2-1b,qwen2.5-7b] [--batch 64] [--steps 12] [--limit GIB] [--peak TFLOPS] [--results FILE]
+  bench_steps.py [--models qwen2.5-0.5b,llama3.2-1b,qwen2.5-7b] [--batch 64] [--steps 12] [--every-state] [--limit GIB] [--peak TFLOPS] [--results FILE]
 
 A row is a job of the program itself (bdpo-train --config): the seconds of its steps after the second (timing.jsonl), with everything that a step does and
 the reference scored before; a DPO run, then a BDPO run. Useful MFU is the arithmetic that no program can save (`bdpo-train plan`) over seconds and the
@@ -39,15 +39,15 @@ def measure(run, job, common, state):
     return record
 
 
-def measure_model(run, work, name, job, common):
-    """A record for each state until one runs."""
+def measure_model(run, work, name, job, common, every=False):
+    """A record for each state until one runs, or for every one."""
     for what, state in STATES:
         record = {"model": name, "trained": what, **measure(run, job, common, state)}
         if "failed" not in record:
             card = record["dpo"]["card"]
             record["flops"], record["peak"] = work(*job, card=card_named(card or ""), **common, **state)
         yield record
-        if "failed" not in record:
+        if "failed" not in record and not every:
             return
 
 
@@ -71,6 +71,7 @@ def main():
     for k, d in (("batch", 64), ("steps", 12), ("max-length", 1024), ("threads", 0), ("budget", 900)):
         ap.add_argument("--" + k, type=int, default=d)
     ap.add_argument("--lengths", default=",".join(map(str, bench_data.ULTRAFEEDBACK)), help="mean tokens of prompt, chosen and rejected")
+    ap.add_argument("--every-state", action="store_true", help="a row for each of STATES, also where one before it runs")
     ap.add_argument("--limit", type=float, help="memory.limit, GiB")
     ap.add_argument("--peak", type=float, help="TFLOP/s of the card, where the program does not know it")
     ap.add_argument("--results", metavar="FILE", help="JSON with every step's seconds, kept beside the table")
@@ -97,7 +98,7 @@ def main():
                                            [int(x) for x in a.lengths.split(",")], a.max_length)
             common = dict(max_length=a.max_length, threads=a.threads, init="random", backend=a.backend, memory={"limit": a.limit} if a.limit else {})
             run = lambda *job, **more: run_ours(*job, budget=a.budget, **more)
-            for record in measure_model(run, step_work, name, (model, pairs, a.batch, a.steps), common):
+            for record in measure_model(run, step_work, name, (model, pairs, a.batch, a.steps), common, a.every_state):
                 rows.append(row(record, a.peak and a.peak * 1e12))
                 print(f"  {name}, {record['trained']}: " + (record["failed"] if "failed" in record else f"{took(record['dpo']):.4g} s a step"), flush=True)
                 if results:
