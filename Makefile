@@ -275,8 +275,9 @@ bundle: deps
 .PHONY: test-cuda-built bench-cuda-built bundle-built
 test-cuda-built: $(BIN) $(O)/test/device/device_ops
 	@sh scripts/test-cuda.sh $(O)/test/device/device_ops $(BIN) test/golden_test.py
-bench-cuda-built: $(BENCH)
+bench-cuda-built: $(BENCH) $(BIN)
 	@BENCH_BACKEND=cuda $(BENCH)
+	@BDPO_TRAIN=$(CURDIR)/$(BIN) python3 scripts/bench_steps.py --results build/bench-steps.json $(STEPS)
 bundle-built: $(BIN) $(BENCH) $(O)/test/device/device_ops
 	@sh scripts/bundle.sh $(O) build/bdpo-train-bundle
 
@@ -363,7 +364,7 @@ help:
 	'make bench      speed of every operation and its share of the machine'"'"'s peak' \
 	'make test-hosts jobs on several hosts made of network namespaces (as root)' \
 	'make bench-ranks  memory, traffic and waiting of 1 to 8 ranks; the table of docs/clusters.md' \
-	'make test-cuda  what only a CUDA device can show; make bench-cuda: the speed of every operation there' \
+	'make test-cuda  what only a CUDA device can show; make bench-cuda: the speed of every operation and of steps of whole models there' \
 	'make bundle     build/bdpo-train-bundle.tar.xz: runs on another machine with nothing installed' \
 	'make bench-rival  speed and memory against TRL and a plain PyTorch loop, sweeps; the tables of docs/performance.md' \
 	'make lint       layers, formatting, shell scripts, words' \

@@ -16,7 +16,8 @@ import threading
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-BINARY = os.path.abspath(os.environ.get("BDPO_TRAIN", os.path.join(ROOT, "build", "bdpo-train")))
+BUNDLED = os.path.join(ROOT, "bdpo-train")  # beside the folder of a bundle's scripts
+BINARY = os.path.abspath(os.environ.get("BDPO_TRAIN", BUNDLED if os.path.exists(BUNDLED) else os.path.join(ROOT, "build", "bdpo-train")))
 GIB = 2.0 ** 30
 
 
@@ -91,7 +92,7 @@ class Process:
             return f"over {self.memory / GIB:.1f} GiB of memory"
         if self.timed_out:
             return "out of time"
-        return f"exit code {code}: {(self.stderr().strip().split(chr(10)) or [''])[-1][:200]}"
+        return f"exit code {code}: {(self.stderr().strip().split(chr(10)) or [''])[-1][:300]}"
 
     def stderr(self):
         self.errors.seek(0)
@@ -131,21 +132,59 @@ def available():
         return next(1024 * int(line.split()[1]) for line in f if line.startswith("MemAvailable"))
 
 
-def run_ours(model, pairs, batch, steps, dtype="bfloat16", max_length=1024, threads=2, budget=240, init="pretrained", every=0.01, **sections):
-    """`steps` preference steps of bdpo-train, stopped before it would save. {"steps": rows like rival.py's, ...} or {"failed": why}."""
+def job_config(model, /, pairs, batch, steps, out, dtype="bfloat16", max_length=1024, threads=2, init="pretrained", backend="cpu", **sections):
+    """The config of a job of `steps` preference steps into the directory `out`; sections: more keys of the config's sections."""
+    cfg = {
+        "model": {"path": model, "dtype": dtype, "init": init}, "data": {"train": pairs, "max_length": max_length, "cache": False},
+        "preference": {"loss": "dpo", "beta": 0.1, "epochs": 1000, "max_steps": steps, "learning_rate": 1e-6, "schedule": "constant",
+                       "batch_size": batch, "shuffle": False},
+        "reference": {"cache": False}, "checkpoint": {"every": 0}, "output": os.path.join(out, "run"), "threads": threads, "backend": backend,
+    }
+    for key, value in sections.items():
+        cfg[key] = {**cfg.get(key, {}), **value}
+    return cfg
+
+
+def write_config(out, cfg):
+    path = os.path.join(out, "run.json")
+    with open(path, "w", encoding="utf-8") as f:
+        json.dump(cfg, f)
+    return path
+
+
+CARDS = ("h200", "h100", "a100", "3090")  # of which `plan --device` has the published figures
+
+
+def card_named(about):
+    """The one of CARDS that a backend's description speaks of, or None."""
+    return next((c for c in CARDS if c.upper() in about), None)
+
+
+def step_work(model, /, pairs, batch, steps, card=None, **job):
+    """(FLOPs that a step cannot do without, published bfloat16 FLOP/s of the card or None), by the program's own plan."""
+    with tempfile.TemporaryDirectory(prefix="bdpo-plan-") as out:
+        path = write_config(out, job_config(model, pairs, batch, steps, out, **{**job, "backend": "cpu"}))
+        p = subprocess.run([BINARY, "plan", "--config", path, "--json", "--device", card or CARDS[0]], capture_output=True, text=True, check=False)
+    if not p.stdout.startswith("{"):
+        raise SystemExit(f"plan: {p.stderr.strip()[-300:]}")
+    plan = json.loads(p.stdout)  # one that does not fit has its work nevertheless
+    return plan["stages"][-1]["flops_per_step"], plan["flops_per_second"] if card else None
+
+
+def device_memory(said):
+    """(GiB in use after the first step, GiB planned) of a device, by what a run said; None where it had none."""
+    unit = {"KiB": 2.0 ** -20, "MiB": 2.0 ** -10, "GiB": 1.0, "TiB": 1024.0}
+    m = re.search(r"memory: ([\d.]+) (.iB) in use on the device after the first step, planned ([\d.]+) (.iB)", said)
+    return (float(m[1]) * unit[m[2]], float(m[3]) * unit[m[4]]) if m else None
+
+
+def run_ours(model, /, pairs, batch, steps, budget=240, every=0.01, **job):
+    """`steps` preference steps of bdpo-train (job: what job_config takes), stopped before it would save. {"steps": rows like rival.py's, ...} or
+    {"failed": why}."""
     out = tempfile.mkdtemp(prefix="bdpo-bench-")
     try:
-        cfg = {
-            "model": {"path": model, "dtype": dtype, "init": init}, "data": {"train": pairs, "max_length": max_length, "cache": False},
-            "preference": {"loss": "dpo", "beta": 0.1, "epochs": 1000, "max_steps": steps, "learning_rate": 1e-6, "schedule": "constant",
-                           "batch_size": batch, "shuffle": False},
-            "reference": {"cache": False}, "checkpoint": {"every": 0}, "output": os.path.join(out, "run"), "threads": threads,
-        }
-        for key, value in sections.items():
-            cfg[key] = {**cfg.get(key, {}), **value}
-        config, timing, metrics = (os.path.join(out, x) for x in ("run.json", "run/timing.jsonl", "run/metrics.jsonl"))
-        with open(config, "w", encoding="utf-8") as f:
-            json.dump(cfg, f)
+        config = write_config(out, job_config(model, pairs, batch, steps, out, **job))
+        timing, metrics = (os.path.join(out, x) for x in ("run/timing.jsonl", "run/metrics.jsonl"))
         begin = time.perf_counter()
         seen = []  # (seconds since the start, steps done)
 
@@ -162,12 +201,14 @@ def run_ours(model, pairs, batch, steps, dtype="bfloat16", max_length=1024, thre
         if code not in (0, None) or len(times) < min(2, steps):
             return {"failed": p.why(code)}
         said = p.stderr()
+        card = re.search(r"^backend: cuda: (.*)$", said, re.MULTILINE)
         scored = re.search(r"^reference: ([\d,]+) rows.* in ([\d.]+) s", said, re.MULTILINE)
         return {
-            "steps": [{"step_seconds": t["step_seconds"], "pairs": batch, "tokens": m["tokens"], "loss": m["loss"], "logps_chosen": m["logps/chosen"]}
-                      for t, m in zip(times, rows)],
+            "steps": [{"step_seconds": t["step_seconds"], "pairs": batch, "tokens": m["tokens"], "loss": m["loss"], "logps_chosen": m["logps/chosen"],
+                       "grad_norm": m["grad_norm"]} for t, m in zip(times, rows)],
             "reference_seconds": float(scored[2]) if scored else 0.0, "reference_pairs": int(scored[1].replace(",", "")) if scored else 0,
-            "peak": p.peak, "anonymous": p.anonymous, "seen": seen[:1] + seen[-1:], "versions": f"bdpo-train {version()}",
+            "peak": p.peak, "anonymous": p.anonymous, "seen": seen[:1] + seen[-1:],
+            "card": card[1] if card else None, "device": device_memory(said), "versions": f"bdpo-train {version()}",
         }
     finally:
         shutil.rmtree(out, ignore_errors=True)

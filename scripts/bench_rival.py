@@ -35,11 +35,12 @@ STATE = {"amp": 16, "fp32": 16, "bf16": 8, "bfloat16": 16, "float32": 16}
 
 # ---- what is measured on ----
 
-def make_model(dims):
-    path = os.path.join(WORK, f"model-{dims}")
+def make_model(dims, tokenizer=None):
+    """The directory of a model with random weights; tokenizer: as rival.py model takes it."""
+    path = os.path.join(WORK, f"model-{dims}" + (f"-{tokenizer}" if tokenizer else ""))
     if not os.path.exists(os.path.join(path, "tokenizer_config.json")):
-        prec = "bf16" if dims.startswith("qwen") else "fp32"
-        subprocess.run([PYTHON, RIVAL, "model", path, "--dims", dims, "--prec", prec], check=True)
+        prec = "bf16" if dims.startswith("qwen") or tokenizer else "fp32"
+        subprocess.run([PYTHON, RIVAL, "model", path, "--dims", dims, "--prec", prec, *(["--tokenizer", tokenizer] if tokenizer else [])], check=True)
     return path
 
 
@@ -60,18 +61,20 @@ def make_pairs(name, n, prompt, chosen, rejected, longest):
 
 # ---- one process of the rival ----
 
-def run_rival(mode, model, pairs, batch, micro, steps, max_length, threads, budget, lock=None):
-    kind, prec, gc, pre = mode.split()
+def run_rival(mode, model, pairs, batch, micro, steps, max_length, threads, budget, lock=None, device="cpu"):
+    kind, prec, gc, pre, *more = mode.split()
     args = [PYTHON, RIVAL, kind, model, pairs, "--prec", prec, "--gc", gc[2:], "--precompute", pre[3:], "--batch", str(batch), "--micro", str(micro),
-            "--steps", str(steps), "--max-length", str(max_length), "--threads", str(threads), "--out", os.path.join(WORK, "trl")]
+            "--steps", str(steps), "--max-length", str(max_length), "--threads", str(threads), "--out", os.path.join(WORK, "trl"),
+            "--device", device, "--tuned", str(int("tuned" in more))]
     args += ["--lock", lock] if lock else []
-    p = Process(args, budget, memory=available() - GIB, env={"OMP_NUM_THREADS": str(threads)})
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]  # as bdpo-train takes it; of several DPOTrainer takes none
+    p = Process(args, budget, memory=available() - GIB, env={"OMP_NUM_THREADS": str(threads), **({"CUDA_VISIBLE_DEVICES": first} if device == "cuda" else {})})
     code = p.wait()
     rows = [json.loads(line) for line in p.lines if line.startswith('{"')]
     head = next((r for r in rows if "loaded" in r), None)
     rows = [r for r in rows if "step_seconds" in r]
     if not head or len(rows) < 2:
-        return {"failed": p.why(code)}
+        return {"failed": "CUDA out of memory" if "CUDA out of memory" in p.stderr() else p.why(code)}
     return {**head, "steps": rows, "peak": p.peak, "anonymous": p.anonymous, "micro": micro}
 
 

@@ -14,6 +14,7 @@ for program in device/device_ops bench; do
 done
 cp -r test/goldens "$out/test/"
 cp test/golden_test.py scripts/compare_rows.py "$out/test/"
+cp scripts/bench_steps.py scripts/bench_common.py scripts/bench_data.py scripts/demo_data.py "$out/test/"
 cp scripts/test-cuda.sh "$out/"
 # the C library, its loader and what belongs to it come with the machine
 for program in "$out/bdpo-train" "$out"/test/device_ops "$out"/test/bench; do

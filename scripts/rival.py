@@ -2,17 +2,22 @@
 # SPDX-License-Identifier: MIT
 """One rival on one model directory and one pairs file: TRL's DPOTrainer, or a careful plain PyTorch loop. scripts/bench_rival.py runs it.
 
-  rival.py trl|loop MODEL PAIRS [--prec fp32|amp|bf16] [--gc 0|1] [--precompute 0|1] [--batch N] [--micro N] [--steps N] [--max-length N] [--lock FILE]
-  rival.py model DIR --dims NAME [--tokenizer DIR]       a model directory with random weights, and one token a byte where no tokenizer is given
+  rival.py trl|loop MODEL PAIRS [--prec fp32|amp|bf16] [--gc 0|1] [--precompute 0|1] [--device cpu|cuda] [--tuned 0|1] [--batch N] [--micro N] [--steps N]
+                                [--max-length N] [--lock FILE]
+  rival.py model DIR --dims NAME [--tokenizer DIR|words]       a model directory with random weights, and one token a byte where no tokenizer is given;
+                                                               words: a token for each of a made-up vocabulary's (scripts/bench_data.py)
 
 fp32: float32 throughout; amp: float32 weights under bfloat16 autocast (TRL's default); bf16: weights, gradients and moments in bfloat16.
 gc: gradient checkpointing. precompute: the reference is scored before the steps. micro: pairs of one forward pass; the rest accumulates.
+tuned: TRL's padding-free batches and FlashAttention 2 where they are there, else PyTorch's fused attention; TF32 for what stays float32 on a GPU.
 lock: a file that is locked (flock) from the first step on, where jobs on one machine agree on who measures.
 Prints a JSON line when the model is loaded and one a step: seconds, pairs, tokens (a prompt counted once, as bdpo-train counts), padding
-(share of the computed positions), loss, logps/chosen. Standard input is not read. Needs torch and transformers; trl and datasets for `trl`.
+(share of the computed positions), loss, logps/chosen, grad_norm; on a GPU device_gib, what is in use beside the context, and the largest of it so far.
+Standard input is not read. Needs torch and transformers; trl and datasets for `trl`.
 """
 import argparse
 import fcntl
+import importlib.util
 import json
 import os
 import shutil
@@ -29,33 +34,23 @@ import transformers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, Qwen2Config
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import bench_data
 import demo_data
 import torch_job
 
-LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-          "original_max_position_embeddings": 8192}
-
-
-def dims(cls, hidden, ffn, layers, heads, kv, vocab, positions=32768, rope=None, **more):
-    rope = rope or {"rope_type": "default", "rope_theta": 1e6}
-    return cls, dict(hidden_size=hidden, intermediate_size=ffn, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv,
-                     vocab_size=vocab, max_position_embeddings=positions, rope_parameters=rope, tie_word_embeddings=True, **more)
-
-
-DIMS = {
-    "qwen2.5-0.5b": dims(Qwen2Config, 896, 4864, 24, 14, 2, 151936, rms_norm_eps=1e-6),
-    "llama3.2-1b": dims(LlamaConfig, 2048, 8192, 16, 32, 8, 128256, 131072, LLAMA3, head_dim=64, rms_norm_eps=1e-5),
-    "stories260k": dims(LlamaConfig, 64, 172, 5, 8, 4, 512, 512, {"rope_type": "default", "rope_theta": 1e4}, rms_norm_eps=1e-5),
-    "demo": dims(Qwen2Config, 64, 128, 2, 4, 2, 259, 1024, {"rope_type": "default", "rope_theta": 1e4}, rms_norm_eps=1e-6),
-}
 SPECIAL = {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
 
 
 def make_model(a):
-    cls, kw = DIMS[a.dims]
+    kw = dict(bench_data.MODELS[a.dims])
+    cls = {"qwen2": Qwen2Config, "llama": LlamaConfig}[kw.pop("model_type")]
+    kw.pop("torch_dtype")
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(cls(bos_token_id=256, eos_token_id=256, pad_token_id=None, **kw))
+    model = AutoModelForCausalLM.from_config(cls(pad_token_id=None, **kw))
     model.to(torch.float32 if a.prec == "fp32" else torch.bfloat16).save_pretrained(a.dir)
+    if a.tokenizer == "words":
+        bench_data.write_tokenizer(a.dir, kw["vocab_size"])
+        return
     if a.tokenizer:
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copyfile(os.path.join(a.tokenizer, name), os.path.join(a.dir, name))
@@ -69,6 +64,35 @@ def alone(a):
     if a.lock:
         a.locked = open(a.lock, "a", encoding="utf-8")
         fcntl.flock(a.locked, fcntl.LOCK_EX)
+
+
+def settle(a):
+    """Wait until the device has done all."""
+    if a.device == "cuda":
+        torch.cuda.synchronize()
+
+
+def context(a):
+    """Make the device's context, what is free beside it, and the card's name."""
+    a.free = a.most = 0
+    if a.device == "cuda":
+        torch.zeros(1, device="cuda")
+        settle(a)
+        a.free = torch.cuda.mem_get_info()[0]
+
+
+def device_row(a):
+    """What a row says of the device's memory: the driver's own figure, as bdpo-train takes it."""
+    if a.device != "cuda":
+        return {}
+    a.most = max(a.most, a.free - torch.cuda.mem_get_info()[0], torch.cuda.max_memory_reserved())
+    return {"device_gib": a.most / 2 ** 30}
+
+
+def loaded(a, model, versions_of, reference_seconds, pairs, **more):
+    card = torch.cuda.get_device_name() if a.device == "cuda" else None
+    say(loaded=True, parameters=sum(p.numel() for p in model.parameters()), versions=versions_of, card=card, reference_seconds=reference_seconds,
+        reference_pairs=pairs if a.precompute else 0, **more)
 
 
 def say(**row):
@@ -90,15 +114,28 @@ def read_pairs(a):
     return rows
 
 
-def step_row(seconds, pairs, masks, loss, logps_chosen):
+def step_row(a, seconds, masks, loss, logps_chosen, grad_norm):
     """masks: (attention_mask, completion_mask) of the step's forward passes, chosen and rejected rows alike."""
     real = sum(int(m.sum()) for m, _ in masks)
     answers = sum(int(c.sum()) for _, c in masks)
-    say(step_seconds=seconds, pairs=pairs, tokens=answers + (real - answers) // 2, padding=round(1 - real / sum(m.numel() for m, _ in masks), 4),
-        loss=loss, logps_chosen=logps_chosen)
+    say(step_seconds=seconds, pairs=a.batch, tokens=answers + (real - answers) // 2, padding=round(1 - real / sum(m.numel() for m, _ in masks), 4),
+        loss=loss, logps_chosen=logps_chosen, grad_norm=grad_norm, **device_row(a))
 
 
 # ---- TRL ----
+
+def flash():
+    return importlib.util.find_spec("flash_attn") is not None
+
+
+def attention(a):
+    return {"attn_implementation": "flash_attention_2" if a.device == "cuda" and a.prec != "fp32" and flash() else "sdpa"}
+
+
+def tuned(a):
+    """What else makes DPOTrainer faster; a version that has padding_free no longer, or not yet again, says so and pads."""
+    return {"padding_free": a.device == "cuda" and flash(), "tf32": True if a.device == "cuda" else None}
+
 
 def run_trl(a):
     import trl
@@ -125,25 +162,28 @@ def run_trl(a):
     class Clock(transformers.TrainerCallback):
         def on_train_begin(self, *args, **kw):
             masks.clear()
-            say(loaded=True, parameters=sum(p.numel() for p in trainer.model.parameters()), versions=versions(trl),
-                reference_seconds=clock["reference"], reference_pairs=len(rows) if a.precompute else 0)
+            loaded(a, trainer.model, versions(trl), clock["reference"], len(rows), attention=trainer.model.config._attn_implementation,
+                   padding_free=bool(getattr(trainer, "padding_free", False)), optimizer=str(trainer.args.optim))
             alone(a)
+            settle(a)
             self.start = time.perf_counter()
 
         def on_log(self, args, state, control, logs=None, **kw):
             if "loss" not in (logs or {}):
                 return
-            step_row(clock["steps"][-1], a.batch, masks[:a.batch // a.micro], logs["loss"], logs["logps/chosen"])
+            step_row(a, clock["steps"][-1], masks[:a.batch // a.micro], logs["loss"], logs["logps/chosen"], float(logs["grad_norm"]))
             del masks[:a.batch // a.micro]
             self.start = time.perf_counter()
 
         def on_step_end(self, *args, **kw):
+            settle(a)
             clock["steps"].append(time.perf_counter() - self.start)
 
     class Trainer(DPOTrainer):
         def compute_ref_log_probs(self, *args, **kw):
             start = time.perf_counter()
             out = super().compute_ref_log_probs(*args, **kw)
+            settle(a)
             clock["reference"] += time.perf_counter() - start
             return out
 
@@ -151,8 +191,9 @@ def run_trl(a):
     args = DPOConfig(output_dir=a.out, per_device_train_batch_size=a.micro, gradient_accumulation_steps=a.batch // a.micro, max_steps=a.steps,
                      learning_rate=1e-6, lr_scheduler_type="constant", beta=0.1, bf16=a.prec != "fp32", gradient_checkpointing=bool(a.gc),
                      precompute_ref_log_probs=bool(a.precompute), max_length=a.max_length, logging_steps=1, save_strategy="no",
-                     report_to="none", use_cpu=True, dataloader_pin_memory=False, train_sampling_strategy="sequential", disable_tqdm=True,
-                     model_init_kwargs={"dtype": "bfloat16" if a.prec == "bf16" else "float32"})
+                     report_to="none", use_cpu=a.device == "cpu", dataloader_pin_memory=a.device == "cuda", train_sampling_strategy="sequential",
+                     disable_tqdm=True, model_init_kwargs={"dtype": "bfloat16" if a.prec == "bf16" else "float32", **(attention(a) if a.tuned else {})},
+                     **(tuned(a) if a.tuned else {}))
     trainer = Trainer(model=a.model, args=args, train_dataset=Dataset.from_list(rows), data_collator=Collator(), processing_class=tok,
                       callbacks=[Clock()])
     trainer.train()
@@ -184,16 +225,17 @@ def pad(rows):
 
 def log_probs(a, model, ids, am, cm):
     """Sums over the responses [2P]; logits at positions that predict a response's token only."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=a.prec == "amp"):
+    ids, am, cm = (x.to(a.device) for x in (ids, am, cm))
+    with torch.autocast(a.device, torch.bfloat16, enabled=a.prec == "amp"):
         hidden = model.model(input_ids=ids, attention_mask=am, use_cache=False).last_hidden_state[:, :-1]
         where = cm[:, 1:].bool()
         logits = model.lm_head(hidden[where])
     nll = F.cross_entropy(logits.float(), ids[:, 1:][where], reduction="none")
-    return -torch.zeros(where.shape).masked_scatter(where, nll).sum(1)
+    return -torch.zeros(where.shape, device=a.device).masked_scatter(where, nll).sum(1)
 
 
 def load(a):
-    return AutoModelForCausalLM.from_pretrained(a.model, dtype=torch.bfloat16 if a.prec == "bf16" else torch.float32)
+    return AutoModelForCausalLM.from_pretrained(a.model, dtype=torch.bfloat16 if a.prec == "bf16" else torch.float32).to(a.device)
 
 
 def run_loop(a):
@@ -208,12 +250,12 @@ def run_loop(a):
         with torch.no_grad():
             for at in range(0, len(rows), a.micro):
                 fixed[at] = log_probs(a, policy, *pad(rows[at:at + a.micro]))
+        settle(a)
         took = time.perf_counter() - start
     else:
         reference = load(a).eval().requires_grad_(False)
     opt = torch.optim.AdamW(policy.parameters(), lr=1e-6, weight_decay=0.0, fused=True)
-    say(loaded=True, parameters=sum(p.numel() for p in policy.parameters()), versions=versions(), reference_seconds=took,
-        reference_pairs=len(rows) if a.precompute else 0)
+    loaded(a, policy, versions(), took, len(rows))
     alone(a)
     for step in range(a.steps):
         start, total, chosen, masks = time.perf_counter(), 0.0, 0.0, []
@@ -232,10 +274,11 @@ def run_loop(a):
             loss.backward()
             total += loss.item()
             chosen += lp[:n].sum().item() / a.batch
-        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
         opt.step()
         opt.zero_grad(set_to_none=True)
-        step_row(time.perf_counter() - start, a.batch, masks, total, chosen)
+        settle(a)
+        step_row(a, time.perf_counter() - start, masks, total, chosen, norm.item())
 
 
 def versions(*modules):
@@ -248,16 +291,17 @@ def main():
     sub = ap.add_subparsers(dest="what", required=True)
     m = sub.add_parser("model")
     m.add_argument("dir")
-    m.add_argument("--dims", choices=DIMS, required=True)
-    m.add_argument("--tokenizer", help="directory with tokenizer.json and tokenizer_config.json")
+    m.add_argument("--dims", choices=bench_data.MODELS, required=True)
+    m.add_argument("--tokenizer", help="directory with tokenizer.json and tokenizer_config.json, or \"words\"")
     m.add_argument("--prec", choices=["fp32", "bf16"], default="bf16", help="of the written weights")
     for name in ("trl", "loop"):
         p = sub.add_parser(name)
         p.add_argument("model")
         p.add_argument("pairs")
         p.add_argument("--prec", choices=["fp32", "amp", "bf16"], default="amp")
-        for k, d in (("gc", 0), ("precompute", 0), ("batch", 2), ("micro", 0), ("steps", 3), ("max-length", 1024), ("threads", 2)):
+        for k, d in (("gc", 0), ("precompute", 0), ("tuned", 0), ("batch", 2), ("micro", 0), ("steps", 3), ("max-length", 1024), ("threads", 2)):
             p.add_argument("--" + k, type=int, default=d)
+        p.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
         p.add_argument("--lock")
         p.add_argument("--out", default="build/bench-rival/trl")
     a = ap.parse_args()
@@ -269,6 +313,7 @@ def main():
         ap.error("--batch must be a multiple of --micro")
     torch.set_num_threads(a.threads)
     transformers.utils.logging.set_verbosity_error()
+    context(a)
     run_trl(a) if a.what == "trl" else run_loop(a)
 
 

@@ -29,6 +29,8 @@ head -n 2 "$out/log"
 count 'ops against the double-precision oracle, each twice with the same bits' $rc
 python3 "$golden" --binary "$bdpo_train" --backend cuda >"$out/log" 2>&1
 count "whole jobs against PyTorch's results (test/goldens)" $?
+python3 "$golden" --binary "$bdpo_train" --backend cuda --twice >"$out/log" 2>&1
+count 'two runs of each job: the same bytes in metrics.jsonl and model/' $?
 ranks=$(dirname "$golden")/cuda_ranks_test.py
 if [ -f "$ranks" ]; then
     BDPO_TRAIN=$bdpo_train python3 "$ranks" --card >"$out/log" 2>&1

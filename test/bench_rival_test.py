@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""The comparisons of `make bench-rival` on tiny models: they run, both sides compute the same numbers, tables and figure come out.
+"""The comparisons of `make bench-rival` and scripts/bench_trl_gpu.py on tiny models: they run, both sides compute the same numbers, tables and figure come out.
 
   bench_rival_test.py        $BDPO_TRAIN is the program; $TORCH_PYTHON a Python with torch and trl, without which that part is skipped
 """
@@ -16,6 +16,7 @@ SCRIPTS = os.path.join(HERE, "..", "scripts")
 sys.path.insert(0, SCRIPTS)
 import bench_rival
 import bench_sweep
+import bench_trl_gpu
 from bench_common import interval, write_between
 
 PYTHON = os.environ.get("TORCH_PYTHON", "python3")
@@ -55,6 +56,24 @@ def test_arithmetic(t):
     # 3 + 1 + 1 rows; weights 2 * 16 + 2 * 4 * 2 + 3 * 24 = 120; 4 rows of logits; the prompt's rows see 1, 2, 3 keys, each response's row 4
     got = bench_sweep.step_flops(arch, 3, 2, 1)
     t.check(got == (3 * (2 * 120 * 5 + 4 * 4 * 10 * 2 + 4 * 4 * 14), 3 * 4 * 4 * 14), "FLOPs of a step by hand", got)
+
+
+def gpu_record(logp=-10.1, **rival):
+    side = lambda times, logp, norm, **more: {"steps": [{"step_seconds": x, "logps_chosen": logp, "grad_norm": norm, "device_gib": 3.0} for x in times], **more}
+    return {"mode": "trl amp gc0 pre1 tuned", "batch": 4, "dtype": "bfloat16", "flops": 1e12, "peak": 1e13, "model": "m", "card": "c",
+            "rival": rival or side([9, 8, 8], -10.15, 2.04, attention="sdpa", padding_free=False, micro=2),
+            "ours": [side([9, 1, 3], logp, 2.0, device=(2.0, 1.9), reference_seconds=0.0, reference_pairs=0)] * 2}
+
+
+def test_gpu_table(t):
+    row = bench_trl_gpu.row(gpu_record())
+    t.check(row == [4, "tuned, weights float32, sdpa, 2 pairs a pass", "8", "0.5", "1.2 %", "3.0", "2", "2", "5.0 %", "2.0", "**4.00** (4.00 and 4.00)",
+                    "5e-03", "2e-02"], "a row of the GPU's table by hand", row)
+    row = bench_trl_gpu.row(gpu_record(logp=-11))
+    t.check("does not count" in row[10], "a speed with another result does not count", row)
+    row = bench_trl_gpu.row(gpu_record(failed="exit code 1: CUDA out of memory"))
+    t.check("out of memory" in row[2] and len(row) == len(bench_trl_gpu.HEAD) and row[6] == "2", "a rival that fails leaves ours in the table", row)
+    t.check(bench_trl_gpu.passes(12) == [12, 6, 4, 3, 2, 1], "pairs a pass that are tried")
 
 
 def test_document(t, root):
@@ -100,10 +119,29 @@ def test_rivals(t, root):
     t.check(r.returncode == 0 and "a step" not in r.stdout, "what is in the results is not measured again", r.stdout + r.stderr)
 
 
+def test_gpu(t, root):
+    """The comparison on a GPU, on the CPU."""
+    results = os.path.join(root, "gpu.json")
+    args = ("--device", "cpu", "--dims", "tiny", "--lengths", "8,10,9", "--max-length", "48", "--batch", "2", "--steps", "3", "--sides", "1", "--peak", "0.1",
+            "--modes", "amp tuned", "--results", results)
+    r = script("bench_trl_gpu.py", *args)
+    t.check(r.returncode == 0 and "**" in r.stdout.split("\n")[-2], "bench_trl_gpu.py", r.stderr[-800:] + r.stdout[-800:])
+    if r.returncode:
+        return
+    with open(results, encoding="utf-8") as f:
+        (x,) = json.load(f).values()
+    tokens = [[s["tokens"] for s in side["steps"]] for side in (x["rival"], *x["ours"])]
+    t.check(tokens[0] == tokens[1], "the same tokens on both sides, a word each", tokens)
+    t.check(bench_trl_gpu.same_result(x), "the same first step", bench_trl_gpu.differences(x))
+    again = script("bench_trl_gpu.py", *args)
+    t.check(again.returncode == 0 and again.stdout.strip() == r.stdout[r.stdout.index("\n\n"):].strip(), "what is there is not measured again", again.stdout[-800:])
+
+
 def main():
     t = Counts()
     with tempfile.TemporaryDirectory(prefix="bdpo-bench-rival-") as root:
         test_arithmetic(t)
+        test_gpu_table(t)
         test_document(t, root)
         test_sweeps(t, root)
         probe = subprocess.run([PYTHON, "-c", "import torch, transformers, trl, datasets"], capture_output=True, check=False)
@@ -112,6 +150,7 @@ def main():
             t.skipped += 1
         else:
             test_rivals(t, root)
+            test_gpu(t, root)
     print(f"{t.passed} passed, {t.failed} failed, {t.skipped} skipped")
     return 1 if t.failed else 0
 

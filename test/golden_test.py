@@ -3,6 +3,8 @@
 """Run the jobs of test/goldens in float32 and in bfloat16, and compare with what PyTorch got in float32 (scripts/golden.py). Standard library only.
 
   golden_test.py [--binary build/bdpo-train] [--verbose]      $BDPO_TRAIN is the default of --binary where it is set
+  golden_test.py --twice [...]                                each job two times in place of that: metrics.jsonl and model/ have the same bytes
+                                                              (without it the first job of each model does so)
 """
 import argparse
 import array
@@ -89,8 +91,8 @@ def check_start(r, what, rows):
             all(rows[0][f"logps/{s}"] == rows[0][f"ref_logps/{s}"] for s in ("chosen", "rejected")), what)
 
 
-def run_golden(r, binary, case, out, g, dtype, backend):
-    what, limits = f"{os.path.basename(case)}/{g['name']}/{dtype}", BFLOAT16 if dtype == "bfloat16" else FLOAT32
+def run_job(r, what, binary, case, out, g, dtype, backend):
+    """(config, its file), or None where the job failed."""
     cfg = json.loads(json.dumps(g["config"]).replace("@CASE@", case).replace("@OUT@", out))
     cfg["model"]["dtype"] = dtype
     cfg["backend"] = backend
@@ -101,7 +103,39 @@ def run_golden(r, binary, case, out, g, dtype, backend):
     rc, stdout, stderr = run(binary, ["--config", run_json])
     if rc != 0:
         r.check(False, f"{what}: run", f"exit code {rc}: {(stderr or stdout)[-400:]}")
+        return None
+    return cfg, run_json
+
+
+def written(output):
+    """{name: bytes} of what has to be the same in two runs."""
+    names = ["metrics.jsonl"] + [os.path.join("model", x) for x in sorted(os.listdir(os.path.join(output, "model")))]
+    out = {}
+    for name in names:
+        with open(os.path.join(output, name), "rb") as f:
+            out[name] = f.read()
+    return out
+
+
+def run_twice(r, binary, case, out, g, dtype, backend):
+    what, sides = f"{os.path.basename(case)}/{g['name']}/{dtype}: two runs", []
+    for number in "12":
+        os.makedirs(os.path.join(out, number), exist_ok=True)
+        ran = run_job(r, what, binary, case, os.path.join(out, number), g, dtype, backend)
+        if not ran:
+            return
+        sides.append(written(ran[0]["output"]))
+    differ = sorted(k for k in sides[0].keys() | sides[1].keys() if sides[0].get(k) != sides[1].get(k))
+    r.check(not differ, f"{what} have the same bytes in {len(sides[0])} files", ", ".join(differ))
+    r.check(any(k.endswith(".safetensors") for k in sides[0]), f"{what}: weights are among them")
+
+
+def run_golden(r, binary, case, out, g, dtype, backend):
+    what, limits = f"{os.path.basename(case)}/{g['name']}/{dtype}", BFLOAT16 if dtype == "bfloat16" else FLOAT32
+    ran = run_job(r, what, binary, case, out, g, dtype, backend)
+    if not ran:
         return
+    cfg, run_json = ran
     rows, held = read_metrics(cfg["output"])
     steep = slope(cfg["preference"]["loss"], g["options"]) if limits is BFLOAT16 else 0.0
     for stage in ("sft", "preference"):
@@ -124,6 +158,7 @@ def main():
     ap.add_argument("--binary", default=os.environ.get("BDPO_TRAIN", "build/bdpo-train"))
     ap.add_argument("--verbose", action="store_true", help="every key of every comparison")
     ap.add_argument("--backend", default="cpu", help="cpu (the default) or cuda")
+    ap.add_argument("--twice", action="store_true", help="two runs of each job against each other, in place of PyTorch's results")
     ap.add_argument("--some", action="store_true", help="one job of each model")
     a = ap.parse_args()
     r = Report(a.verbose)
@@ -140,7 +175,9 @@ def main():
         try:
             for g in golden["runs"][:1 if a.some else None]:
                 for dtype in ("float32", "bfloat16"):
-                    run_golden(r, binary, case, out, g, dtype, a.backend)
+                    (run_twice if a.twice else run_golden)(r, binary, case, out, g, dtype, a.backend)
+            if not a.twice and not a.some:
+                run_twice(r, binary, case, out, golden["runs"][0], "float32", a.backend)
         finally:
             shutil.rmtree(out, ignore_errors=True)
     return r.last()
