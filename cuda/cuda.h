@@ -10,7 +10,8 @@
 extern "C" {
 #endif
 
-enum { STAGES = 8, STAGE_BYTES = 1 << 20, SUMSQ_BLOCKS = 1024 };
+/* STAGES: more than a micro-batch uses, so that the oldest is always free (its arrays, lists of work, coefficients: 9). */
+enum { STAGES = 16, STAGE_BYTES = 512 << 10, SUMSQ_BLOCKS = 1024 };
 /* Host arrays that kernels of one call read, uploaded once for all calls with the same bytes. */
 enum cuda_table {
     TABLE_ATTENTION_FWD, TABLE_ATTENTION_DQ, TABLE_ATTENTION_DKV, TABLE_SDPA_FWD, TABLE_SDPA_BWD, TABLES
