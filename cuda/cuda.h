@@ -10,7 +10,8 @@
 extern "C" {
 #endif
 
-enum { STAGES = 8, STAGE_BYTES = 1 << 20, SUMSQ_BLOCKS = 1024 };
+/* STAGES: more than a micro-batch uses, so that the oldest is always free (its arrays, lists of work, coefficients: 9). */
+enum { STAGES = 16, STAGE_BYTES = 512 << 10, SUMSQ_BLOCKS = 1024 };
 /* Host arrays that kernels of one call read, uploaded once for all calls with the same bytes. */
 enum cuda_table {
     TABLE_ATTENTION_FWD, TABLE_ATTENTION_DQ, TABLE_ATTENTION_DKV, TABLE_SDPA_FWD, TABLE_SDPA_BWD, TABLES
@@ -62,6 +63,9 @@ void cuda_attention_close(struct ctx *cx); /* what attention keeps on the host *
 int64_t cuda_need(const struct op_sizes *s);
 /* out[n] += part[0][n] + part[1][n] + ... + part[blocks - 1][n], in this order. n >= 1. */
 int cuda_sum_blocks(struct ctx *cx, float *out, const float *part, int64_t blocks, int64_t n);
+/* What a product does not do with a bias: y[T,N] = b[N] in every row, both A; db[N] += sum_T dy[T,N], db F32, dy A. */
+int cuda_bias_rows(struct ctx *cx, struct tensor *y, const struct tensor *b);
+int cuda_bias_sums(struct ctx *cx, struct tensor *db, const struct tensor *dy);
 
 extern const struct ops cuda_ops;
 extern const struct memops cuda_mem;

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  * Matrix products by cuBLASLt. A plan (descriptor, layouts, algorithm) is made at the first product of a shape and kept. The
  * algorithm is the library's own first choice, which is a function of the shape: timing the candidates would let two runs
- * of the same config choose differently, and differ in their bits. */
+ * of the same config choose differently, and differ in their bits. A bias, or its gradient, is part of the product where the
+ * library has an algorithm for that, else kernels of reduce.cu make it. */
 #include "cuda.h"
 #include "gemm.h"
 #include "../src/base/mem.h"
@@ -12,11 +13,11 @@ enum { PLANS = 1024, WORKSPACE = 32 << 20, ALIGN_MAX = 256 };
 
 struct shape { /* no padding, so that plans compare as bytes */
     int64_t M, N, K, lda, ldb, ldy;
-    int32_t ta, tb, dtype, y_dtype, align_a, align_b, align_y, add;
+    int32_t ta, tb, dtype, y_dtype, align_a, align_b, align_y, align_bias, add, epilogue;
 };
 struct plan_of {
     struct shape shape;
-    bool made;
+    bool made, none; /* none: the library has no algorithm with this epilogue */
     lt_desc desc;
     lt_layout a, b, y;
     struct lt_algo algo;
@@ -107,18 +108,26 @@ static int type_of(int32_t dtype)
     return dtype == DT_BF16 ? LT_R_16BF : LT_R_32F;
 }
 
+static int set_bias(const struct gemm *g, const struct plan_of *p, const void *bias)
+{
+    return g->lt.desc_set(p->desc, LT_DESC_BIAS_POINTER, &bias, sizeof bias);
+}
+
 /* The library's matrices are column-major: a row-major [r,c] is its c x r. So y^T = op(b)^T op(a)^T, b is its first factor,
- * and what is transposed stays so. */
-static int make(struct gemm *g, struct plan_of *p)
+ * and what is transposed stays so. A bias has the type of y. Its address is read for its alignment. */
+static int make(struct gemm *g, struct plan_of *p, const void *bias)
 {
     const struct shape *s = &p->shape;
     const struct lt *lt = &g->lt;
     const int ta = s->ta ? LT_OP_T : LT_OP_N, tb = s->tb ? LT_OP_T : LT_OP_N;
     const uint32_t align[3] = { (uint32_t)s->align_b, (uint32_t)s->align_a, (uint32_t)s->align_y };
+    const uint32_t epilogue = (uint32_t)s->epilogue;
     struct lt_heuristic best;
     int n = 0, rc = lt->desc_create(&p->desc, LT_COMPUTE_32F, LT_R_32F);
     if (rc == 0) rc = lt->desc_set(p->desc, LT_DESC_TRANSA, &tb, sizeof tb);
     if (rc == 0) rc = lt->desc_set(p->desc, LT_DESC_TRANSB, &ta, sizeof ta);
+    if (rc == 0) rc = lt->desc_set(p->desc, LT_DESC_EPILOGUE, &epilogue, sizeof epilogue);
+    if (rc == 0 && bias) rc = set_bias(g, p, bias);
     if (rc == 0)
         rc = lt->layout_create(&p->b, type_of(s->dtype), (uint64_t)(s->tb ? s->K : s->N),
                                (uint64_t)(s->tb ? s->N : s->K), s->ldb);
@@ -137,43 +146,69 @@ static int make(struct gemm *g, struct plan_of *p)
     if (rc != 0) {
         const struct shape shape = *s;
         drop(lt, p);
-        return failed(rc, &shape, "plan");
+        if (!bias) return failed(rc, &shape, "plan");
+        p->shape = shape;
+        p->made = p->none = true;
+        return 0;
     }
     p->algo = best.algo;
     p->made = true;
     return 0;
 }
 
-static int plan_for(struct gemm *g, const struct shape *s, struct plan_of **out)
+static int plan_for(struct gemm *g, const struct shape *s, const void *bias, struct plan_of **out)
 {
     struct plan_of *p = &g->plan[hash(s) % PLANS];
     *out = p;
     if (p->made && memcmp(&p->shape, s, sizeof *s) == 0) return 0;
     drop(&g->lt, p);
     p->shape = *s;
-    return make(g, p);
+    return make(g, p, bias);
+}
+
+static struct shape shape_of(const struct tensor *y, const struct tensor *a, bool ta,
+                             const struct tensor *b, bool tb, bool add)
+{
+    return (struct shape){ .M = y->dim[0],
+                           .N = y->dim[1],
+                           .K = a->dim[ta ? 0 : 1],
+                           .lda = MAX(a->ld, a->dim[1]),
+                           .ldb = MAX(b->ld, b->dim[1]),
+                           .ldy = MAX(y->ld, y->dim[1]),
+                           .ta = ta,
+                           .tb = tb,
+                           .dtype = (int32_t)a->dtype,
+                           .y_dtype = (int32_t)y->dtype,
+                           .align_a = alignment(a->data),
+                           .align_b = alignment(b->data),
+                           .align_y = alignment(y->data),
+                           .add = add,
+                           .epilogue = LT_EPILOGUE_DEFAULT };
+}
+
+/* *done: false where the library has no algorithm with the epilogue; then nothing has run. */
+static int run(struct ctx *cx, const struct shape *s, struct tensor *y, const struct tensor *a,
+               const struct tensor *b, float alpha, void *bias, bool *done)
+{
+    struct gemm *g = cx->gemm;
+    const float beta = (float)s->add;
+    struct plan_of *p;
+    TRY(plan_for(g, s, bias, &p));
+    *done = !p->none;
+    if (p->none) return 0;
+    int rc = bias ? set_bias(g, p, bias) : 0; /* another one than the plan's last */
+    if (rc == 0)
+        rc = g->lt.matmul(g->handle, p->desc, &alpha, b->data, p->b, a->data, p->a, &beta, y->data,
+                          p->y, y->data, p->y, &p->algo, g->workspace, WORKSPACE, cx->stream);
+    return rc == 0 ? 0 : failed(rc, s, "run");
 }
 
 int cuda_gemm(struct ctx *cx, struct tensor *y, const struct tensor *a, bool ta,
               const struct tensor *b, bool tb, const void *packed, float alpha, float beta)
 {
     BUG_IF(packed);
-    const struct shape s = { .M = y->dim[0],
-                             .N = y->dim[1],
-                             .K = a->dim[ta ? 0 : 1],
-                             .lda = MAX(a->ld, a->dim[1]),
-                             .ldb = MAX(b->ld, b->dim[1]),
-                             .ldy = MAX(y->ld, y->dim[1]),
-                             .ta = ta,
-                             .tb = tb,
-                             .dtype = (int32_t)a->dtype,
-                             .y_dtype = (int32_t)y->dtype,
-                             .align_a = alignment(a->data),
-                             .align_b = alignment(b->data),
-                             .align_y = alignment(y->data),
-                             .add = beta != 0 };
-    struct gemm *g = cx->gemm;
-    struct plan_of *p;
+    const struct shape s = shape_of(y, a, ta, b, tb, beta != 0);
+    bool done;
     if (s.M == 0 || s.N == 0) return 0;
     if (s.K == 0) {
         const size_t size = (size_t)dtype_size(y->dtype);
@@ -182,11 +217,39 @@ int cuda_gemm(struct ctx *cx, struct tensor *y, const struct tensor *a, bool ta,
                                        (size_t)s.M, cx->stream));
         return 0;
     }
-    TRY(plan_for(g, &s, &p));
-    const int rc =
-        g->lt.matmul(g->handle, p->desc, &alpha, b->data, p->b, a->data, p->a, &beta, y->data, p->y,
-                     y->data, p->y, &p->algo, g->workspace, WORKSPACE, cx->stream);
-    return rc == 0 ? 0 : failed(rc, &s, "run");
+    return run(cx, &s, y, a, b, alpha, NULL, &done);
+}
+
+/* The bias in the product, else in y when the product is added: either way the sum is rounded once. */
+int cuda_gemm_bias(struct ctx *cx, struct tensor *y, const struct tensor *a, const struct tensor *b,
+                   const struct tensor *bias)
+{
+    struct shape s = shape_of(y, a, false, b, true, false);
+    bool done = false;
+    s.epilogue = LT_EPILOGUE_BIAS;
+    s.align_bias = alignment(bias->data);
+    if (s.M && s.N && s.K) TRY(run(cx, &s, y, a, b, 1, bias->data, &done));
+    if (done) return 0;
+    TRY(cuda_bias_rows(cx, y, bias));
+    return cuda_gemm(cx, y, a, false, b, true, NULL, 1, 1);
+}
+
+/* The library stores the sums, so they are added to db in a second step. */
+int cuda_gemm_bgrad(struct ctx *cx, struct tensor *y, struct tensor *db, const struct tensor *a,
+                    const struct tensor *b)
+{
+    struct shape s = shape_of(y, a, true, b, false, true);
+    bool done = false;
+    if (s.M && s.N && s.K) {
+        void *sums;
+        TRY(cuda_scratch(cx, s.M * (int64_t)sizeof(float), &sums));
+        s.epilogue = LT_EPILOGUE_BGRADB;
+        s.align_bias = alignment(sums);
+        TRY(run(cx, &s, y, a, b, 1, sums, &done));
+        if (done) return cuda_sum_blocks(cx, db->data, sums, 1, s.M);
+    }
+    TRY(cuda_gemm(cx, y, a, true, b, false, NULL, 1, 1));
+    return cuda_bias_sums(cx, db, a);
 }
 
 /* cuBLASLt takes matrices as they are, so no copy is kept. */

@@ -25,21 +25,16 @@ int cuda_sum_blocks(struct ctx *cx, float *out, const float *part, int64_t block
 
 /* --- bias --------------------------------------------------------------------------------------------------------------------- */
 template <class A>
-__global__ void bias_fwd_kernel(A *y, int64_t ld, const A *b, int64_t T, int64_t N, int64_t parts)
+__global__ void bias_rows_kernel(A *y, int64_t ld, const A *b, int64_t T, int64_t N, int64_t parts)
 {
     const int64_t i = global_thread(), t = i / parts, c = i % parts * OCT;
     if (t >= T) return;
-    oct o = load8(y + t * ld + c, N - c);
-    const oct add = load8(b + c, N - c);
-#pragma unroll
-    for (int k = 0; k < OCT; k++)
-        o.v[k] += add.v[k];
-    store8(y + t * ld + c, o, N - c);
+    store8(y + t * ld + c, load8(b + c, N - c), N - c);
 }
 
 /* part[blockIdx.y, N] = sums over ROWS rows; a warp takes every eighth row of COLS columns (blockIdx.x) */
 template <class A>
-__global__ void bias_bwd_kernel(float *part, const A *dy, int64_t ld, int64_t T, int64_t N)
+__global__ void bias_sums_kernel(float *part, const A *dy, int64_t ld, int64_t T, int64_t N)
 {
     CUDA_SHARED(float, sums, [GROUPS][COLS]);
     const int lane = (int)threadIdx.x % 32, group = (int)threadIdx.x / 32;
@@ -64,25 +59,26 @@ __global__ void bias_bwd_kernel(float *part, const A *dy, int64_t ld, int64_t T,
     part[blockIdx.y * N + mine] = all;
 }
 
-template <class A> static int bias_fwd(struct ctx *cx, struct tensor *y, const struct tensor *b)
+template <class A> static int bias_rows(struct ctx *cx, struct tensor *y, const struct tensor *b)
 {
     const int64_t T = y->dim[0], N = y->dim[1], parts = div_up(N, OCT);
     if (T * N == 0) return 0;
-    return LAUNCH(cx, (bias_fwd_kernel<A>), blocks_for(T * parts, BLOCK), BLOCK, 0, data_of<A>(y),
+    return LAUNCH(cx, (bias_rows_kernel<A>), blocks_for(T * parts, BLOCK), BLOCK, 0, data_of<A>(y),
                   y->ld, data_of<A>(b), T, N, parts);
 }
 
-int cuda_bias_fwd(struct ctx *cx, struct tensor *y, const struct tensor *b)
+int cuda_bias_rows(struct ctx *cx, struct tensor *y, const struct tensor *b)
 {
-    return BY_DTYPE(y->dtype, bias_fwd, cx, y, b);
+    return BY_DTYPE(y->dtype, bias_rows, cx, y, b);
 }
 
 int64_t cuda_bias_scratch(const struct op_sizes *s)
 {
-    return s->train ? div_up(s->T, ROWS) * (s->H + 2 * s->K) * s->D * (int64_t)sizeof(float) : 0;
+    const int64_t most = MAX((s->H + 2 * s->K) * s->D, MAX(2 * s->F, s->C)); /* of any linear layer's bias */
+    return s->train ? div_up(s->T, ROWS) * most * (int64_t)sizeof(float) : 0;
 }
 
-template <class A> static int bias_bwd(struct ctx *cx, struct tensor *db, const struct tensor *dy)
+template <class A> static int bias_sums(struct ctx *cx, struct tensor *db, const struct tensor *dy)
 {
     const int64_t T = dy->dim[0], N = dy->dim[1], blocks = div_up(T, ROWS);
     const dim3 grid((unsigned)div_up(N, COLS), (unsigned)blocks);
@@ -90,13 +86,13 @@ template <class A> static int bias_bwd(struct ctx *cx, struct tensor *db, const 
     if (T * N == 0) return 0;
     TRY(cuda_scratch(cx, blocks * N * (int64_t)sizeof(float), &p));
     float *part = static_cast<float *>(p);
-    TRY(LAUNCH(cx, (bias_bwd_kernel<A>), grid, GROUPS * 32, 0, part, data_of<A>(dy), dy->ld, T, N));
+    TRY(LAUNCH(cx, (bias_sums_kernel<A>), grid, GROUPS * 32, 0, part, data_of<A>(dy), dy->ld, T, N));
     return cuda_sum_blocks(cx, data_of<float>(db), part, blocks, N);
 }
 
-int cuda_bias_bwd(struct ctx *cx, struct tensor *db, const struct tensor *dy)
+int cuda_bias_sums(struct ctx *cx, struct tensor *db, const struct tensor *dy)
 {
-    return BY_DTYPE(dy->dtype, bias_bwd, cx, db, dy);
+    return BY_DTYPE(dy->dtype, bias_sums, cx, db, dy);
 }
 
 /* --- scatter-add: rows with the same index form a chain in the order of n, and the first of them adds all -------------------- */

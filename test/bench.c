@@ -271,6 +271,20 @@ static void gemm_row(struct bench *b, const char *name, int64_t M, int64_t n, in
     drop(b, &y);
 }
 
+/* q, k, v with their bias, and the gradients of both: against the rows without it, what the bias costs */
+static void bias_rows(struct bench *b)
+{
+    const int64_t size = dtype_size(b->dtype), flops = (int64_t)2 * T * QKV * C,
+                  bytes = size * (T * QKV + T * C + QKV * C);
+    struct tensor x = make_act(b, T, C), w = make_act(b, QKV, C), bias = make_act(b, QKV, 1),
+                  y = make_act(b, T, QKV), dw = make(b, QKV, C), db = make(b, QKV, 1);
+    BENCH(b, "gemm fwd qkv with bias", flops, bytes, op_gemm_bias(&b->be, &y, &x, &w, &bias));
+    BENCH(b, "gemm dw qkv with db", flops, bytes, op_gemm_bgrad(&b->be, &dw, &db, &y, &x));
+    struct tensor *all[] = { &x, &w, &bias, &y, &dw, &db };
+    for (size_t i = 0; i < COUNT_OF(all); i++)
+        drop(b, all[i]);
+}
+
 static void gemm_rows(struct bench *b)
 {
     gemm_row(b, "gemm fwd qkv", T, QKV, C, false, true, 0);
@@ -303,14 +317,11 @@ static void row_rows(struct bench *b)
     BENCH(b, "rmsnorm apply", 0, 2 * size * T * C, op_rmsnorm_apply(&b->be, &y, &s, &rstd, &w));
     BENCH(b, "rmsnorm bwd", 0, (8 + 2 * size) * T * C,
           op_rmsnorm_bwd(&b->be, &dx, &dw, &y, &s, &w, &rstd, &scratch));
-    struct tensor qkv = make_act(b, T, QKV), bias = make_act(b, QKV, 1), db = make(b, QKV, 1),
-                  pos = make_index(b, T, T), table = make(b, T, D);
+    struct tensor qkv = make_act(b, T, QKV), pos = make_index(b, T, T), table = make(b, T, D);
     struct tensor q = tensor_cols(&qkv, 0, H * D),
                   table3 = tensor_view(table.data, DT_F32, T, 2, D / 2, 1);
     struct tensor out = make_act(b, T, H * D), wd = make_act(b, D, 1), dwd = make(b, D, 1),
                   rh = make(b, T, H);
-    BENCH(b, "bias fwd", 0, 2 * size * T * QKV, op_bias_fwd(&b->be, &qkv, &bias));
-    BENCH(b, "bias bwd", 0, size * T * QKV, op_bias_bwd(&b->be, &db, &qkv));
     BENCH(b, "rope", 0, 2 * size * T * H * D, op_rope(&b->be, &q, D, &pos, &table3, false));
     BENCH(b, "headnorm fwd", 0, 2 * size * T * H * D,
           op_headnorm_fwd(&b->be, &out, &rh, &q, &wd, 1e-6f));
@@ -321,8 +332,8 @@ static void row_rows(struct bench *b)
     BENCH(b, "swiglu bwd", 0, 6 * size * T * F, op_swiglu_bwd(&b->be, &gu, &again, &act, &gu));
     BENCH(b, "gather", 0, 2 * size * T * C, op_gather(&b->be, &y, &x, &pos));
     BENCH(b, "scatter_add", 0, (8 + size) * T * C, op_scatter_add(&b->be, &dx, &x, &pos));
-    struct tensor *all[] = { &x,     &y,   &r,  &s,  &w,  &rstd, &dw, &scratch, &qkv, &bias, &pos,
-                             &table, &out, &wd, &rh, &gu, &act,  &dx, &db,      &dwd, &again };
+    struct tensor *all[] = { &x,     &y,   &r,  &s,  &w,  &rstd, &dw, &scratch, &qkv,  &pos,
+                             &table, &out, &wd, &rh, &gu, &act,  &dx, &dwd,     &again };
     for (size_t i = 0; i < COUNT_OF(all); i++)
         drop(b, all[i]);
 }
@@ -478,6 +489,7 @@ int main(int argc, char **argv)
     for (int half = 0; half < 2; half++) {
         b.dtype = half ? DT_BF16 : DT_F32;
         gemm_rows(&b);
+        bias_rows(&b);
         logp_rows(&b);
         attention_rows(&b);
         row_rows(&b);

@@ -29,6 +29,7 @@ MUTANTS = [
     ("a barrier in a branch", "norm.cu", "kernel.cuh", "if (threadIdx.x % 32 == 0) warps[warp] = v;\n    __syncthreads();",
      "if (threadIdx.x % 32 == 0) { warps[warp] = v; __syncthreads(); }", "rmsnorm"),
     ("a row too many joins a bias", "reduce.cu", "reduce.cu", "end = MIN(first + ROWS, T)", "end = MIN(first + ROWS + 1, T)", "bias"),
+    ("a bias of the next eight columns", "reduce.cu", "reduce.cu", "load8(b + c, N - c)", "load8(b + (c + OCT < N ? c + OCT : c), N - c)", "bias"),
     ("no barrier before a tile of indices is read", "reduce.cu", "reduce.cu", "tile[threadIdx.x] = index[at + threadIdx.x];\n        __syncthreads();",
      "tile[threadIdx.x] = index[at + threadIdx.x];", "gather"),
     ("no barrier before a tile of indices is written over", "reduce.cu", "reduce.cu", "        }\n        __syncthreads();\n    }\n    if (i < n)",

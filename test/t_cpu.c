@@ -464,9 +464,10 @@ static void call_packed(const struct backend *be)
 
 static void call_shape(const struct backend *be)
 {
-    float x[6] = { 0 };
-    struct tensor a = tensor_view(x, DT_F32, 2, 3, 1, 1), b = tensor_view(x, DT_F32, 2, 1, 1, 1);
-    op_bias_fwd(be, &a, &b);
+    float x[6] = { 0 }, z[4];
+    struct tensor a = tensor_view(x, DT_F32, 2, 3, 1, 1), y = tensor_view(z, DT_F32, 2, 2, 1, 1),
+                  bias = tensor_view(x, DT_F32, 3, 1, 1, 1);
+    op_gemm_bias(be, &y, &a, &a, &bias);
 }
 
 static void call_index(const struct backend *be)

@@ -145,6 +145,52 @@ static void test_cuda_model__two_runs_are_bit_equal(void **state)
     }
 }
 
+/* What a micro-batch queues, by layers: kernels and products, and what of it the head, the embedding and the norm at the end are. */
+struct queued {
+    int shape;
+    enum dtype dtype;
+    int64_t kernels, layer_kernels, products, layer_products;
+};
+
+/* From the second on (the first makes the lists of work), whatever is in them: the host waits for the log-probabilities alone, and queues as many
+ * kernels as it did. A number here that grows is time on a small model (docs/DESIGN.md, section 12). */
+static void test_cuda_model__a_micro_batch_waits_once(void **state)
+{
+    static const struct queued rows[] = {
+        { FIX_QWEN2_TIED, DT_BF16, 16, 21, 4, 12 },
+        { FIX_QWEN2_TIED, DT_F32, 15, 19, 4, 12 },
+        { FIX_QWEN3, DT_BF16, 16, 28, 4, 12 },
+    };
+    static const int pairs[][2] = { { 0, FIX_PAIRS }, { 2, 1 }, { 0, 3 }, { 1, 3 }, { 3, 1 } };
+    struct fix_pairs p;
+    (void)state;
+    fix_pairs_draw(&p, 8);
+    for (size_t i = 0; i < COUNT_OF(rows); i++) {
+        struct fix f;
+        open_on(&f, cuda_open, rows[i].shape, rows[i].dtype, true, 0, false);
+        OK(f.be.mem->reserve(f.be.cx, &f.sizes));
+        for (size_t k = 0; k < COUNT_OF(pairs); k++) {
+            struct emu_counts before, after;
+            struct fix_batch fb;
+            double logp[S];
+            const int64_t L = f.m.arch.L;
+            fix_batch_pairs(&fb, &p, pairs[k][0], pairs[k][1]);
+            emu_counts_now(&before);
+            OK(model_forward(&f.m, &fb.b));
+            OK(model_logp(&f.m, &fb.b, logp, true));
+            OK(model_backward(&f.m, &fb.b, coef, NULL, NULL));
+            emu_counts_now(&after);
+            if (k == 0) continue;
+            assert_int_equal(after.waits - before.waits, 1);
+            assert_int_equal(after.kernels - before.kernels,
+                             rows[i].kernels + L * rows[i].layer_kernels);
+            assert_int_equal(after.library - before.library,
+                             rows[i].products + L * rows[i].layer_products);
+        }
+        fix_close(&f);
+    }
+}
+
 /* What is reserved is enough from the second step on (the first uploads its lists of work), and is what was planned. */
 static void test_cuda_model__memory_is_the_plans(void **state)
 {
@@ -230,6 +276,7 @@ int main(void)
         cmocka_unit_test(test_cuda_model__is_the_cpus),
         cmocka_unit_test(test_cuda_model__adapters_are_the_cpus),
         cmocka_unit_test(test_cuda_model__two_runs_are_bit_equal),
+        cmocka_unit_test(test_cuda_model__a_micro_batch_waits_once),
         cmocka_unit_test(test_cuda_model__memory_is_the_plans),
         cmocka_unit_test(test_cuda_model__says_why),
         cmocka_unit_test(test_cuda_model__copies),

@@ -61,6 +61,8 @@ struct product {
 int64_t cpu_product_shared(const struct ctx *cx, const struct product *p); /* bytes of cx->shared that it takes; pointers are not read */
 int64_t cpu_panels_shared(const struct ctx *cx, const struct product *p);
 int cpu_product(struct ctx *cx, const struct product *p); /* by panels, or by oneDNN where all is float */
+/* db[N] += sum_T dy[T,N]; db F32, dy F32 or BF16 (elementwise.c). */
+void cpu_bias_sums(const struct ctx *cx, struct tensor *db, const struct tensor *dy);
 /* By own panels (panels.c). Bit-equal for all thread counts. Uses cx->shared. */
 int cpu_panels(struct ctx *cx, const struct product *p);
 /* n elements of p (F32 or BF16) from `at`, as floats: where they are, or widened into buf. */

@@ -4,7 +4,7 @@
 #include "../ops/stochastic.h"
 #include <string.h>
 
-/* COLS: elements that are widened at a time; ROWS: of a partial sum of bias_bwd */
+/* COLS: elements that are widened at a time; ROWS: of a partial sum of bias_sums */
 enum { COLS = 256, ROWS = 64, PART = 16384 };
 
 /* y[0..n) += x[0..n) from element `at` and `from` of y and x */
@@ -25,15 +25,6 @@ static void add_part(const struct rows *r, void *y, enum dtype y_dtype, int64_t 
     }
 }
 
-int cpu_bias_fwd(struct ctx *cx, struct tensor *y, const struct tensor *b)
-{
-    const int64_t T = y->dim[0], N = y->dim[1];
-#pragma omp parallel for schedule(static) num_threads(cpu_team(cx, T *N))
-    for (int64_t t = 0; t < T; t++)
-        add_part(cx->rows, y->data, y->dtype, t * y->ld, b->data, b->dtype, 0, N);
-    return 0;
-}
-
 /* columns [c, c + n): rows are summed by 64, so that a long batch loses no bits */
 static void bias_cols(const struct rows *r, float *db, const struct tensor *dy, int64_t c,
                       int64_t n)
@@ -48,14 +39,13 @@ static void bias_cols(const struct rows *r, float *db, const struct tensor *dy, 
     r->add(db + c, all, n);
 }
 
-int cpu_bias_bwd(struct ctx *cx, struct tensor *db, const struct tensor *dy)
+void cpu_bias_sums(const struct ctx *cx, struct tensor *db, const struct tensor *dy)
 {
     const int64_t T = dy->dim[0], N = dy->dim[1], blocks = div_up(N, COLS);
     float *pb = db->data;
 #pragma omp parallel for schedule(static) num_threads(cpu_team(cx, T *N))
     for (int64_t c = 0; c < blocks; c++)
         bias_cols(cx->rows, pb, dy, c * COLS, MIN(COLS, N - c * COLS));
-    return 0;
 }
 
 int cpu_gather(struct ctx *cx, struct tensor *y, const struct tensor *x, const struct tensor *index)

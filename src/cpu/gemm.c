@@ -111,6 +111,25 @@ int cpu_gemm(struct ctx *cx, struct tensor *y, const struct tensor *a, bool ta,
     return cpu_product(cx, &p);
 }
 
+/* The bias stands in y when the product is added, so that the sum is rounded once. */
+int cpu_gemm_bias(struct ctx *cx, struct tensor *y, const struct tensor *a, const struct tensor *b,
+                  const struct tensor *bias)
+{
+    const int64_t M = y->dim[0], N = y->dim[1], size = dtype_size(y->dtype);
+#pragma omp parallel for schedule(static) num_threads(cpu_team(cx, M *N))
+    for (int64_t i = 0; i < M; i++)
+        memcpy((char *)y->data + i * y->ld * size, bias->data, (size_t)(N * size));
+    return cpu_gemm(cx, y, a, false, b, true, NULL, 1, 1);
+}
+
+int cpu_gemm_bgrad(struct ctx *cx, struct tensor *y, struct tensor *db, const struct tensor *a,
+                   const struct tensor *b)
+{
+    TRY(cpu_gemm(cx, y, a, true, b, false, NULL, 1, 1));
+    cpu_bias_sums(cx, db, a);
+    return 0;
+}
+
 /* Panels are made in passing and cost a few hundredths of the product, so no copy is kept. */
 int cpu_pack_bytes(struct ctx *cx, int64_t *bytes, const struct tensor *b, bool tb)
 {

@@ -82,8 +82,7 @@ static int attention_backward(struct model *m, const struct layer *y, struct act
     TRY(linear_bwd_weight(m, &y->o, &dout, &t->att));
     TRY(op_attention_bwd(m->be, &dq, &dk, &dv, &datt, &t->att, &t->lse, &q, &k, &v, segs, D,
                          layer_scale(a)));
-    TRY(op_rope(m->be, &dq, D, &pos, &m->rope, true));
-    TRY(op_rope(m->be, &dk, D, &pos, &m->rope, true));
+    TRY(layer_rope(m, &dqkv, &pos, true));
     if (a->qk_norm) TRY(headnorm_backward(m, y, t, &dq, &dk));
     TRY(op_rmsnorm_apply(m->be, &h, &t->x, &t->rstd1, &m->params[y->norm1].w));
     TRY(linear_bwd_input(m, &y->qkv, &dh, &dqkv));

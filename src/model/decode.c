@@ -115,8 +115,7 @@ static int decode_attention(struct decoder *d, int64_t l, int64_t T, int64_t n_s
         TRY(op_headnorm_fwd(m->be, &q, &rq, &q, &m->params[y->q_norm].w, (float)a->rms_eps));
         TRY(op_headnorm_fwd(m->be, &k, &rk, &k, &m->params[y->k_norm].w, (float)a->rms_eps));
     }
-    TRY(op_rope(m->be, &q, D, &pos, &m->rope, false));
-    TRY(op_rope(m->be, &k, D, &pos, &m->rope, false));
+    TRY(layer_rope(m, &qkv, &pos, false));
     TRY(store_rows(d, &d->k[l], &k, n_seg));
     TRY(store_rows(d, &d->v[l], &v, n_seg));
     TRY(op_attention_fwd(m->be, &att, &lse, &q, &d->k[l], &d->v[l], &segs, D, layer_scale(a)));

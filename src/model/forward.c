@@ -39,6 +39,14 @@ void layer_qkv(const struct arch *a, const struct tensor *qkv, const struct tens
     *v = tensor_cols(qkv, nq + nk, nk);
 }
 
+int layer_rope(const struct model *m, const struct tensor *x, const struct tensor *pos,
+               bool inverse)
+{
+    const struct arch *a = &m->arch;
+    struct tensor both = tensor_cols(x, 0, (a->H + a->K) * a->D);
+    return op_rope(m->be, &both, (int32_t)a->D, pos, &m->rope, inverse);
+}
+
 static int attention(const struct model *m, const struct layer *y, struct acts *t,
                      const struct segments *segs)
 {
@@ -57,8 +65,7 @@ static int attention(const struct model *m, const struct layer *y, struct acts *
         TRY(op_headnorm_fwd(m->be, &k, &t->rstd_k, &k_in, &m->params[y->k_norm].w,
                             (float)a->rms_eps));
     }
-    TRY(op_rope(m->be, &q, D, &pos, &m->rope, false));
-    TRY(op_rope(m->be, &k, D, &pos, &m->rope, false));
+    TRY(layer_rope(m, a->qk_norm ? &t->qk : &t->qkv, &pos, false));
     return op_attention_fwd(m->be, &t->att, &t->lse, &q, &k, &v, segs, D, layer_scale(a));
 }
 

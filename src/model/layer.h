@@ -9,6 +9,8 @@ struct acts layer_acts(const struct model *m, int64_t l, int64_t T);
 /* q [T, H*D], k, v [T, K*D]: columns of qkv, or q and k of qk where that holds them (qk NULL otherwise). */
 void layer_qkv(const struct arch *a, const struct tensor *qkv, const struct tensor *qk, struct tensor *q, struct tensor *k,
                struct tensor *v);
+/* x: qkv, or what holds q and k normed. Both are rotated in place, by pos [T], in one call (inverse: their gradients). */
+int layer_rope(const struct model *m, const struct tensor *x, const struct tensor *pos, bool inverse);
 /* From m->h, the layer's input normed, on: qkv, norms, rope, attention, o, x2, the MLP up to t->gu. */
 int layer_forward(const struct model *m, int64_t l, struct acts *t, const struct segments *segs);
 /* 1 / sqrt(D) */

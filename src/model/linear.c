@@ -91,8 +91,10 @@ int linear_fwd(const struct model *m, const struct linear *l, struct tensor *y,
 {
     struct tensor w;
     TRY(weight_of(m, l, &w));
-    TRY(op_gemm(m->be, y, x, false, &w, true, NULL, 1, 0));
-    if (l->b >= 0) TRY(op_bias_fwd(m->be, y, &m->params[l->b].w));
+    if (l->b >= 0)
+        TRY(op_gemm_bias(m->be, y, x, &w, &m->params[l->b].w));
+    else
+        TRY(op_gemm(m->be, y, x, false, &w, true, NULL, 1, 0));
     if (!l->lora_slices) return 0;
     for (int64_t at = 0, T = x->dim[0], most = m->lora_x.dim[0]; at < T; at += most) {
         const struct tensor xs = tensor_rows(x, at, MIN(most, T - at));
@@ -154,8 +156,7 @@ int linear_bwd_weight(const struct model *m, const struct linear *l, const struc
     if (l->lora_slices) TRY(adapters_bwd(m, l, dy, x));
     if (!model_trains(m, l->w)) return 0;
     struct tensor dw = model_grad(m, l->w);
-    TRY(op_gemm(m->be, &dw, dy, true, x, false, NULL, 1, 1));
-    if (l->b < 0) return 0;
+    if (l->b < 0) return op_gemm(m->be, &dw, dy, true, x, false, NULL, 1, 1);
     struct tensor db = model_grad(m, l->b);
-    return op_bias_bwd(m->be, &db, dy);
+    return op_gemm_bgrad(m->be, &dw, &db, dy, x);
 }

@@ -141,20 +141,29 @@ int op_pack(const struct backend *be, void *packed, const struct tensor *b, bool
     return be->op->pack(be->cx, packed, b, tb);
 }
 
-int op_bias_fwd(const struct backend *be, struct tensor *y, const struct tensor *b)
+int op_gemm_bias(const struct backend *be, struct tensor *y, const struct tensor *a,
+                 const struct tensor *b, const struct tensor *bias)
 {
-    const enum dtype A = act(y);
-    check_rows(y, A, y->dim[0], y->dim[1]);
-    check_full(b, A, y->dim[1], 1);
-    return be->op->bias_fwd(be->cx, y, b);
+    const int64_t M = y->dim[0], N = y->dim[1], K = a->dim[1];
+    const enum dtype A = act(a);
+    check_rows(y, A, M, N);
+    check_rows(a, A, M, K);
+    BUG_IF(b->dtype != A && be->net);
+    check_rows(b, A == DT_F32 ? act(b) : A, N, K);
+    check_full(bias, A, N, 1);
+    return be->op->gemm_bias(be->cx, y, a, b, bias);
 }
 
-int op_bias_bwd(const struct backend *be, struct tensor *db, const struct tensor *dy)
+int op_gemm_bgrad(const struct backend *be, struct tensor *y, struct tensor *db,
+                  const struct tensor *a, const struct tensor *b)
 {
-    const enum dtype A = act(dy);
-    check_rows(dy, A, dy->dim[0], dy->dim[1]);
-    check_full(db, DT_F32, dy->dim[1], 1);
-    return be->op->bias_bwd(be->cx, db, dy);
+    const int64_t M = y->dim[0], N = y->dim[1], K = a->dim[0];
+    const enum dtype A = act(a);
+    check_rows(y, DT_F32, M, N);
+    check_full(db, DT_F32, M, 1);
+    check_rows(a, A, K, M);
+    check_rows(b, A, K, N);
+    return be->op->gemm_bgrad(be->cx, y, db, a, b);
 }
 
 int op_gather(const struct backend *be, struct tensor *y, const struct tensor *x,

@@ -169,10 +169,11 @@ int op_gemm(const struct backend *be, struct tensor *y, const struct tensor *a, 
 int op_pack_bytes(const struct backend *be, int64_t *bytes, const struct tensor *b, bool tb);
 /* packed = that copy: op_pack_bytes bytes of the backend's memory, 64-byte aligned. */
 int op_pack(const struct backend *be, void *packed, const struct tensor *b, bool tb);
-/* y[T,N] += b[N]; both A. */
-int op_bias_fwd(const struct backend *be, struct tensor *y, const struct tensor *b);
-/* db[N] += sum_T dy[T,N]; db F32, dy A. */
-int op_bias_bwd(const struct backend *be, struct tensor *db, const struct tensor *dy);
+/* y[M,N] = a b^T + bias in every row, rounded once to y. a [M,K], b [N,K] as in op_gemm; y, bias[N] of a's dtype A. Strided rows and aliasing as there. */
+int op_gemm_bias(const struct backend *be, struct tensor *y, const struct tensor *a, const struct tensor *b, const struct tensor *bias);
+/* y[M,N] += a^T b, db[M] += sum_K a: the gradients of a weight and a bias, with a [K,M] that of the output and b [K,N] the input. a, b A; y, db F32.
+ * Strided rows and aliasing as in op_gemm; db is contiguous. */
+int op_gemm_bgrad(const struct backend *be, struct tensor *y, struct tensor *db, const struct tensor *a, const struct tensor *b);
 /* y[n,C] = x[index[n], C], both A; index i32, in range (the caller's duty, as data are checked at load). y and x do not
  * overlap. */
 int op_gather(const struct backend *be, struct tensor *y, const struct tensor *x, const struct tensor *index);

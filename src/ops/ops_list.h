@@ -6,8 +6,8 @@
        const void *packed, float alpha, float beta)                                                                   \
     OP(pack_bytes, int64_t *bytes, const struct tensor *b, bool tb)                                                   \
     OP(pack, void *packed, const struct tensor *b, bool tb)                                                           \
-    OP(bias_fwd, struct tensor *y, const struct tensor *b)                                                            \
-    OP(bias_bwd, struct tensor *db, const struct tensor *dy)                                                          \
+    OP(gemm_bias, struct tensor *y, const struct tensor *a, const struct tensor *b, const struct tensor *bias)        \
+    OP(gemm_bgrad, struct tensor *y, struct tensor *db, const struct tensor *a, const struct tensor *b)               \
     OP(gather, struct tensor *y, const struct tensor *x, const struct tensor *index)                                  \
     OP(scatter_add, struct tensor *dx, const struct tensor *dy, const struct tensor *index)                           \
     OP(rmsnorm_fwd, struct tensor *y, struct tensor *rstd, struct tensor *sum, const struct tensor *x,                \

@@ -24,6 +24,11 @@ void emu_memory_use(size_t *now, size_t *most, int64_t *alive);
 /* Names of the kernels launched so far, each once, without template arguments: how many, and the i-th. */
 int emu_kernels(void);
 const char *emu_kernel(int i);
+/* What was queued so far, and how often the host waited for work that had not run (as late as it can: without BDPO_EMU_EAGER). */
+struct emu_counts {
+    int64_t kernels, library, copies, fills, waits; /* library: its products, messages, attention */
+};
+void emu_counts_now(struct emu_counts *now);
 /* Times the slot i of struct ops was called through cuda_open's table. */
 int64_t emu_op_calls(int i);
 const char *emu_op_name(int i); /* NULL past the last */

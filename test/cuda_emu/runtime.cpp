@@ -46,6 +46,7 @@ static struct {
     CUstream_st *streams;
     char name[KERNELS][64];
     int n_kernels;
+    emu_counts counts;
     struct {
         const void *kernel;
         int shared;
@@ -95,6 +96,11 @@ int emu_kernels()
 const char *emu_kernel(int i)
 {
     return r.name[i];
+}
+
+void emu_counts_now(struct emu_counts *now)
+{
+    *now = r.counts;
 }
 
 /* --- devices --------------------------------------------------------------------------------------------------------------- */
@@ -212,10 +218,17 @@ static void flush_to(cudaStream_t s, uint64_t at)
     if (--r.open == 0) reach(false);
 }
 
+/* The host waits. */
+static void wait_for(cudaStream_t s, uint64_t at)
+{
+    r.counts.waits += s->done < at;
+    flush_to(s, at);
+}
+
 static void flush()
 {
     for (cudaStream_t s = r.streams; s; s = s->next)
-        flush_to(s, s->queued);
+        wait_for(s, s->queued);
 }
 
 cudaError_t cudaMalloc(void **p, size_t bytes)
@@ -299,6 +312,7 @@ cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, enum cudaM
     if (to && from && static_cast<char *>(dst) < static_cast<const char *>(src) + bytes && static_cast<const char *>(src) < static_cast<char *>(dst) + bytes)
         return fail(cudaErrorInvalidValue);
     work *w = queue(run_copy, s);
+    r.counts.copies++;
     w->dst = dst;
     w->src = src;
     w->bytes = bytes;
@@ -312,6 +326,7 @@ cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t s)
     if (bytes == 0) return cudaSuccess;
     if (!on_device(p, bytes)) return fail(cudaErrorInvalidValue);
     work *w = queue([](work *v) { memset(v->dst, v->value, v->bytes); }, s);
+    r.counts.fills++;
     w->dst = p;
     w->value = value;
     w->bytes = bytes;
@@ -366,6 +381,7 @@ cudaError_t emu_enqueue(const emu_launch_info *l, cudaStream_t s, void (*run)(co
     if (g.x == 0 || g.y == 0 || g.z == 0 || g.x > 0x7fffffff || g.y > 65535 || g.z > 65535) return fail(cudaErrorInvalidConfiguration);
     if (l->shared > shared_asked(l->kernel)) return fail(cudaErrorInvalidValue);
     note_kernel(l->name);
+    r.counts.kernels++;
     work *w = queue([](work *v) { emu_run(&v->launch, v->body_run, v->body); }, s);
     w->launch = *l;
     w->body_run = run;
@@ -383,6 +399,7 @@ void emu_host_work(void (*run)(void *arguments), const void *arguments, size_t b
     };
     work *w = queue([](work *v) { static_cast<call *>(v->body)->run(static_cast<call *>(v->body)->arguments); }, s);
     call *c = static_cast<call *>(malloc(sizeof *c + bytes));
+    r.counts.library++;
     if (!c) emu_fail("no memory for arguments");
     c->run = run;
     memcpy(c->arguments, arguments, bytes);
@@ -406,7 +423,7 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned flags)
 cudaError_t cudaStreamSynchronize(cudaStream_t s)
 {
     if (!s) s = &default_stream;
-    flush_to(s, s->queued);
+    wait_for(s, s->queued);
     return cudaSuccess;
 }
 
@@ -452,7 +469,7 @@ cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s)
 cudaError_t cudaEventSynchronize(cudaEvent_t e)
 {
     if (!e) return fail(cudaErrorInvalidValue);
-    if (e->stream) flush_to(e->stream, e->at);
+    if (e->stream) wait_for(e->stream, e->at);
     return cudaSuccess;
 }
 
