@@ -118,6 +118,33 @@ int cuda_gather(struct ctx *cx, struct tensor *y, const struct tensor *x,
     return bytes % 4 == 0 ? gather<uint32_t>(cx, y, x, index) : gather<uint16_t>(cx, y, x, index);
 }
 
+/* y[index[n], row] = x[n, row]; rows of x are ld apart */
+template <class W>
+__global__ void put_rows_kernel(W *y, const W *x, int64_t ld, const int32_t *index, int64_t n, int64_t row, int64_t rows)
+{
+    const int64_t i = global_thread();
+    if (i >= n * row) return;
+    const int64_t at = index[i / row];
+    DEVICE_BUG_IF(at < 0 || at >= rows);
+    y[at * row + i % row] = x[i / row * ld + i % row];
+}
+
+template <class W>
+static int put_rows(struct ctx *cx, struct tensor *y, const struct tensor *x, const struct tensor *index)
+{
+    const int64_t n = x->dim[0], size = dtype_size(x->dtype), word = (int64_t)sizeof(W), row = x->dim[1] * size / word;
+    if (n * row == 0) return 0;
+    return LAUNCH(cx, (put_rows_kernel<W>), blocks_for(n * row, BLOCK), BLOCK, 0, data_of<W>(y), data_of<W>(x), x->ld * size / word,
+                  data_of<int32_t>(index), n, row, y->dim[0]);
+}
+
+int cuda_put_rows(struct ctx *cx, struct tensor *y, const struct tensor *x, const struct tensor *index)
+{
+    const int64_t size = dtype_size(x->dtype), bits = x->dim[1] * size | x->ld * size | (int64_t)((uintptr_t)y->data | (uintptr_t)x->data);
+    if (bits % 16 == 0) return put_rows<uint4>(cx, y, x, index);
+    return bits % 4 == 0 ? put_rows<uint32_t>(cx, y, x, index) : put_rows<uint16_t>(cx, y, x, index);
+}
+
 /* a thread: up to OCT pairs (i, i + D/2) of one head; `parts` of them a head */
 template <class A>
 __global__ void rope_kernel(A *x, int64_t ld, const int32_t *pos, const float *table, int64_t T,

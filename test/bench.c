@@ -330,6 +330,8 @@ static void row_rows(struct bench *b)
     struct tensor gu = make_act(b, T, 2 * F), act = make_act(b, T, F), again = make_act(b, T, F);
     BENCH(b, "swiglu fwd", 0, 3 * size * T * F, op_swiglu_fwd(&b->be, &act, &gu));
     BENCH(b, "swiglu bwd", 0, 6 * size * T * F, op_swiglu_bwd(&b->be, &gu, &again, &act, &gu));
+    const struct tensor from = tensor_view(x.data, b->dtype, T, C, 1, 1);
+    BENCH(b, "put_rows", 0, 2 * size * T * C, op_put_rows(&b->be, &y, &from, &pos));
     BENCH(b, "gather", 0, 2 * size * T * C, op_gather(&b->be, &y, &x, &pos));
     BENCH(b, "scatter_add", 0, (8 + size) * T * C, op_scatter_add(&b->be, &dx, &x, &pos));
     struct tensor *all[] = { &x,     &y,   &r,  &s,  &w,  &rstd, &dw, &scratch, &qkv,  &pos,

@@ -6,6 +6,7 @@
 #include <cmocka.h>
 #include <math.h>
 #include <stdio.h>
+#include <string.h>
 #include "op_rows.h"
 #include "ref_ops.h"
 
@@ -80,6 +81,20 @@ static void run_gather(struct op_run *r, const int64_t *d) /* n rows C */
     op_run_expect(r, y, wy, 0, 1, 0);
     op_run_expect(r, dx, wx, 1, d[0], 0);
     op_run_expect_rounded(r, dxa, wxa, 1, d[0], 0);
+}
+
+static void run_put_rows(struct op_run *r, const int64_t *d) /* n rows C pad */
+{
+    struct tensor *x = op_run_act(r, BOX_INPUT, d[0], d[2], d[3], 1),
+                  *at = op_run_distinct(r, d[0], d[1]),
+                  *y = op_run_act(r, BOX_INOUT, d[1], d[2], 0, 1);
+    double *want = op_run_double(r, y), *from = op_run_double(r, x);
+    const int32_t *to = op_run_indices(r, at);
+    for (int64_t i = 0; i < d[0]; i++)
+        memcpy(want + to[i] * d[2], from + i * d[2], (size_t)d[2] * sizeof *want);
+    OK(op_put_rows(r->be, y, x, at));
+    op_run_expect(r, y, want, 0, 1, 0);
+    op_run_exact(r, y);
 }
 
 static struct tensor *run_scratch(struct op_run *r, int64_t bytes)
@@ -494,6 +509,10 @@ const struct op_row op_rows[] = {
     { "gather", run_gather, true, { 0, 3, 7 } },
     { "gather", run_gather, true, { 200, 30, 301 } },
     { "gather", run_gather, true, { 600, 12, 16 } },
+    { "put_rows", run_put_rows, true, { 1, 1, 1, 0 } },
+    { "put_rows", run_put_rows, true, { 0, 3, 7, 0 } },
+    { "put_rows", run_put_rows, true, { 20, 33, 128, 64 } },
+    { "put_rows", run_put_rows, true, { 20, 33, 129, 2 } },
     { "rmsnorm", run_rmsnorm, true, { 1, 1, 0 } },
     { "rmsnorm", run_rmsnorm, true, { 0, 9, 1 } },
     { "rmsnorm", run_rmsnorm, true, { 3, 7, 1 } },

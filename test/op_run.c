@@ -126,6 +126,15 @@ struct tensor *op_run_index(struct op_run *r, int64_t n, int64_t limit)
     return send(r, b);
 }
 
+struct tensor *op_run_distinct(struct op_run *r, int64_t n, int64_t limit)
+{
+    struct op_box *b = new_box(r, BOX_INPUT, DT_I32, n, 1, 1);
+    int32_t *p = elements(b);
+    for (int64_t i = 0; i < n; i++)
+        p[i] = (int32_t)(limit - 1 - i);
+    return send(r, b);
+}
+
 struct tensor *op_run_bytes(struct op_run *r, int64_t n)
 {
     struct op_box *b = new_box(r, BOX_INPUT, DT_U8, n, 1, 1);

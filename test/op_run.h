@@ -41,6 +41,8 @@ struct tensor *op_run_act(struct op_run *r, enum box_kind kind, int64_t d0, int6
 void op_run_round(const struct op_run *r, double *p, int64_t n);
 /* i32 [n], uniform in [0, limit). */
 struct tensor *op_run_index(struct op_run *r, int64_t n, int64_t limit);
+/* i32 [n], from limit - 1 down. */
+struct tensor *op_run_distinct(struct op_run *r, int64_t n, int64_t limit);
 /* u8 [n], uniform. */
 struct tensor *op_run_bytes(struct op_run *r, int64_t n);
 /* i16 [n], in and out; op_run_put fills it. */

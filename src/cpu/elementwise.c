@@ -48,6 +48,20 @@ void cpu_bias_sums(const struct ctx *cx, struct tensor *db, const struct tensor 
         bias_cols(cx->rows, pb, dy, c * COLS, MIN(COLS, N - c * COLS));
 }
 
+int cpu_put_rows(struct ctx *cx, struct tensor *y, const struct tensor *x,
+                 const struct tensor *index)
+{
+    const int64_t n = x->dim[0], C = x->dim[1], rows = y->dim[0], size = dtype_size(y->dtype);
+    const int32_t *at = index->data;
+#pragma omp parallel for schedule(static) num_threads(cpu_team(cx, n *C))
+    for (int64_t i = 0; i < n; i++) {
+        BUG_IF(at[i] < 0 || at[i] >= rows);
+        memcpy((char *)y->data + at[i] * C * size, (const char *)x->data + i * x->ld * size,
+               (size_t)(C * size));
+    }
+    return 0;
+}
+
 int cpu_gather(struct ctx *cx, struct tensor *y, const struct tensor *x, const struct tensor *index)
 {
     const int64_t n = y->dim[0], C = tensor_row(y), rows = x->dim[0], size = dtype_size(y->dtype);

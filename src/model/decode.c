@@ -22,6 +22,7 @@ static int plan_rows(struct decoder *d, struct plan *p, int64_t T)
     TRY(plan_book(p, PLAN_HEAD, &d->logits, DT_F32, d->B, a->V, 1, 1));
     TRY(plan_book(p, PLAN_BATCH, &d->ids, DT_I32, T, 1, 1, 1));
     TRY(plan_book(p, PLAN_BATCH, &d->last, DT_I32, d->B, 1, 1, 1));
+    TRY(plan_book(p, PLAN_BATCH, &d->place, DT_I32, T, 1, 1, 1));
     return plan_book(p, PLAN_BATCH, &d->pos, DT_I32, T, 1, 1, 1);
 }
 
@@ -55,7 +56,7 @@ int decoder_ready(struct decoder *d)
 {
     TRY(MEM_NEW(&d->len, d->B));
     TRY(MEM_NEW(&d->host, d->B * d->m->arch.V));
-    TRY(MEM_NEW(&d->host_ids, 2 * d->T_max + d->B));
+    TRY(MEM_NEW(&d->host_ids, 3 * d->T_max + d->B));
     TRY(MEM_NEW(&d->seg, d->B));
     TRY(MEM_NEW(&d->group, d->B + 1));
     for (int64_t i = 0; i <= d->B; i++)
@@ -81,21 +82,6 @@ void decoder_reset(struct decoder *d, int64_t slot)
     d->len[slot] = 0;
 }
 
-/* Rows of k and v go to the place in the cache that their segment owns. */
-static int store_rows(struct decoder *d, struct tensor *cache, const struct tensor *rows,
-                      int64_t n_seg)
-{
-    const struct backend *be = d->m->be;
-    const int64_t size = dtype_size(cache->dtype), bytes = cache->dim[1] * size;
-    for (int64_t s = 0; s < n_seg; s++)
-        for (int64_t i = 0; i < d->seg[s].len; i++) {
-            char *dst = (char *)cache->data + (d->seg[s].own + i) * bytes;
-            const char *src = (const char *)rows->data + (d->seg[s].q + i) * rows->ld * size;
-            TRY(be->mem->copy(be->cx, dst, src, bytes));
-        }
-    return 0;
-}
-
 static int decode_attention(struct decoder *d, int64_t l, int64_t T, int64_t n_seg)
 {
     const struct model *m = d->m;
@@ -103,7 +89,8 @@ static int decode_attention(struct decoder *d, int64_t l, int64_t T, int64_t n_s
     const struct layer *y = &m->layers[l];
     const int32_t D = (int32_t)a->D;
     const struct segments segs = { d->seg, d->group, (int32_t)n_seg, (int32_t)n_seg };
-    const struct tensor h = tensor_rows(&d->h, 0, T), pos = tensor_rows(&d->pos, 0, T);
+    const struct tensor h = tensor_rows(&d->h, 0, T), pos = tensor_rows(&d->pos, 0, T),
+                        place = tensor_rows(&d->place, 0, T);
     struct tensor qkv = tensor_rows(&d->qkv, 0, T), att = tensor_rows(&d->att, 0, T),
                   lse = tensor_rows(&d->lse, 0, T);
     struct tensor branch = tensor_rows(&d->sum, 0, T), q, k, v;
@@ -116,8 +103,8 @@ static int decode_attention(struct decoder *d, int64_t l, int64_t T, int64_t n_s
         TRY(op_headnorm_fwd(m->be, &k, &rk, &k, &m->params[y->k_norm].w, (float)a->rms_eps));
     }
     TRY(layer_rope(m, &qkv, &pos, false));
-    TRY(store_rows(d, &d->k[l], &k, n_seg));
-    TRY(store_rows(d, &d->v[l], &v, n_seg));
+    TRY(op_put_rows(m->be, &d->k[l], &k, &place));
+    TRY(op_put_rows(m->be, &d->v[l], &v, &place));
     TRY(op_attention_fwd(m->be, &att, &lse, &q, &d->k[l], &d->v[l], &segs, D, layer_scale(a)));
     return linear_fwd(m, &y->o, &branch, &att);
 }
@@ -181,7 +168,8 @@ int decoder_pass(struct decoder *d, const struct decoder_part *parts, int64_t n_
                  const float **logits)
 {
     const int64_t V = d->m->arch.V;
-    int32_t *ids = d->host_ids, *pos = ids + d->T_max, *last = pos + d->T_max;
+    int32_t *ids = d->host_ids, *pos = ids + d->T_max, *place = pos + d->T_max,
+            *last = place + d->T_max;
     int64_t T = 0;
     BUG_IF(n_parts < 1 || n_parts > d->B);
     for (int64_t i = 0; i < n_parts; i++) {
@@ -194,11 +182,13 @@ int decoder_pass(struct decoder *d, const struct decoder_part *parts, int64_t n_
             BUG_IF(parts[i].ids[t] < 0 || parts[i].ids[t] >= V);
             ids[T] = parts[i].ids[t];
             pos[T] = have + (int32_t)t;
+            place[T] = base + pos[T];
         }
         last[i] = (int32_t)T - 1;
     }
     TRY(upload(d, &d->ids, ids, T));
     TRY(upload(d, &d->pos, pos, T));
+    TRY(upload(d, &d->place, place, T));
     TRY(upload(d, &d->last, last, n_parts));
     TRY(decode_layers(d, T, n_parts));
     for (int64_t i = 0; i < n_parts; i++)

@@ -10,9 +10,9 @@ struct decoder { /* valid when zeroed */
     int64_t T_max;          /* rows of one pass */
     struct tensor *k, *v;   /* [L], each [B * cap, K*D] */
     int32_t *len;           /* [B] rows filled */
-    struct tensor x, sum, h, rstd, qkv, rstd_h, att, lse, gu, act, logits, ids, pos, last;
+    struct tensor x, sum, h, rstd, qkv, rstd_h, att, lse, gu, act, logits, ids, pos, place, last; /* place [T]: row of k and v */
     float *host;            /* [B, V] logits of the last pass */
-    int32_t *host_ids;      /* [T_max] ids, [T_max] positions, [B] last rows */
+    int32_t *host_ids;      /* [T_max] ids, [T_max] positions, [T_max] places, [B] last rows */
     struct segment *seg;    /* [B] */
     int32_t *group;         /* [B + 1] */
 };

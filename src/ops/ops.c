@@ -176,6 +176,16 @@ int op_gather(const struct backend *be, struct tensor *y, const struct tensor *x
     return be->op->gather(be->cx, y, x, index);
 }
 
+int op_put_rows(const struct backend *be, struct tensor *y, const struct tensor *x,
+                const struct tensor *index)
+{
+    const enum dtype A = act(y);
+    check_full(y, A, y->dim[0], x->dim[1]);
+    check_rows(x, A, x->dim[0], x->dim[1]);
+    check_index(index, x->dim[0]);
+    return be->op->put_rows(be->cx, y, x, index);
+}
+
 int op_scatter_add(const struct backend *be, struct tensor *dx, const struct tensor *dy,
                    const struct tensor *index)
 {

@@ -177,6 +177,8 @@ int op_gemm_bgrad(const struct backend *be, struct tensor *y, struct tensor *db,
 /* y[n,C] = x[index[n], C], both A; index i32, in range (the caller's duty, as data are checked at load). y and x do not
  * overlap. */
 int op_gather(const struct backend *be, struct tensor *y, const struct tensor *x, const struct tensor *index);
+/* y[index[n], C] = x[n, C], both A, rows of x may be strided; index as there, no two the same. y and x do not overlap. */
+int op_put_rows(const struct backend *be, struct tensor *y, const struct tensor *x, const struct tensor *index);
 /* dx[index[n], C] += dy[n, C], in the order of n (repeated indices add in that order). dy A; dx F32 or A. */
 int op_scatter_add(const struct backend *be, struct tensor *dx, const struct tensor *dy, const struct tensor *index);
 /* y, sum, x, r, w A; rstd F32. s = sum = x + r, rounded to A (r NULL: sum is not written and may be NULL, s = x);

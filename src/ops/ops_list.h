@@ -9,6 +9,7 @@
     OP(gemm_bias, struct tensor *y, const struct tensor *a, const struct tensor *b, const struct tensor *bias)        \
     OP(gemm_bgrad, struct tensor *y, struct tensor *db, const struct tensor *a, const struct tensor *b)               \
     OP(gather, struct tensor *y, const struct tensor *x, const struct tensor *index)                                  \
+    OP(put_rows, struct tensor *y, const struct tensor *x, const struct tensor *index)                                \
     OP(scatter_add, struct tensor *dx, const struct tensor *dy, const struct tensor *index)                           \
     OP(rmsnorm_fwd, struct tensor *y, struct tensor *rstd, struct tensor *sum, const struct tensor *x,                \
        const struct tensor *r, const struct tensor *w, float eps)                                                     \
