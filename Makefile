@@ -135,7 +135,7 @@ link: $(BIN)
 # into the library (a deleted source leaves it).
 stamp = $(shell mkdir -p $(O) && printf '%s\n' '$(subst ','\'',$(2))' | cmp -s - $(O)/$(1) || printf '%s\n' '$(subst ','\'',$(2))' >$(O)/$(1))
 ifneq ($(filter-out deps demo test-mpi lint format asan tsan fuzz ci ci-full clean help torch bench-rival mutant mutant-program test-cuda bench-cuda bundle,$(or $(MAKECMDGOALS),all)),)
-$(call stamp,flags,$(shell $(CC) --version 2>&1 | head -n 1) $(CFLAGS_ALL) $(LDFLAGS_ALL) $(LIBS) $(if $(MPI_FOUND),$(MPICC)) $(EMU_CXX) $(CXX) $(if $(filter 0,$(CUDA)),,$(NVCC) $(NVCC_FLAGS)) $(ROWS_FLAGS) $(foreach i,$(ROWS_ISAS),$(ROWS_$i)))
+$(call stamp,flags,$(shell $(CC) --version 2>&1 | head -n 1) $(CFLAGS_ALL) $(LDFLAGS_ALL) $(BUNDLE_LDFLAGS) $(LIBS) $(if $(MPI_FOUND),$(MPICC)) $(EMU_CXX) $(CXX) $(if $(filter 0,$(CUDA)),,$(NVCC) $(NVCC_FLAGS)) $(ROWS_FLAGS) $(foreach i,$(ROWS_ISAS),$(ROWS_$i)))
 $(call stamp,objects,$(OBJ))
 $(call stamp,test-objects,$(TESTLIB))
 endif
@@ -392,7 +392,7 @@ help:
 	'make test-hosts jobs on several hosts made of network namespaces (as root)' \
 	'make bench-ranks  memory, traffic and waiting of 1 to 8 ranks; the table of docs/clusters.md' \
 	'make test-cuda  what only a CUDA device can show; make bench-cuda: the speed of every operation there' \
-	'make bundle     build/bdpo-train-bundle.tar.xz: runs on another machine with nothing installed' \
+	'make bundle     build/bdpo-train-bundle.tar.xz: runs on another machine with nothing installed, on several ranks too' \
 	'make bench-rival  speed and memory against TRL and a plain PyTorch loop, sweeps; the tables of docs/performance.md' \
 	'make lint       layers, formatting, shell scripts, words' \
 	'make format     format all C files in place' \
