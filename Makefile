@@ -377,7 +377,7 @@ install: all
 
 # keeps build/venv, which is long to make
 clean:
-	rm -rf build/release* build/debug* build/asan* build/tsan* build/fuzz* build/demo build/bdpo-train
+	rm -rf build/release* build/debug* build/asan* build/tsan* build/fuzz* build/demo build/bdpo-train build/bdpo-train-bundle*
 
 help:
 	@printf '%s\n' \

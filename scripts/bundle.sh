@@ -51,7 +51,7 @@ take lib $(libraries "$parts/bdpo-train" $(find "$parts" -name bench -o -name de
 
 # Open MPI's launcher, and of its plug-ins those for ranks of one machine
 if ! command -v ompi_info >/dev/null 2>&1 || [ ! -e "$parts/bdpo-openmpi.so" ]; then
-    echo "error: a bundle has Open MPI in it; install it (Debian: openmpi-bin, libopenmpi-dev)" >&2
+    echo "error: a bundle has Open MPI in it; install version 4 of it (Debian: openmpi-bin, libopenmpi-dev), or name its compiler driver: make bundle MPICC_OPENMPI=mpicc" >&2
     exit 1
 fi
 where() { # where DIRECTORY: where Open MPI has it

@@ -61,6 +61,8 @@ def test_bundle(r, runs):
     b = Bundle(runs.root)
     r.check(b.made.code == 0 and not b.made.err, "a bundle is made", f"{b.made}" if b.made.err else "")
     r.check(not [f for f in libraries(b.program) if "libmpi" in f], "its program is linked with no MPI")
+    res = run(sys.executable, "-c", "import os; os.chdir(os.environ['AT']); import golden_test, cuda_ranks_test; print(cuda_ranks_test.m.RUN[0])", AT=f"{b.path}/test", BDPO_TRAIN=b.program)
+    r.check(res.out.strip() == b.mpirun, "what tests a device has all that it imports", f"{res}" if res.code else "")
     if not b.bare:
         print("skip: no root, or no namespaces: the bundle's programs see what is installed here")
         r.skipped += 1
