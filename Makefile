@@ -16,7 +16,7 @@ $(error MPI=1: $(MPICC) does not build an MPI program; install one (Debian: libo
 endif
 LINK = $(if $(MPI_FOUND),$(MPI_CC),$(CC))
 
-O := build/$(BUILD)$(if $(filter 0,$(CUDA)),,-cuda)$(if $(BUNDLE),-bundle)$(if $(filter gcc,$(CC)),,-$(notdir $(CC)))
+O := build/$(BUILD)$(if $(filter 0,$(CUDA)),,-cuda)$(if $(filter gcc,$(CC)),,-$(notdir $(CC)))
 PKGS := jansson zlib libpcre2-8 libutf8proc
 PKG_CFLAGS := $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
 PKG_LIBS := $(shell pkg-config --libs $(PKGS) 2>/dev/null)
@@ -27,7 +27,6 @@ WARN := -Wall -Wextra -Wformat=2 -Wshadow -Wimplicit-fallthrough -Wvla -Wstrict-
         -Wpointer-arith -Wcast-qual -Wwrite-strings $(if $(filter 1,$(WERROR)),-Werror)
 HARDEN := -fstack-protector-strong $(call probe,-fstack-clash-protection) $(call probe,-fcf-protection=full) -fPIE
 LINK_HARDEN := -pie -Wl,-z,relro,-z,now,-z,noexecstack
-comma := ,
 OPT_release := -O2 -g -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2
 OPT_debug := -O0 -g3
 OPT_asan := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
@@ -37,8 +36,7 @@ ifeq ($(OPT_$(BUILD)),)
 $(error BUILD=$(BUILD): one of release, debug, asan, tsan, fuzz)
 endif
 CFLAGS_ALL := -std=c11 -D_GNU_SOURCE -DBDPO_VERSION='"$(VERSION)"' $(OPT_$(BUILD)) $(HARDEN) $(WARN) -fopenmp -ffp-contract=off $(PKG_CFLAGS) $(CFLAGS)
-# a bundle has the libraries beside the program
-LDFLAGS_ALL := $(OPT_$(BUILD)) $(LINK_HARDEN) -fopenmp $(if $(filter 0,$(CUDA)),,-Wl$(comma)-rpath$(comma)'$$ORIGIN/lib:$$ORIGIN/../lib' -Wl$(comma)--disable-new-dtags) $(LDFLAGS)
+LDFLAGS_ALL := $(OPT_$(BUILD)) $(LINK_HARDEN) -fopenmp $(LDFLAGS)
 LIBS := $(PKG_LIBS) -ldnnl -lm
 
 , := ,
@@ -93,6 +91,14 @@ SLOW := test/t_cuda_ops.c test/t_ops.c test/t_cuda_attention.c
 TESTS := $(patsubst test/%.c,$(O)/test/%,$(filter-out $(if $(EMU),,test/t_cuda_%),$(SLOW) $(filter-out $(SLOW),$(wildcard test/t_*.c))))
 TESTLIB := $(patsubst %.c,$(O)/%.o,$(filter-out $(wildcard test/t_*.c) test/bench.c,$(wildcard test/*.c)))
 BENCH := $(O)/test/bench
+# What a bundle has: the program with its libraries beside it and, in comm_mpi.c's place, a loader of whatever MPI starts it; comm_mpi.c for
+# either binary interface; where there is nvcc, what tests and measures a device
+MPICC_OPENMPI ?= mpicc.openmpi
+MPICC_MPICH ?= mpicc.mpich
+BUNDLE := $(O)/bundle
+BUNDLE_MPI := $(if $(shell command -v $(MPICC_OPENMPI)),$(BUNDLE)/bdpo-openmpi.so) $(if $(shell command -v $(MPICC_MPICH)),$(BUNDLE)/bdpo-mpich.so)
+BUNDLE_TESTS := $(if $(filter 0,$(CUDA)),,$(BUNDLE)/bench $(BUNDLE)/device_ops)
+BUNDLE_LDFLAGS := -Wl$(,)-rpath$(,)'$$ORIGIN/lib:$$ORIGIN/../lib' -Wl$(,)--disable-new-dtags $(patsubst %,-Wl$(,)--export-dynamic-symbol=%,bug err_set mem_calloc mem_grow)
 # the program with the CUDA backend on the emulated device, for tests of whole jobs
 BIN_EMU := $(if $(EMU),$(O)/bdpo-train-emu)
 # the program once more, with faults in the place of the system's calls (test/fault/fault.c); bdpo-train has none of it
@@ -129,7 +135,7 @@ link: $(BIN)
 # into the library (a deleted source leaves it).
 stamp = $(shell mkdir -p $(O) && printf '%s\n' '$(subst ','\'',$(2))' | cmp -s - $(O)/$(1) || printf '%s\n' '$(subst ','\'',$(2))' >$(O)/$(1))
 ifneq ($(filter-out deps demo test-mpi lint format asan tsan fuzz ci ci-full clean help torch bench-rival mutant mutant-program test-cuda bench-cuda bundle,$(or $(MAKECMDGOALS),all)),)
-$(call stamp,flags,$(shell $(CC) --version 2>&1 | head -n 1) $(CFLAGS_ALL) $(LDFLAGS_ALL) $(LIBS) $(if $(MPI_FOUND),$(MPICC)) $(EMU_CXX) $(CXX) $(if $(filter 0,$(CUDA)),,$(NVCC) $(NVCC_FLAGS)) $(ROWS_FLAGS) $(foreach i,$(ROWS_ISAS),$(ROWS_$i)))
+$(call stamp,flags,$(shell $(CC) --version 2>&1 | head -n 1) $(CFLAGS_ALL) $(LDFLAGS_ALL) $(BUNDLE_LDFLAGS) $(LIBS) $(if $(MPI_FOUND),$(MPICC)) $(EMU_CXX) $(CXX) $(if $(filter 0,$(CUDA)),,$(NVCC) $(NVCC_FLAGS)) $(ROWS_FLAGS) $(foreach i,$(ROWS_ISAS),$(ROWS_$i)))
 $(call stamp,objects,$(OBJ))
 $(call stamp,test-objects,$(TESTLIB))
 endif
@@ -157,6 +163,25 @@ $(O)/src/dist/comm_mpi.o: src/dist/comm_mpi.c $(O)/flags
 	@mkdir -p $(@D)
 	$(SAY) CC $(@:$(O)/%=%)
 	$(Q)$(MPI_CC) $(CFLAGS_ALL) -MMD -MP -c -o $@ $<
+# comm_load.o stands before the library, whose own twin of it is then not taken
+$(BUNDLE)/bdpo-train: $(O)/bdpo-train.o $(O)/src/dist/comm_load.o $(LIB) $(O)/flags
+	@mkdir -p $(@D)
+	$(SAY) LINK $@
+	$(Q)$(CC) $(LDFLAGS_ALL) $(BUNDLE_LDFLAGS) -o $@ $(filter %.o,$^) $(LIB) $(LIBS) -ldl
+$(BUNDLE)/bench $(BUNDLE)/device_ops: $(BUNDLE)/%: $(O)/src/dist/comm_load.o $(TESTLIB) $(LIB) $(O)/flags $(O)/test-objects
+	@mkdir -p $(@D)
+	$(SAY) LINK $@
+	$(Q)$(CC) $(LDFLAGS_ALL) $(BUNDLE_LDFLAGS) -o $@ $(filter %.o,$^) $(LIB) $(LIBS) $(CMOCKA_LIBS) -ldl
+$(BUNDLE)/bench: $(BENCH).o
+$(BUNDLE)/device_ops: $(O)/test/device/device_ops.o
+$(BUNDLE)/bdpo-openmpi.so: MPICC = $(MPICC_OPENMPI)
+$(BUNDLE)/bdpo-mpich.so: MPICC = $(MPICC_MPICH)
+# it names no library: the one that comm_load.c found is there
+$(BUNDLE)/bdpo-%.so: src/dist/comm_mpi.c $(O)/flags
+	@mkdir -p $(@D)
+	$(SAY) LINK $@
+	$(Q)$(MPI_CC) $(CFLAGS_ALL) -fPIC -MMD -MP -c -o $(@:.so=.o) $<
+	$(Q)$(CC) -shared -Wl,-z,relro,-z,now,-z,noexecstack -o $@ $(@:.so=.o)
 # the emulated backend's objects stand before the library's, whose own backend is then not taken
 $(filter $(O)/test/t_cuda_%,$(TESTS)): EMULATED = $(EMU_OBJ)
 $(filter $(O)/test/t_cuda_%,$(TESTS)): $(EMU_OBJ)
@@ -216,7 +241,7 @@ $(FUZZ): %: %.o $(TESTLIB) $(LIB) $(O)/flags $(O)/test-objects
 	$(Q)$(LINK) $(LDFLAGS_ALL) -fsanitize=fuzzer -o $@ $< $(TESTLIB) $(LIB) $(LIBS) $(CMOCKA_LIBS)
 # the oracle in double precision is half of the time of the sanitizers' tests, and reads nothing but what they have checked
 $(O)/test/ref_ops.o: CFLAGS_ALL += $(if $(filter asan tsan,$(BUILD)),-O2 -fno-sanitize=all)
--include $(patsubst %.o,%.d,$(OBJ) $(EMU_OBJ) $(TESTLIB) $(O)/bdpo-train.o $(O)/test/fault/fault.o $(TESTS:=.o) $(BENCH).o $(O)/test/device/device_ops.o)
+-include $(patsubst %.o,%.d,$(OBJ) $(EMU_OBJ) $(TESTLIB) $(O)/bdpo-train.o $(O)/test/fault/fault.o $(TESTS:=.o) $(BENCH).o $(O)/test/device/device_ops.o $(O)/src/dist/comm_load.o $(BUNDLE_MPI:.so=.o))
 
 # what people run -----------------------------------------------------------------------------------------------------
 deps:
@@ -231,7 +256,7 @@ test: deps
 	@$(MAKE) --no-print-directory test-built
 
 .PHONY: build-tests test-built test-c test-sanitized test-crash test-slurm fuzz fuzz-built
-build-tests: $(BIN) $(FAULTY) $(BIN_EMU) $(TESTS)
+build-tests: $(BIN) $(FAULTY) $(BIN_EMU) $(TESTS) $(if $(filter release,$(BUILD)),$(BUNDLE)/bdpo-train $(BUNDLE_MPI))
 test-built: build-tests
 	@$(RUN_TESTS) $(TESTS) $(SCRIPT_TESTS)
 # the C tests and the shell tests, and with those on the emulated device: what the sanitizer builds run (WITHOUT=NAME ... leaves some out)
@@ -270,16 +295,19 @@ test-cuda bench-cuda: deps
 	@sh scripts/install-deps.sh cuda
 	@$(MAKE) --no-print-directory CUDA=1 $@-built
 bundle: deps
-	@sh scripts/install-deps.sh cuda
-	@$(MAKE) --no-print-directory CUDA=1 MPI=0 BUNDLE=1 bundle-built
+	@sh scripts/install-deps.sh cuda mpi
+	@$(MAKE) --no-print-directory CUDA=1 bundle-built
 .PHONY: test-cuda-built bench-cuda-built bundle-built
 test-cuda-built: $(BIN) $(O)/test/device/device_ops
 	@sh scripts/test-cuda.sh $(O)/test/device/device_ops $(BIN) test/golden_test.py
 bench-cuda-built: $(BENCH) $(BIN)
 	@BENCH_BACKEND=cuda $(BENCH)
 	@BDPO_TRAIN=$(CURDIR)/$(BIN) python3 scripts/bench_steps.py --results build/bench-steps.json $(STEPS)
-bundle-built: $(BIN) $(BENCH) $(O)/test/device/device_ops
-	@sh scripts/bundle.sh $(O) build/bdpo-train-bundle
+bundle-built: bundle-parts
+	@sh scripts/bundle.sh $(BUNDLE) build/bdpo-train-bundle
+	@sh scripts/bundle.sh --pack build/bdpo-train-bundle
+.PHONY: bundle-parts
+bundle-parts: $(BUNDLE)/bdpo-train $(BUNDLE_MPI) $(BUNDLE_TESTS)
 
 bench: deps
 	@$(MAKE) --no-print-directory $(BENCH)
@@ -350,7 +378,7 @@ install: all
 
 # keeps build/venv, which is long to make
 clean:
-	rm -rf build/release* build/debug* build/asan* build/tsan* build/fuzz* build/demo build/bdpo-train
+	rm -rf build/release* build/debug* build/asan* build/tsan* build/fuzz* build/demo build/bdpo-train build/bdpo-train-bundle*
 
 help:
 	@printf '%s\n' \
@@ -365,7 +393,7 @@ help:
 	'make test-hosts jobs on several hosts made of network namespaces (as root)' \
 	'make bench-ranks  memory, traffic and waiting of 1 to 8 ranks; the table of docs/clusters.md' \
 	'make test-cuda  what only a CUDA device can show; make bench-cuda: the speed of every operation and of steps of whole models there' \
-	'make bundle     build/bdpo-train-bundle.tar.xz: runs on another machine with nothing installed' \
+	'make bundle     build/bdpo-train-bundle.tar.xz: runs on another machine with nothing installed, on several ranks too' \
 	'make bench-rival  speed and memory against TRL and a plain PyTorch loop, sweeps; the tables of docs/performance.md' \
 	'make lint       layers, formatting, shell scripts, words' \
 	'make format     format all C files in place' \

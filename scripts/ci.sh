@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
-# What `make ci` runs; `ci.sh full` adds the tests built by clang, the thread sanitizer and the demo.
+# What `make ci` runs; `ci.sh full` adds the tests built by clang, the thread sanitizer, the tests of ranks with a bundle and the demo.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 mode=${1:-}
@@ -41,6 +41,8 @@ if [ "$mode" = full ]; then
     step 'the thread sanitizer'
     build BUILD=tsan CC=clang build-tests
     make --no-print-directory -s WERROR=1 tsan
+    step 'the tests of several ranks with a bundle'
+    BDPO_TRAIN=$PWD/build/release/bdpo-train python3 test/mpi_bundle_test.py --all
     step 'demo'
     make --no-print-directory demo
 fi

@@ -1,8 +1,9 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
 # Install what is missing to build and test bdpo-train, and say so. Does nothing where all is there.
-# usage: install-deps.sh [build] [clang] [fuzz] [lint] [venv] [cuda] [cudnn]      (default: build)
+# usage: install-deps.sh [build] [clang] [fuzz] [lint] [venv] [cuda] [cudnn] [mpi]      (default: build)
 # cuda: nvcc and the runtime to link, from the package index into build/nvcc where no nvcc is found (about 300 MB)
+# mpi: both of Debian's MPI libraries, for a bundle
 set -eu
 
 cc=${CC:-gcc}
@@ -103,8 +104,13 @@ for part in "$@"; do
         need python3-pip python3 -m pip --version
         get_cudnn=1
         ;;
+    mpi)
+        need libopenmpi-dev command -v mpicc.openmpi
+        need openmpi-bin command -v ompi_info
+        need libmpich-dev command -v mpicc.mpich
+        ;;
     *)
-        echo "install-deps.sh: unknown part '$part'; one of build, clang, fuzz, lint, venv, cuda, cudnn" >&2
+        echo "install-deps.sh: unknown part '$part'; one of build, clang, fuzz, lint, venv, cuda, cudnn, mpi" >&2
         exit 2
         ;;
     esac

@@ -11,7 +11,6 @@ import os
 import signal
 import sys
 
-import cuda_mutants_test as mutants
 import mpi_test as m
 import tiny_job as t
 from compare_rows import Report
@@ -139,6 +138,8 @@ def test_ends(r, runs):
 
 def test_mutants(r, runs):
     """Mistakes in what orders messages, copies and kernels change the result."""
+    import cuda_mutants_test as mutants  # not in a bundle
+
     path, out = runs.config(dist={"deterministic": True, "gradients": "sharded"})
     res = m.mpi(2, "--config", path, env=DEVICES)
     good = results(out) if res.code == 0 else None

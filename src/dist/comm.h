@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * comm.h - what dist.c and zero.c need of a message-passing library, and nothing more. Two link-time twins: comm_mpi.c where mpicc works,
- * comm_none.c elsewhere. Every call of a rank has its match on all others (comm_allgather, comm_bcast) or on its peer. */
+ * comm.h - what dist.c and zero.c need of a message-passing library, and nothing more. Link-time twins: comm_mpi.c where mpicc works,
+ * comm_none.c elsewhere, comm_load.c in a bundle. Every call of a rank has its match on all others (comm_allgather, comm_bcast) or on its peer. */
 #ifndef BDPO_COMM_H
 #define BDPO_COMM_H
 #include "../base/base.h"
@@ -10,9 +10,9 @@ struct comm_list { /* messages under way; valid when zeroed */
     void *item;
     int64_t n, cap;
 };
-/* "Open MPI v4.1.4, ...", or "none" */
+/* "Open MPI v4.1.4", or "none" */
 void comm_library(char *out, size_t size);
-/* Join the ranks of this launch. ERR_INPUT in a build without MPI, ERR_COMM. */
+/* Join the ranks of this launch. ERR_INPUT where there is no MPI, ERR_COMM. */
 int comm_open(struct comm **c, int32_t *rank, int32_t *size);
 /* After an orderly end on all ranks. */
 void comm_close(struct comm *c);

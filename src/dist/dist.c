@@ -114,13 +114,14 @@ int dist_open(struct dist *d)
     d->size = d->node_ranks = 1;
     if (l.size == 1) return 0;
     rc = comm_open(&d->comm, &d->rank, &d->size);
-    if (rc == 0 && d->size != l.size)
+    if (rc == 0 && d->size != l.size) {
+        char library[128];
+        comm_library(library, sizeof library);
         rc = err_set(ERR_INPUT,
-                     "%s started %lld ranks (%s), but the MPI library that this program was built "
-                     "with sees %d: use that library's own mpirun, or srun with the --mpi that it "
-                     "understands",
-                     l.launcher, (long long)l.size, l.variable, d->size);
-    else if (rc == ERR_INPUT)
+                     "%s started %lld ranks (%s), but this program's MPI library (%s) sees %d: use "
+                     "that library's own mpirun, or srun with the --mpi that it understands",
+                     l.launcher, (long long)l.size, l.variable, library, d->size);
+    } else if (rc == ERR_INPUT)
         rc = err_note(rc, "%s started %lld ranks (%s)", l.launcher, (long long)l.size, l.variable);
     if (rc == 0) rc = share_cores(d);
     if (rc < 0) { /* the launcher's ranks are the only ones that are known apart */
