@@ -509,7 +509,6 @@ const struct op_row op_rows[] = {
     { "gather", run_gather, true, { 0, 3, 7 } },
     { "gather", run_gather, true, { 200, 30, 301 } },
     { "gather", run_gather, true, { 600, 12, 16 } },
-    { "put_rows", run_put_rows, true, { 1, 1, 1, 0 } },
     { "put_rows", run_put_rows, true, { 0, 3, 7, 0 } },
     { "put_rows", run_put_rows, true, { 20, 33, 128, 64 } },
     { "put_rows", run_put_rows, true, { 20, 33, 129, 2 } },
