@@ -11,17 +11,24 @@
 
 #define OK(expr) assert_int_equal((expr), 0)
 
+/* Under the address sanitizer, which is slow, addresses are what is looked at, not bits. */
+#if defined(__SANITIZE_ADDRESS__)
+enum { STEP = 2, TWICE = 1 };
+#else
+enum { STEP = 1, TWICE = 2 };
+#endif
+
 /* One row in one dtype and on one instruction set, by 1, 2 and twice by 3 threads. */
 static void row_on(const struct op_row *row, enum dtype act, const char *isa)
 {
     uint8_t first[32];
-    for (int32_t threads = 1; threads <= 3; threads++) {
+    for (int32_t threads = 1; threads <= 3; threads += STEP) {
         struct backend be;
         uint8_t digest[2][32];
         OK(cpu_open(&be, threads));
         assert_int_equal(be.threads, threads);
         const bool can = cpu_force_isa(be.cx, isa);
-        for (int k = 0; k < (threads == 3 ? 2 : 1) && can; k++) {
+        for (int k = 0; k < (threads == 3 ? TWICE : 1) && can; k++) {
             struct op_run r = { .be = &be, .seed = 11, .act = act };
             row->run(&r, row->d);
             op_run_check(&r, digest[k]);
@@ -29,7 +36,7 @@ static void row_on(const struct op_row *row, enum dtype act, const char *isa)
         }
         backend_close(&be);
         if (!can) return;
-        if (threads == 3) assert_memory_equal(digest[0], digest[1], 32);
+        if (threads == 3 && TWICE == 2) assert_memory_equal(digest[0], digest[1], 32);
         if (threads == 1) memcpy(first, digest[0], 32);
         if (row->any_threads) assert_memory_equal(first, digest[0], 32);
     }

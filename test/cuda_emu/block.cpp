@@ -69,7 +69,7 @@ void emu_seed(uint64_t seed)
 int emu_orders()
 {
 #ifdef EMU_ASAN
-    return 2;
+    return 1; /* what a kernel reads and writes is not a matter of order */
 #else
     return EMU_ORDERS;
 #endif
