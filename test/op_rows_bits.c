@@ -136,19 +136,34 @@ static void put_halves(struct op_run *r, struct tensor *const *t, int64_t n)
     free(x);
 }
 
+/* One update of elements opt.first on, the first third of them and then the rest. */
+static void update_in_two(struct op_run *r, struct tensor *w, struct tensor *m, struct tensor *v,
+                          const struct tensor *g, struct adamw opt, struct tensor *low)
+{
+    const int64_t n = tensor_count(w), cut = n / 3, first = opt.first;
+    for (int part = 0; part < 2; part++) {
+        const int64_t at = part ? cut : 0, k = part ? n - cut : cut;
+        struct tensor pw = tensor_rows(w, at, k), pm = tensor_rows(m, at, k),
+                      pv = tensor_rows(v, at, k), pl = low ? tensor_rows(low, at, k) : pw;
+        const struct tensor pg = tensor_rows(g, at, k);
+        opt.first = first + at;
+        OK(op_adamw(r->be, &pw, &pm, &pv, &pg, &opt, low ? &pl : NULL));
+    }
+}
+
 /* With lower halves the weights are those of the update in float32, to the bit; in two pieces as in one. */
 void op_rows_adamw_split(struct op_run *r, const int64_t *d) /* n */
 {
-    const int64_t n = d[0], cut = n / 3;
+    const int64_t n = d[0];
     const enum dtype act = r->act;
-    struct adamw opt = { .lr = 1e-4,
-                         .beta1 = 0.9,
-                         .beta2 = 0.999,
-                         .eps = 1e-8,
-                         .weight_decay = 0.1,
-                         .step = 3,
-                         .grad_scale = 0.25,
-                         .key = 77 };
+    const struct adamw opt = { .lr = 1e-4,
+                               .beta1 = 0.9,
+                               .beta2 = 0.999,
+                               .eps = 1e-8,
+                               .weight_decay = 0.1,
+                               .step = 3,
+                               .grad_scale = 0.25,
+                               .key = 77 };
     struct tensor *m[2], *v[2], *g = op_run_f32(r, BOX_INPUT, n, 1, 0, 3);
     for (int k = 0; k < 2; k++) {
         m[k] = op_run_act(r, BOX_INOUT, n, 1, 0, 0);
@@ -160,14 +175,7 @@ void op_rows_adamw_split(struct op_run *r, const int64_t *d) /* n */
     r->act = act;
     put_halves(r, w, n);
     OK(op_adamw(r->be, w[2], m[0], v[0], g, &opt, NULL));
-    for (int part = 0; part < 2; part++) {
-        const int64_t at = part ? cut : 0, k = part ? n - cut : cut;
-        struct tensor pw = tensor_rows(w[0], at, k), pl = tensor_rows(w[1], at, k),
-                      pm = tensor_rows(m[1], at, k), pv = tensor_rows(v[1], at, k);
-        const struct tensor pg = tensor_rows(g, at, k);
-        opt.first = at;
-        OK(op_adamw(r->be, &pw, &pm, &pv, &pg, &opt, &pl));
-    }
+    update_in_two(r, w[0], m[1], v[1], g, opt, w[1]);
     double *upper = op_run_double(r, w[0]), *low = op_run_double(r, w[1]),
            *whole = op_run_double(r, w[2]);
     for (int64_t i = 0; i < n; i++) {
@@ -190,17 +198,17 @@ void op_rows_adamw_split(struct op_run *r, const int64_t *d) /* n */
 /* d: n; 0: w, m and v are BF16, 1: w alone, 2: m and v alone */
 void op_rows_adamw_bf16(struct op_run *r, const int64_t *d)
 {
-    const int64_t n = d[0], cut = n / 3;
+    const int64_t n = d[0];
     const enum dtype act = r->act;
-    struct adamw opt = { .lr = 0.01,
-                         .beta1 = 0.9,
-                         .beta2 = 0.999,
-                         .eps = 1e-8,
-                         .weight_decay = 0.1,
-                         .step = 1,
-                         .grad_scale = 0.25,
-                         .key = 77,
-                         .first = 1000 };
+    const struct adamw opt = { .lr = 0.01,
+                               .beta1 = 0.9,
+                               .beta2 = 0.999,
+                               .eps = 1e-8,
+                               .weight_decay = 0.1,
+                               .step = 1,
+                               .grad_scale = 0.25,
+                               .key = 77,
+                               .first = 1000 };
     r->act = DT_BF16;
     struct tensor *w = (d[1] == 2 ? op_run_f32 : op_run_act)(r, BOX_INOUT, n, 1, 0, 1),
                   *m = (d[1] == 1 ? op_run_f32 : op_run_act)(r, BOX_INOUT, n, 1, 0, 0),
@@ -210,14 +218,7 @@ void op_rows_adamw_bf16(struct op_run *r, const int64_t *d)
            *rg = op_run_double(r, g);
     struct tensor *of[3] = { w, m, v };
     ref_adamw(want[0], want[1], want[2], rg, &opt, n);
-    for (int part = 0; part < 2; part++) {
-        const int64_t at = part ? cut : 0, k = part ? n - cut : cut;
-        struct tensor pw = tensor_rows(w, at, k), pm = tensor_rows(m, at, k),
-                      pv = tensor_rows(v, at, k);
-        const struct tensor pg = tensor_rows(g, at, k);
-        opt.first = 1000 + at;
-        OK(op_adamw(r->be, &pw, &pm, &pv, &pg, &opt, NULL));
-    }
+    update_in_two(r, w, m, v, g, opt, NULL);
     for (int t = 0; t < 3; t++) {
         const double *got = op_run_double(r, of[t]);
         int64_t other = 0;

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "zero.h"
 #include "../base/mem.h"
-#include "../io/safetensors.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -318,8 +317,6 @@ static struct flat_part overlap(struct flat_part p, int64_t at, int64_t n)
     return (struct flat_part){ MAX(p.begin, at), MIN(p.end, at + n), 0 };
 }
 
-enum { PIECE = 8192 }; /* elements of a bfloat16 state on their way */
-
 static int own_part(const struct zero *z, int64_t which, int32_t b, struct flat_part o, float *out)
 {
     const struct tensor *t = z->state[which];
@@ -423,15 +420,9 @@ static int store_part(const struct zero *z, enum zero_state which, int64_t at, i
 {
     const struct tensor *t = z->state[which];
     const struct backend *be = z->be;
-    uint16_t half[PIECE];
     BUG_IF(t->dtype == DT_I16);
     if (t->dtype == DT_F32) return be->mem->to_device(be->cx, (float *)t->data + at, in, n * 4);
-    for (int64_t i = 0; i < n; i += PIECE) {
-        const int64_t k = MIN((int64_t)PIECE, n - i);
-        st_from_f32(half, in + i, k, ST_BF16);
-        TRY(be->mem->to_device(be->cx, (uint16_t *)t->data + at + i, half, k * 2));
-    }
-    return 0;
+    return backend_split(be, (uint16_t *)t->data + at, NULL, in, n);
 }
 
 int zero_store(struct zero *z, enum zero_state which, int64_t at, int64_t n, const float *in)

@@ -2,7 +2,6 @@
 #include "nf4.h"
 #include "../base/rng.h"
 #include "../base/watch.h"
-#include "../ops/split.h"
 #include <float.h>
 #include <math.h>
 #include <stdio.h>
@@ -10,7 +9,7 @@
 #include <string.h>
 
 /* elements in host memory at a time, allocated and on the stack */
-enum { CHUNK = 1 << 18, PIECE = 1 << 13 };
+enum { CHUNK = 1 << 18 };
 /* the largest float32 that rounds to a finite bfloat16 */
 static const float BF16_LIMIT = 0x1.fefffep127f;
 
@@ -192,19 +191,11 @@ int model_get(const struct model *m, int64_t at, int64_t n, float *out)
 /* What the shard holds of elements [at, at + n) of the master's lower halves. */
 static int put_low(struct model *m, int64_t at, int64_t n, const float *in)
 {
-    const struct backend *be = m->be;
     const struct flat_part all = { 0, m->n_trained, 0 }, *part = m->shard.n ? m->shard.part : &all;
-    int16_t low[PIECE];
-    uint16_t upper;
     for (int32_t i = 0; i < MAX(m->shard.n, 1); i++) {
         const int64_t begin = MAX(at, part[i].begin), end = MIN(at + n, part[i].end);
-        int16_t *to = (int16_t *)m->low.data + part[i].at - part[i].begin;
-        for (int64_t j = begin; j < end; j += PIECE) {
-            const int64_t k = MIN((int64_t)PIECE, end - j);
-            for (int64_t e = 0; e < k; e++)
-                low[e] = split_float(in[j - at + e], &upper);
-            TRY(be->mem->to_device(be->cx, to + j, low, k * 2));
-        }
+        int16_t *to = (int16_t *)m->low.data + part[i].at + (begin - part[i].begin);
+        if (begin < end) TRY(backend_split(m->be, NULL, to, in + (begin - at), end - begin));
     }
     return 0;
 }
@@ -212,17 +203,11 @@ static int put_low(struct model *m, int64_t at, int64_t n, const float *in)
 int model_put(struct model *m, int64_t at, int64_t n, const float *in)
 {
     const struct backend *be = m->be;
-    uint16_t half[PIECE];
     watch_beat();
     if (m->low.data) TRY(put_low(m, at, n, in));
     if (m->weights.dtype == DT_F32)
         return be->mem->to_device(be->cx, (float *)m->weights.data + at, in, n * 4);
-    for (int64_t i = 0; i < n; i += PIECE) {
-        const int64_t k = MIN((int64_t)PIECE, n - i);
-        st_from_f32(half, in + i, k, ST_BF16);
-        TRY(be->mem->to_device(be->cx, (uint16_t *)m->weights.data + at + i, half, k * 2));
-    }
-    return 0;
+    return backend_split(be, (uint16_t *)m->weights.data + at, NULL, in, n);
 }
 
 static int load_base(struct model *m, const char *dir)

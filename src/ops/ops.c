@@ -439,10 +439,11 @@ int op_logp_bwd(const struct backend *be, struct tensor *dh, struct tensor *dw,
     return be->op->logp_bwd(be->cx, dh, dw, coef, lse, kept, h, w, target, scratch);
 }
 
+enum { PIECE = 1 << 13 }; /* elements on their way from and to a backend */
+
 int backend_join(const struct backend *be, float *out, const uint16_t *upper, const int16_t *low,
                  int64_t n)
 {
-    enum { PIECE = 1 << 13 };
     uint16_t u[PIECE];
     int16_t l[PIECE] = { 0 };
     for (int64_t i = 0; i < n; i += PIECE) {
@@ -451,6 +452,21 @@ int backend_join(const struct backend *be, float *out, const uint16_t *upper, co
         if (low) TRY(be->mem->to_host(be->cx, l, low + i, 2 * k));
         for (int64_t j = 0; j < k; j++)
             out[i + j] = split_join(u[j], l[j]);
+    }
+    return 0;
+}
+
+int backend_split(const struct backend *be, uint16_t *upper, int16_t *low, const float *in,
+                  int64_t n)
+{
+    uint16_t u[PIECE];
+    int16_t l[PIECE];
+    for (int64_t i = 0; i < n; i += PIECE) {
+        const int64_t k = MIN((int64_t)PIECE, n - i);
+        for (int64_t j = 0; j < k; j++)
+            l[j] = split_float(in[i + j], &u[j]);
+        if (upper) TRY(be->mem->to_device(be->cx, upper + i, u, 2 * k));
+        if (low) TRY(be->mem->to_device(be->cx, low + i, l, 2 * k));
     }
     return 0;
 }

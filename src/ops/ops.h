@@ -144,6 +144,8 @@ extern const bool cuda_built; /* whether this build has more than the twin */
 void backend_close(struct backend *be);
 /* out[n] (host) = the floats of n bfloat16 in the backend's memory and, unless low is NULL, their lower halves (split.h). */
 int backend_join(const struct backend *be, float *out, const uint16_t *upper, const int16_t *low, int64_t n);
+/* The other way: the bfloat16 of in[n] (host), and what it leaves of it; either may be NULL, and is not written then. */
+int backend_split(const struct backend *be, uint16_t *upper, int16_t *low, const float *in, int64_t n);
 void cpu_close(struct ctx *cx);
 void cuda_close(struct ctx *cx);
 
