@@ -287,7 +287,7 @@ static void test_decode__without_training_buffers(void **state)
     bare_close(&g);
 }
 
-/* Matrices in bfloat16 under float32 activations: the bits of a decoder whose floats have the same values. */
+/* Matrices in bfloat16 under float32 activations: what a decoder gives whose floats have the same values, but for the order of sums. */
 static void test_decode__half_matrices(void **state)
 {
     (void)state;
@@ -313,8 +313,9 @@ static void test_decode__half_matrices(void **state)
             const int64_t n = pass ? 1 : ROWS;
             assert_int_equal(feed(&whole.d, 1, ids, n, &want), 0);
             assert_int_equal(feed(&half.d, 1, ids, n, &z), 0);
-            assert_memory_equal(z, want, V * sizeof *z);
-            ids[0] = argmax(z);
+            for (int i = 0; i < V; i++)
+                assert_true(fabsf(z[i] - want[i]) <= 2e-6f * (1 + fabsf(want[i])));
+            ids[0] = argmax(want);
         }
         bare_close(&whole);
         bare_close(&half);

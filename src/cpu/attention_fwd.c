@@ -15,11 +15,10 @@ enum { P = ATT_COLS };
 
 struct fwd_buf {  /* a thread's scratch */
     float *k, *v; /* [ATT_K, D]: widened */
-    float *qt;    /* [G, D, P]: the queries, transposed */
+    float *qt;    /* [G, D, P]: the queries, transposed; or a panel of dots_pack */
     float *s;     /* [ATT_K, P], or [G, ATT_K] */
     float *acc;   /* [G, D, P], or [G, D] */
-    float *
-        o; /* [P, D rounded up to 16]: a head's acc, transposed back; or [G, D]: a single query, widened */
+    float *o;     /* [P, D rounded up to 16]: a head's acc, transposed back */
     float *m, *l; /* [G, P]: running maximum (of the scaled scores) and sum */
 };
 
@@ -28,14 +27,19 @@ static int64_t fwd_scores(const struct att *a)
     return MAX(a->G, P) * ATT_K;
 }
 
+static int64_t fwd_queries(const struct att *a)
+{
+    return MAX(a->G * a->D * P, (a->G + 7) * round_up(a->D, 32));
+}
+
 static int64_t fwd_out(const struct att *a)
 {
-    return MAX(a->G, P) * round_up(a->D, 16);
+    return P * round_up(a->D, 16);
 }
 
 static int64_t fwd_floats(const struct att *a)
 {
-    return 2 * ATT_K * a->D + 2 * a->G * (a->D + 1) * P + fwd_scores(a) + fwd_out(a);
+    return 2 * ATT_K * a->D + fwd_queries(a) + a->G * (a->D + 2) * P + fwd_scores(a) + fwd_out(a);
 }
 
 int64_t cpu_attention_fwd_arena(const struct op_sizes *s)
@@ -46,10 +50,10 @@ int64_t cpu_attention_fwd_arena(const struct op_sizes *s)
 
 static struct fwd_buf fwd_carve(const struct att *a, float *p)
 {
-    const int64_t kd = ATT_K * a->D, all = a->G * a->D * P;
+    const int64_t kd = ATT_K * a->D;
     struct fwd_buf b = { .k = p, .v = p + kd, .qt = p + 2 * kd };
-    b.acc = b.qt + all;
-    b.s = b.acc + all;
+    b.acc = b.qt + fwd_queries(a);
+    b.s = b.acc + a->G * a->D * P;
     b.o = b.s + fwd_scores(a);
     b.m = b.o + fwd_out(a);
     b.l = b.m + a->G * P;
@@ -110,7 +114,11 @@ static void fwd_single(const struct rows *r, const struct att *a, const struct o
                        const struct segment *s, int64_t g, const struct fwd_buf *b)
 {
     const int64_t D = a->D, G = a->G;
-    const struct att_view q = att_read(r, b->o, a->q, s->q, 1, g * G * D, G * D);
+    const bool qhalf = a->q->dtype == DT_BF16, khalf = a->k->dtype == DT_BF16;
+    for (int64_t h = 0; h < G; h++)
+        r->dots_pack(b->qt, h,
+                     cpu_at_const(a->q->data, a->q->dtype, s->q * a->q->ld + (g * G + h) * D),
+                     qhalf, khalf, D);
     memset(b->acc, 0, (size_t)(G * D) * sizeof *b->acc);
     memset(b->l, 0, (size_t)G * sizeof *b->l);
     for (int64_t h = 0; h < G; h++)
@@ -118,9 +126,9 @@ static void fwd_single(const struct rows *r, const struct att *a, const struct o
     for (int64_t kb = 0; kb < att_key_blocks(s); kb++) {
         const struct att_keys k = att_keys_at(s, kb);
         const struct att_view v = att_read(r, b->v, a->v, k.row, k.n, g * D, D);
-        r->dots(b->s, ATT_K, q.p, D, G,
-                cpu_at_const(a->k->data, a->k->dtype, k.row * a->k->ld + g * D), a->k->ld,
-                a->k->dtype == DT_BF16, k.n, D);
+        r->dots(b->s, ATT_K, b->qt, qhalf, G,
+                cpu_at_const(a->k->data, a->k->dtype, k.row * a->k->ld + g * D), a->k->ld, khalf,
+                k.n, 0, D);
         for (int64_t h = 0; h < G; h++) {
             float *p = b->s + h * ATT_K;
             const float top = a->scale * r->max(p, k.n);

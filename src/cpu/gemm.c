@@ -6,7 +6,7 @@
 
 /* FEW: rows that few_rows takes, in pieces of at most STRIP columns; SMALL: multiplications that
  * are not worth a team */
-enum { FEW = 32, STRIP = 64, SMALL = 1 << 18 };
+enum { FEW = 32, STRIP = 60, SMALL = 1 << 18 };
 
 static int sgemm(struct ctx *cx, const struct product *p)
 {
@@ -50,44 +50,42 @@ int cpu_product(struct ctx *cx, const struct product *p)
 
 int64_t cpu_few_shared(int64_t K)
 {
-    return FEW * K * (int64_t)sizeof(float);
+    return (FEW + 7) * round_up(K, 32) * (int64_t)sizeof(float);
 }
 
 /* Few rows against all of b, as in decoding: reading b once is all that counts. */
 static int few_rows(struct ctx *cx, const struct product *p)
 {
     const int64_t M = p->M, N = p->N, K = p->K;
-    /* a piece of b stays in the L2 cache for all rows */
-    const int64_t strip = MAX(2, MIN(STRIP, (1 << 16) / K)), parts = div_up(N, strip);
-    const bool half = p->b.dtype == DT_BF16;
-    const float *a = p->a.p;
-    int64_t lda = p->a.ld;
-    const bool pairs = cx->rows->dots_pairs && p->a.dtype == DT_BF16 && half;
-    if (p->a.dtype == DT_BF16 && !pairs) {
-        TRY(cpu_shared(cx, M * K * (int64_t)sizeof *a));
+    /* a piece of b stays in the L2 cache for all rows; pieces of 2 and of 3 columns at a time */
+    const int64_t strip = MAX(6, MIN(STRIP, (1 << 16) / K) / 6 * 6), parts = div_up(N, strip);
+    const bool ahalf = p->a.dtype == DT_BF16, bhalf = p->b.dtype == DT_BF16;
+    TRY(cpu_shared(cx, cpu_few_shared(K)));
+    float *panel = cx->shared;
+#pragma omp parallel num_threads(cpu_team(cx, N *K))
+    {
+#pragma omp for schedule(static)
         for (int64_t i = 0; i < M; i++)
-            cx->rows->widen((float *)cx->shared + i * K, cpu_at_const(p->a.p, DT_BF16, i * p->a.ld),
-                            K);
-        a = cx->shared;
-        lda = K;
-    }
-#pragma omp parallel for schedule(static) num_threads(cpu_team(cx, N *K))
-    for (int64_t s = 0; s < parts; s++) {
-        const int64_t j0 = s * strip, n = MIN(strip, N - j0);
-        float t[FEW * STRIP];
-        const void *b = cpu_at_const(p->b.p, p->b.dtype, j0 * p->b.ld);
-        if (pairs)
-            cx->rows->dots_pairs(t, STRIP, p->a.p, lda, M, b, p->b.ld, n, K);
-        else
-            cx->rows->dots(t, STRIP, a, lda, M, b, p->b.ld, half, n, K);
-        for (int64_t i = 0; i < M; i++) {
-            const int64_t at = i * p->ldy + j0;
-            float was[STRIP], *row = t + i * STRIP, *out = cpu_write(row, p->y, p->y_dtype, at);
-            const float *old =
-                p->beta == 0 ? NULL : cpu_read(cx->rows, was, p->y, p->y_dtype, at, n);
-            for (int64_t j = 0; j < n; j++)
-                out[j] = p->alpha * row[j] + (old ? old[j] : 0);
-            cpu_wrote(cx->rows, out, p->y, p->y_dtype, at, n);
+            cx->rows->dots_pack(panel, i, cpu_at_const(p->a.p, p->a.dtype, i * p->a.ld), ahalf,
+                                bhalf, K);
+#pragma omp for schedule(static)
+        for (int64_t s = 0; s < parts; s++) {
+            const int64_t j0 = s * strip, n = MIN(strip, N - j0), next = MIN(strip, N - j0 - n);
+            float t[FEW * STRIP];
+            cx->rows->dots(t, STRIP, panel, ahalf, M,
+                           cpu_at_const(p->b.p, p->b.dtype, j0 * p->b.ld), p->b.ld, bhalf, n, next,
+                           K);
+            for (int64_t i = 0; i < M; i++) {
+                const int64_t at = i * p->ldy + j0;
+                float was[STRIP], *row = t + i * STRIP, *out = cpu_write(row, p->y, p->y_dtype, at);
+                const float *old =
+                    p->beta == 0 ? NULL : cpu_read(cx->rows, was, p->y, p->y_dtype, at, n);
+                for (int64_t j = 0; j < n && old; j++)
+                    out[j] = p->alpha * row[j] + old[j];
+                for (int64_t j = 0; j < n && !old; j++)
+                    out[j] = p->alpha * row[j];
+                cpu_wrote(cx->rows, out, p->y, p->y_dtype, at, n);
+            }
         }
     }
     return 0;

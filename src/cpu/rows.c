@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT */
+#include "rows_dots.h"
 #include "rows_product.h"
 #include "../ops/split.h"
 #include "../ops/stochastic.h"
@@ -464,8 +465,8 @@ const struct rows PASTE(rows_, ROWS_ISA) = {
     .adamw = adamw,
     .block = block,
     .block_pairs = BLOCK_PAIRS,
+    .dots_pack = dots_pack,
     .dots = dots,
-    .dots_pairs = DOTS_PAIRS,
     .floats = &panels_floats,
     .pairs = PANELS_PAIRS,
 };

@@ -92,13 +92,13 @@ struct rows {
      * multiple of 16. NULL where `pairs` is. */
     void (*block_pairs)(float *c, int64_t ldc, const uint16_t *a, int64_t row, const float *b,
                         int64_t ldb, int64_t M, int64_t N, int64_t K);
-    /* y[M,N] = x[M,K] w[N,K]^T for a few rows of x and as much of w (float, or bfloat16 with half)
-     * as the L2 cache holds: bound by its reading */
-    void (*dots)(float *y, int64_t ldy, const float *x, int64_t ldx, int64_t M, const void *w,
-                 int64_t ldw, bool half, int64_t N, int64_t K);
-    /* The same of bfloat16 on both sides. NULL where `pairs` is. */
-    void (*dots_pairs)(float *y, int64_t ldy, const uint16_t *x, int64_t ldx, int64_t M,
-                       const uint16_t *w, int64_t ldw, int64_t N, int64_t K);
+    /* Products of few rows. Row i of x [M, K], of floats or bfloat16 (xhalf), goes into a panel of M + 7 rows of
+     * round_up(K, 32) floats, to meet a w of floats or bfloat16 (whalf) */
+    void (*dots_pack)(float *panel, int64_t i, const void *x, bool xhalf, bool whalf, int64_t K);
+    /* y[M,N] = x w[N,K]^T: N <= 64 rows of w, as many as the L2 cache holds; `next`: the rows behind them that are
+     * wanted next, fetched meanwhile. An element's sum depends on its two rows alone. */
+    void (*dots)(float *y, int64_t ldy, const float *panel, bool xhalf, int64_t M, const void *w,
+                 int64_t ldw, bool whalf, int64_t N, int64_t next, int64_t K);
     /* Products by panels: of floats, and of pairs of bfloat16 (NULL without the processor's instruction for these) */
     const struct panels *floats, *pairs;
 };

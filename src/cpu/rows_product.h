@@ -212,41 +212,6 @@ static const struct panels panels_floats = {
     .task_rows = 120 / MR * MR,
 };
 
-/* Rows of a matrix that are fetched while others are at work: n of them, from `at`, ld bytes apart. */
-struct ahead {
-    const char *at;
-    int64_t ld;
-    int n;
-};
-
-/* Of the next `group` rows of w (fewer where only `left` are left) the share of part i of the div_up(M, 4) that there are, so that memory is read at an even rate. */
-INLINE struct ahead ahead_of(const void *w, int64_t ld, int64_t left, int64_t group, int64_t i,
-                             int64_t M)
-{
-    const int64_t parts = (M + 3) / 4, n = MIN(group, left), from = n * i / parts,
-                  end = n * (i + 1) / parts;
-    return (struct ahead){ (const char *)w + from * ld, ld, n > 0 ? (int)(end - from) : 0 };
-}
-
-/* f for m rows, or 4 where there are more: a constant in each, so that the sums stay in registers */
-#define DOTS_OF(m, f, ...)     \
-    do                         \
-        switch (m) {           \
-        case 1:                \
-            f(1, __VA_ARGS__); \
-            break;             \
-        case 2:                \
-            f(2, __VA_ARGS__); \
-            break;             \
-        case 3:                \
-            f(3, __VA_ARGS__); \
-            break;             \
-        default:               \
-            f(4, __VA_ARGS__); \
-            break;             \
-        }                      \
-    while (0)
-
 #if defined(__AVX512BF16__)
 enum { PAIR_MR = 14, PAIR_A = 16, PAIR_B = 32, PAIR_TB = 16 };
 
@@ -423,136 +388,10 @@ static void block_pairs(float *c, int64_t ldc, const uint16_t *a, int64_t row, c
         rows_pairs(1, c + i * ldc, ldc, a + i * row, row, b, ldb, N, K);
 }
 
-INLINE void pairs_step(int m, vf *s, const uint16_t *x, int64_t ldx, const uint16_t *const *w,
-                       int64_t k, __mmask32 some, const struct ahead *next)
-{
-    __m512bh b[4];
-    for (int j = 0; j < 4; j++)
-        b[j] = (__m512bh)_mm512_maskz_loadu_epi16(some, w[j] + k);
-    for (int j = 0; j < next->n; j++)
-        __builtin_prefetch(next->at + j * next->ld + 2 * k, 0, 2);
-    for (int i = 0; i < m; i++) {
-        const __m512bh a = (__m512bh)_mm512_maskz_loadu_epi16(some, x + i * ldx + k);
-        for (int j = 0; j < 4; j++)
-            s[4 * i + j] = (vf)_mm512_dpbf16_ps((vreg)s[4 * i + j], a, b[j]);
-    }
-}
-
-/* m x 4 dot products side by side: y[m, 4]. next: what is fetched meanwhile */
-INLINE void dots_pairs4(int m, float *y, const uint16_t *x, int64_t ldx, const uint16_t *const *w,
-                        int64_t K, const struct ahead *next)
-{
-    vf s[16] = { { 0 } };
-    int64_t k = 0;
-    for (; k + 32 <= K; k += 32)
-        pairs_step(m, s, x, ldx, w, k, 0xffffffff, next);
-    if (k < K) pairs_step(m, s, x, ldx, w, k, lanes32(K - k), next);
-    st(y, sums_of(s));
-}
-
-static void dots_pairs(float *y, int64_t ldy, const uint16_t *x, int64_t ldx, int64_t M,
-                       const uint16_t *w, int64_t ldw, int64_t N, int64_t K)
-{
-    for (int64_t j = 0; j < N; j += 4) {
-        const uint16_t *at[4];
-        for (int64_t k = 0; k < 4; k++)
-            at[k] = w + MIN(j + k, N - 1) * ldw;
-        for (int64_t i = 0; i < M; i += 4) {
-            float t[16];
-            const struct ahead next =
-                ahead_of(w + MIN(j + 4, N) * ldw, 2 * ldw, N - j - 4, 4, i / 4, M);
-            DOTS_OF(M - i, dots_pairs4, t, x + i * ldx, ldx, at, K, &next);
-            for (int64_t a = 0; a < MIN(4, M - i); a++)
-                for (int64_t b = 0; b < MIN(4, N - j); b++)
-                    y[(i + a) * ldy + j + b] = t[4 * a + b];
-        }
-    }
-}
-
 #define PANELS_PAIRS &panels_pairs
 #define BLOCK_PAIRS  block_pairs
-#define DOTS_PAIRS   dots_pairs
 #else
 #define PANELS_PAIRS NULL
 #define BLOCK_PAIRS  NULL
-#define DOTS_PAIRS   NULL
 #endif
-
-enum { DOTS = W == 16 ? 4 : 2 }; /* columns of dots_tile */
-
-INLINE vf dots_ld(const void *w, int64_t k, bool half)
-{
-    return half ? ld_half((const uint16_t *)w + k) : ld((const float *)w + k);
-}
-
-INLINE vf dots_ld_n(const void *w, int64_t k, int64_t c, bool half)
-{
-    return half ? ld_half_n((const uint16_t *)w + k, c) : ld_n((const float *)w + k, c, 0);
-}
-
-/* m x DOTS dot products side by side: y[m, DOTS]; next: what is fetched meanwhile */
-INLINE void dots_tile(int m, float *y, const float *x, int64_t ldx, const void *const *w, int64_t K,
-                      bool half, const struct ahead *next)
-{
-    vf s[4 * DOTS] = { { 0 } };
-    int64_t k = 0;
-    for (; k + W <= K; k += W) {
-        vf b[DOTS];
-        for (int j = 0; j < DOTS; j++)
-            b[j] = dots_ld(w[j], k, half);
-        for (int j = 0; j < next->n; j++)
-            __builtin_prefetch(next->at + j * next->ld + k * (half ? 2 : 4), 0, 2);
-        for (int i = 0; i < m; i++) {
-            const vf a = ld(x + i * ldx + k);
-            for (int j = 0; j < DOTS; j++)
-                s[DOTS * i + j] += a * b[j];
-        }
-    }
-    if (k < K) {
-        vf b[DOTS];
-        for (int j = 0; j < DOTS; j++)
-            b[j] = dots_ld_n(w[j], k, K - k, half);
-        for (int i = 0; i < m; i++) {
-            const vf a = ld_n(x + i * ldx + k, K - k, 0);
-            for (int j = 0; j < DOTS; j++)
-                s[DOTS * i + j] += a * b[j];
-        }
-    }
-#if defined(__AVX512F__)
-    st(y, sums_of(s));
-#else
-    for (int i = 0; i < DOTS * m; i++)
-        y[i] = sum_lanes(s[i]);
-#endif
-}
-
-/* Columns outside, so that w comes from memory at an even rate while its columns meet all rows: the next ones are fetched while the first rows meet these. */
-INLINE void dots_of(float *y, int64_t ldy, const float *x, int64_t ldx, int64_t M, const void *w,
-                    int64_t ldw, bool half, int64_t N, int64_t K)
-{
-    const int64_t row = ldw * (half ? 2 : 4);
-    for (int64_t j = 0; j < N; j += DOTS) {
-        const void *at[DOTS];
-        for (int64_t k = 0; k < DOTS; k++)
-            at[k] = (const char *)w + MIN(j + k, N - 1) * row;
-        for (int64_t i = 0; i < M; i += 4) {
-            float t[4 * DOTS];
-            const struct ahead next = ahead_of((const char *)w + MIN(j + DOTS, N) * row, row,
-                                               N - j - DOTS, DOTS, i / 4, M);
-            DOTS_OF(M - i, dots_tile, t, x + i * ldx, ldx, at, K, half, &next);
-            for (int64_t a = 0; a < MIN(4, M - i); a++)
-                for (int64_t b = 0; b < MIN(DOTS, N - j); b++)
-                    y[(i + a) * ldy + j + b] = t[DOTS * a + b];
-        }
-    }
-}
-
-static void dots(float *y, int64_t ldy, const float *x, int64_t ldx, int64_t M, const void *w,
-                 int64_t ldw, bool half, int64_t N, int64_t K)
-{
-    if (half)
-        dots_of(y, ldy, x, ldx, M, w, ldw, true, N, K);
-    else
-        dots_of(y, ldy, x, ldx, M, w, ldw, false, N, K);
-}
 #endif

@@ -126,31 +126,6 @@ INLINE float sum_lanes(vf x)
     return _mm_cvtss_f32(_mm_add_ss(z, _mm_shuffle_ps(z, z, 1)));
 }
 
-#if defined(__AVX512F__)
-/* lane l of the result is the sum of the lanes of s[l], for 16 vectors: four rounds of halving, each of two
- * shuffles and an addition a vector that is left */
-INLINE vf sums_of(const vf *s)
-{
-    __m512 quad[4], half[2];
-    for (int q = 0; q < 4; q++) {
-        const __m512 a = (vreg)s[4 * q], b = (vreg)s[4 * q + 1], c = (vreg)s[4 * q + 2],
-                     d = (vreg)s[4 * q + 3];
-        const __m512d ab =
-            (__m512d)_mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-        const __m512d cd =
-            (__m512d)_mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
-        quad[q] = _mm512_add_ps((__m512)_mm512_unpacklo_pd(ab, cd),
-                                (__m512)_mm512_unpackhi_pd(ab, cd));
-    }
-    for (int h = 0; h < 2; h++) {
-        const __m512 x = quad[2 * h], y = quad[2 * h + 1];
-        half[h] = _mm512_add_ps(_mm512_shuffle_f32x4(x, y, 0x44), _mm512_shuffle_f32x4(x, y, 0xee));
-    }
-    return (vf)_mm512_add_ps(_mm512_shuffle_f32x4(half[0], half[1], 0x88),
-                             _mm512_shuffle_f32x4(half[0], half[1], 0xdd));
-}
-#endif
-
 /* exp(x): 0 below -87.33 (no denormals, which are slow), exp(88.37) above 88.37; between them 2^n
  * is normal. NaN stays. exp(x) = 2^n e^r, |r| <= ln(2) / 2, and a polynomial for e^r. */
 INLINE vf vexp(vf x)

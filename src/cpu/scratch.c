@@ -64,8 +64,8 @@ struct cpu_need cpu_need_of(const struct ctx *cx, const struct op_sizes *s)
     n.shared = MAX(n.shared, linear_need(cx, s, q, s->C));
     n.shared = MAX(n.shared, linear_need(cx, s, s->C, 2 * s->F));
     n.shared = MAX(n.shared, linear_need(cx, s, s->F, s->C));
+    n.shared = MAX(n.shared, cpu_few_shared(MAX(MAX(s->F, 3 * s->rank), MAX(s->C, q))));
     if (s->A == DT_F32) return n;
     n.arena = MAX(n.arena, cpu_norm_arena(s->C));
-    n.shared = MAX(n.shared, cpu_few_shared(MAX(MAX(s->F, 3 * s->rank), MAX(s->C, q))));
     return n;
 }
