@@ -151,21 +151,31 @@ static float max(const float *x, int64_t n)
 
 static void exp_row(float *y, const float *x, int64_t n)
 {
-#define STEP(i, c) st_n(y + (i), vexp(ld_n(x + (i), (c), 0)), (c))
-    EACH(n, STEP);
-#undef STEP
+    int64_t i = 0;
+    for (; i + EXPS * W <= n; i += EXPS * W) {
+        vf p[EXPS];
+        lds(p, x + i, W);
+        vexps(p, EXPS);
+        sts(y + i, W, p);
+    }
+    for (; i < n; i += W)
+        st_n(y + i, vexp(ld_n(x + i, n - i, 0)), n - i);
 }
 
 static float exp_sum(float *y, const float *x, float a, float b, int64_t n)
 {
     vf s0 = { 0 }, s1 = { 0 };
     int64_t i = 0;
-    for (; i + 2 * W <= n; i += 2 * W) {
-        const vf p = vexp(ld(x + i) * a - b), q = vexp(ld(x + i + W) * a - b);
-        st(y + i, p);
-        st(y + i + W, q);
-        s0 += p;
-        s1 += q;
+    for (; i + EXPS * W <= n; i += EXPS * W) {
+        vf p[EXPS];
+        lds(p, x + i, W);
+        UNROLL
+        for (int j = 0; j < EXPS; j++)
+            p[j] = p[j] * a - b;
+        vexps(p, EXPS);
+        sts(y + i, W, p);
+        s0 += p[0] + p[1];
+        s1 += p[2] + p[3];
     }
     for (; i < n; i += W) {
         const int64_t c = n - i;
@@ -181,16 +191,19 @@ static double lse_sum(float *y, const float *x, float b, int64_t n)
 {
     vd s[4] = { { 0 }, { 0 }, { 0 }, { 0 } };
     int64_t i = 0;
-    for (; i + 2 * W <= n; i += 2 * W) {
-        const vf p = vexp(ld(x + i) - b), q = vexp(ld(x + i + W) - b);
-        if (y) {
-            st(y + i, p);
-            st(y + i + W, q);
+    for (; i + EXPS * W <= n; i += EXPS * W) {
+        vf p[EXPS];
+        lds(p, x + i, W);
+        UNROLL
+        for (int j = 0; j < EXPS; j++)
+            p[j] -= b;
+        vexps(p, EXPS);
+        if (y) sts(y + i, W, p);
+        UNROLL
+        for (int j = 0; j < EXPS; j++) {
+            s[j % 2 * 2] += LOW(p[j]);
+            s[j % 2 * 2 + 1] += HIGH(p[j]);
         }
-        s[0] += LOW(p);
-        s[1] += HIGH(p);
-        s[2] += LOW(q);
-        s[3] += HIGH(q);
     }
     for (; i < n; i += W) {
         float t[W];
@@ -205,9 +218,21 @@ static double lse_sum(float *y, const float *x, float b, int64_t n)
 
 static void logp_grad(float *z, float lse, float coef, int64_t n)
 {
-#define STEP(i, c) st_n(z + (i), vexp(ld_n(z + (i), (c), 0) - lse) * -coef, (c))
-    EACH(n, STEP);
-#undef STEP
+    int64_t i = 0;
+    for (; i + EXPS * W <= n; i += EXPS * W) {
+        vf p[EXPS];
+        lds(p, z + i, W);
+        UNROLL
+        for (int j = 0; j < EXPS; j++)
+            p[j] -= lse;
+        vexps(p, EXPS);
+        UNROLL
+        for (int j = 0; j < EXPS; j++)
+            p[j] *= -coef;
+        sts(z + i, W, p);
+    }
+    for (; i < n; i += W)
+        st_n(z + i, vexp(ld_n(z + i, n - i, 0) - lse) * -coef, n - i);
 }
 
 /* W queries from the i-th on; see rows.h */
@@ -235,13 +260,16 @@ INLINE void softmax_lanes(float *s, float *acc, int64_t ldc, float *m, float *l,
         t0 = VMAX(x, t0);
     }
     const vf top = VMAX(VMAX(t1, t0) * a, old), c = vexp(old - top);
-    for (j = 0; j + 2 <= some; j += 2) {
-        float *p = s + j * ldc, *q = p + ldc;
-        const vf x = vexp(ld(p) * a - top), y = vexp(ld(q) * a - top);
-        st(p, x);
-        st(q, y);
-        e0 += x;
-        e1 += y;
+    for (j = 0; j + EXPS <= some; j += EXPS) {
+        vf p[EXPS];
+        lds(p, s + j * ldc, ldc);
+        UNROLL
+        for (int i4 = 0; i4 < EXPS; i4++)
+            p[i4] = p[i4] * a - top;
+        vexps(p, EXPS);
+        sts(s + j * ldc, ldc, p);
+        e0 += p[0] + p[1];
+        e1 += p[2] + p[3];
     }
     for (; j < some; j++) {
         const vf x = vexp(ld(s + j * ldc) * a - top);
@@ -263,18 +291,28 @@ static void softmax(float *s, float *acc, int64_t ldc, float *m, float *l, float
         softmax_lanes(s + i, acc + i, ldc, m + i, l + i, a, ahead, i, n, D);
 }
 
-INLINE void attn_grad_step(float *s, float *dp, float a, float lse, float delta, int64_t c)
-{
-    const vf p = vexp(ld_n(s, c, 0) * a - lse);
-    st_n(dp, p * (ld_n(dp, c, 0) - delta) * a, c);
-    st_n(s, p, c);
-}
-
 static void attn_grad(float *s, float *dp, float a, float lse, float delta, int64_t n)
 {
-#define STEP(i, c) attn_grad_step(s + (i), dp + (i), a, lse, delta, (c))
-    EACH(n, STEP);
-#undef STEP
+    int64_t i = 0;
+    for (; i + EXPS * W <= n; i += EXPS * W) {
+        vf p[EXPS];
+        lds(p, s + i, W);
+        UNROLL
+        for (int j = 0; j < EXPS; j++)
+            p[j] = p[j] * a - lse;
+        vexps(p, EXPS);
+        sts(s + i, W, p);
+        UNROLL
+        for (int j = 0; j < EXPS; j++)
+            p[j] = p[j] * (ld(dp + i + j * W) - delta) * a;
+        sts(dp + i, W, p);
+    }
+    for (; i < n; i += W) {
+        const int64_t c = n - i;
+        const vf p = vexp(ld_n(s + i, c, 0) * a - lse);
+        st_n(dp + i, p * (ld_n(dp + i, c, 0) - delta) * a, c);
+        st_n(s + i, p, c);
+    }
 }
 
 static float rms_sum(float *sum, const float *x, const float *r, int64_t n)
@@ -338,30 +376,50 @@ INLINE void rope_step(float *a, float *b, const float *c, const float *s, float 
     st_n(b, y * cs + x * sn, k);
 }
 
+typedef float quad __attribute__((vector_size(16), aligned(4), may_alias));
+
 static void rope(float *x, const float *c, const float *s, float sign, int64_t half)
 {
-#define STEP(i, k) rope_step(x + (i), x + half + (i), c + (i), s + (i), sign, (k))
-    EACH(half, STEP);
-#undef STEP
+    int64_t i = 0;
+    for (; i + W <= half; i += W)
+        rope_step(x + i, x + half + i, c + i, s + i, sign, W);
+    for (; i + 4 <= half; i += 4) { /* small heads */
+        quad *a = (quad *)(x + i), *b = (quad *)(x + half + i);
+        const quad p = *a, q = *b, cs = *(const quad *)(c + i), sn = *(const quad *)(s + i) * sign;
+        *a = p * cs - q * sn;
+        *b = q * cs + p * sn;
+    }
+    if (i < half) rope_step(x + i, x + half + i, c + i, s + i, sign, half - i);
 }
 
 static void swiglu(float *y, const float *g, const float *u, int64_t n)
 {
-#define STEP(i, c)                                                           \
-    do {                                                                     \
-        const vf a_ = ld_n(g + (i), (c), 0);                                 \
-        st_n(y + (i), a_ / (vexp(-a_) + 1.0f) * ld_n(u + (i), (c), 0), (c)); \
-    } while (0)
-    EACH(n, STEP);
-#undef STEP
+    int64_t i = 0;
+    for (; i + EXPS * W <= n; i += EXPS * W) {
+        vf p[EXPS];
+        lds(p, g + i, W);
+        UNROLL
+        for (int j = 0; j < EXPS; j++)
+            p[j] = -p[j];
+        vexps(p, EXPS);
+        UNROLL
+        for (int j = 0; j < EXPS; j++)
+            p[j] = ld(g + i + j * W) / (p[j] + 1.0f) * ld(u + i + j * W);
+        sts(y + i, W, p);
+    }
+    for (; i < n; i += W) {
+        const vf a = ld_n(g + i, n - i, 0);
+        st_n(y + i, a / (vexp(-a) + 1.0f) * ld_n(u + i, n - i, 0), n - i);
+    }
 }
 
+/* e = exp(-g) */
 INLINE void swiglu_bwd_step(float *dg, float *du, float *y, const float *dy, const float *g,
-                            const float *u, int64_t c)
+                            const float *u, vf e, int64_t c)
 {
     const vf a = ld_n(g, c, 0), b = ld_n(u, c, 0), d = ld_n(dy, c, 0);
     /* 1 - s as e s keeps its digits where s is near 1 */
-    const vf e = vexp(-a), s = 1.0f / (e + 1.0f);
+    const vf s = 1.0f / (e + 1.0f);
     st_n(dg, d * b * s * (a * (e * s) + 1.0f), c);
     st_n(du, d * a * s, c);
     if (y) st_n(y, a / (e + 1.0f) * b, c);
@@ -370,10 +428,23 @@ INLINE void swiglu_bwd_step(float *dg, float *du, float *y, const float *dy, con
 static void swiglu_bwd(float *dg, float *du, float *y, const float *dy, const float *g,
                        const float *u, int64_t n)
 {
-#define STEP(i, c) \
-    swiglu_bwd_step(dg + (i), du + (i), y ? y + (i) : NULL, dy + (i), g + (i), u + (i), (c))
-    EACH(n, STEP);
-#undef STEP
+    int64_t i = 0;
+    for (; i + EXPS * W <= n; i += EXPS * W) {
+        vf e[EXPS];
+        lds(e, g + i, W);
+        UNROLL
+        for (int j = 0; j < EXPS; j++)
+            e[j] = -e[j];
+        vexps(e, EXPS);
+        UNROLL
+        for (int j = 0; j < EXPS; j++) {
+            const int64_t k = i + j * W;
+            swiglu_bwd_step(dg + k, du + k, y ? y + k : NULL, dy + k, g + k, u + k, e[j], W);
+        }
+    }
+    for (; i < n; i += W)
+        swiglu_bwd_step(dg + i, du + i, y ? y + i : NULL, dy + i, g + i, u + i,
+                        vexp(-ld_n(g + i, n - i, 0)), n - i);
 }
 
 INLINE void adamw_step(float *w, float *m, float *v, const float *g, const struct adamw_row *k,

@@ -75,6 +75,12 @@ INLINE __mmask16 first_lanes(int64_t c)
 {
     return c >= W ? 0xffff : (__mmask16)((1u << c) - 1);
 }
+#elif defined(__AVX2__)
+/* the first c lanes, 0 < c <= 8 */
+INLINE __m256i first_lanes(int64_t c)
+{
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)c), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
 #endif
 
 /* c valid lanes; the others read as `fill` */
@@ -83,6 +89,10 @@ INLINE vf ld_n(const float *p, int64_t c, float fill)
     if (c >= W) return ld(p);
 #if defined(__AVX512F__)
     return (vf)_mm512_mask_loadu_ps(_mm512_set1_ps(fill), first_lanes(c), p);
+#elif defined(__AVX2__)
+    const __m256i some = first_lanes(c);
+    const __m256 v = _mm256_maskload_ps(p, some);
+    return (vf)(fill == 0 ? v : _mm256_blendv_ps(_mm256_set1_ps(fill), v, (vreg)some));
 #else
     vf v = (vf){ 0 } + fill;
     float t[W];
@@ -101,6 +111,19 @@ INLINE void st_n(float *p, vf x, int64_t c)
     }
 #if defined(__AVX512F__)
     _mm512_mask_storeu_ps(p, first_lanes(c), (vreg)x);
+#elif defined(__AVX2__) /* the instruction that stores by a mask is slow on some processors */
+    __m128 v = _mm256_castps256_ps128((vreg)x);
+    if (c & 4) {
+        _mm_storeu_ps(p, v);
+        v = _mm256_extractf128_ps((vreg)x, 1);
+        p += 4;
+    }
+    if (c & 2) {
+        _mm_storel_pi((__m64 *)p, v);
+        v = _mm_movehl_ps(v, v);
+        p += 2;
+    }
+    if (c & 1) _mm_store_ss(p, v);
 #else
     float t[W];
     st(t, x);
@@ -126,28 +149,54 @@ INLINE float sum_lanes(vf x)
     return _mm_cvtss_f32(_mm_add_ss(z, _mm_shuffle_ps(z, z, 1)));
 }
 
-/* exp(x): 0 below -87.33 (no denormals, which are slow), exp(88.37) above 88.37; between them 2^n
- * is normal. NaN stays. exp(x) = 2^n e^r, |r| <= ln(2) / 2, and a polynomial for e^r. */
+enum { EXPS = 4 };
+
+/* x = exp(x) for n <= EXPS vectors: 0 below -87.33 (no denormals, which are slow), exp(88.37) above 88.37; between them 2^k
+ * is normal. NaN stays. exp(x) = 2^k e^r, |r| <= ln(2) / 2, and a polynomial for e^r. Step by step for all, since one
+ * vector's chain of operations is long and leaves the processor idle. */
+INLINE void vexps(vf *x, int n)
+{
+#define ALL UNROLL for (int i = 0; i < n; i++)
+    /* 1.5 * 2^23: adding it rounds to an integer in the low bits */
+    const float magic = 12582912.0f;
+    const vf zero = { 0 };
+    vi low[EXPS];
+    vf t[EXPS], r[EXPS], p[EXPS];
+    ALL low[i] = x[i] < -87.3365447505f;
+    ALL x[i] = VMIN(zero + 88.3762626647f, VMAX(zero - 87.3365447505f, x[i]));
+    ALL t[i] = x[i] * 1.44269504088896341f + magic;
+    ALL p[i] = t[i] - magic;
+    ALL r[i] = x[i] - p[i] * 0.693145751953125f;
+    ALL r[i] = r[i] - p[i] * 1.42860682030941723e-6f;
+    ALL p[i] = r[i] * 1.9875691500e-4f + 1.3981999507e-3f;
+    ALL p[i] = p[i] * r[i] + 8.3334519073e-3f;
+    ALL p[i] = p[i] * r[i] + 4.1665795894e-2f;
+    ALL p[i] = p[i] * r[i] + 1.6666665459e-1f;
+    ALL p[i] = p[i] * r[i] + 5.0000001201e-1f;
+    ALL p[i] = p[i] * (r[i] * r[i]) + r[i] + 1.0f;
+    ALL x[i] = (vf)(((vi)p[i] + ((vi)t[i] << 23)) & ~low[i]); /* k lands in the exponent */
+#undef ALL
+}
+
+/* EXPS vectors, `step` floats apart */
+INLINE void lds(vf *x, const float *p, int64_t step)
+{
+    UNROLL
+    for (int i = 0; i < EXPS; i++)
+        x[i] = ld(p + i * step);
+}
+
+INLINE void sts(float *p, int64_t step, const vf *x)
+{
+    UNROLL
+    for (int i = 0; i < EXPS; i++)
+        st(p + i * step, x[i]);
+}
+
 INLINE vf vexp(vf x)
 {
-    const float magic =
-        12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer in the low bits */
-    const vf zero = { 0 };
-    const vi low = x < -87.3365447505f;
-    x = VMAX(zero - 87.3365447505f, x);
-    x = VMIN(zero + 88.3762626647f, x);
-    const vf t = x * 1.44269504088896341f + magic;
-    const vf n = t - magic;
-    vf r = x - n * 0.693145751953125f;
-    r = r - n * 1.42860682030941723e-6f;
-    vf p = zero + 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + r + 1.0f;
-    return (vf)(((vi)p + ((vi)t << 23)) & ~low); /* n lands in the exponent */
+    vexps(&x, 1);
+    return x;
 }
 
 /* bfloat16, the upper half of a float: W of them, exact */
