@@ -105,4 +105,11 @@ static inline int64_t att_ahead(const struct att_rows *r, const struct att_keys 
 {
     return k->first < 0 || r->across ? k->n : r->q0 - k->first;
 }
+
+/* The diagonal cuts the block: it is taken in strips of so many rows, each against the keys that its rows see. */
+enum { ATT_STRIP = 16 };
+static inline bool att_diagonal(const struct att_rows *r, const struct att_keys *k)
+{
+    return att_ahead(r, k) == 0;
+}
 #endif

@@ -111,12 +111,33 @@ static void bwd_rows(const struct rows *r, const struct att *a, const struct gra
         /* delta costs D of about 5 * 64 * D, so it is cheaper to make again than to keep */
         const float delta = r->dot(pdo + i * step_do, po + i * step_o, D);
         r->attn_grad(p, dp, a->scale, lse[q->across ? i : i * a->H], delta, n);
-        memset(p + n, 0, (size_t)(ATT_K - n) * sizeof *p);
-        memset(dp + n, 0, (size_t)(ATT_K - n) * sizeof *dp);
+        memset(p + n, 0, (size_t)(k->n - n) * sizeof *p);
+        memset(dp + n, 0, (size_t)(k->n - n) * sizeof *dp);
     }
     r->block(b->dv, ATT_K, pdo, 1, step_do, b->p, ATT_K, D, k->n, q->n, true);
     r->block(b->dk, ATT_K, pq, 1, step_q, b->dp, ATT_K, D, k->n, q->n, true);
     r->block(dq, step_dq, b->dp, ATT_K, 1, key->p, key->ld, q->n, D, k->n, true);
+}
+
+/* bwd_rows, by strips where the diagonal cuts the block */
+static void bwd_block(const struct rows *r, const struct att *a, const struct grads *d,
+                      const struct segment *s, const struct att_rows *q, const struct att_keys *k,
+                      const struct bwd_in *in, const struct att_view *key, int64_t h, int64_t g,
+                      const struct bwd_buf *b)
+{
+    const int64_t step = att_diagonal(q, k) ? ATT_STRIP : q->n;
+    for (int64_t i = 0; i < q->n; i += step) {
+        struct att_rows rows = *q;
+        struct att_keys keys = *k;
+        struct bwd_in from = *in;
+        rows.q0 += i;
+        rows.n = MIN(step, q->n - i);
+        if (step < q->n) keys.n = MIN(k->n, i + rows.n);
+        from.q.p += i * in->q.ld;
+        from.dout.p += i * in->dout.ld;
+        from.o.p += i * in->o.ld;
+        bwd_rows(r, a, d, s, &rows, &keys, &from, key, h, g, b);
+    }
 }
 
 /* The sums get what a key block gathered, x [D, ATT_K]. */
@@ -149,7 +170,7 @@ static void bwd_segment(const struct rows *r, const struct att *a, const struct 
                                        att_read(r, b->dout, d->dout, row, n, g * GD, GD),
                                        att_read(r, b->o, d->o, row, n, g * GD, GD) };
             for (int64_t h = 0; h < q.heads; h++)
-                bwd_rows(r, a, d, s, &q, &k, &in, &key, h, g, b);
+                bwd_block(r, a, d, s, &q, &k, &in, &key, h, g, b);
         }
         bwd_add(r, a, &k, &b->sk, b->dk, b->back);
         bwd_add(r, a, &k, &b->sv, b->dv, b->back);

@@ -95,10 +95,17 @@ static void fwd_block(const struct rows *r, const struct att *a, const struct ou
         if (!att_pairs(r, a->k, D)) key = att_read(r, b->k, a->k, k.row, k.n, g * D, D);
         for (int64_t h = 0; h < G; h++) {
             float *acc = b->acc + h * D * P;
-            att_scores(r, b->s, a->k, at, a->k->ld, &key, b->qt + h * D * P, k.n, n, D);
+            const float *qt = b->qt + h * D * P;
+            const int64_t step = att_diagonal(&q, &k) ? ATT_STRIP : ATT_K;
+            for (int64_t j = 0; j < k.n; j += step) /* keys, and the queries that see them */
+                att_scores(r, b->s + j * P + j, a->k, at + j * a->k->ld, a->k->ld,
+                           &(struct att_view){ key.p + j * key.ld, key.ld }, qt + j,
+                           MIN(step, k.n - j), n - j, D);
             r->softmax(b->s, acc, P, b->m + h * P, b->l + h * P, a->scale, att_ahead(&q, &k), k.n,
                        n, D);
-            r->block(acc, P, v.p, 1, v.ld, b->s, P, D, n, k.n, true);
+            for (int64_t i = 0; i < n; i += step) /* queries, and the keys that they see */
+                r->block(acc + i, P, v.p, 1, v.ld, b->s + i, P, D, MIN(step, n - i),
+                         step < ATT_K ? MIN(k.n, i + step) : k.n, true);
         }
     }
     for (int64_t h = 0; h < G; h++) {
