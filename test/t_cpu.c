@@ -13,16 +13,18 @@
 #include <unistd.h>
 #include "../src/base/rng.h"
 #include "../src/base/signals.h"
-#include "../src/cpu/cpu.h"
+#include "isa.h"
 
 #define OK(expr) assert_int_equal((expr), 0)
 
 /* --- the inner loops by themselves
  * -------------------------------------------------------------------------------------- */
+enum { ISAS = 4 };
+
 static const struct rows *each_isa(struct ctx *cx, int i)
 {
-    static const char *const isa[] = { "base", "avx2", "avx512" };
-    return cpu_force_isa(cx, isa[i]) ? cx->rows : NULL;
+    static const char *const isa[ISAS] = { "base", "avx2", "avx512", "avx512_bf16" };
+    return test_isa(cx, isa[i]) ? cx->rows : NULL;
 }
 
 static void test_cpu__exp(void **state)
@@ -32,7 +34,7 @@ static void test_cpu__exp(void **state)
                                 88.73f, -87.3f, -87.4f,    -1e30f,   1e30f };
     struct backend be;
     OK(cpu_open(&be, 1));
-    for (int k = 0; k < 3; k++) {
+    for (int k = 0; k < ISAS; k++) {
         const struct rows *r = each_isa(be.cx, k);
         float x[1001], y[1001];
         double worst = 0;
@@ -81,7 +83,7 @@ static void test_cpu__split(void **state)
     struct backend be;
     (void)state;
     OK(cpu_open(&be, 1));
-    for (int k = 0; k < 3; k++) {
+    for (int k = 0; k < ISAS; k++) {
         const struct rows *r = each_isa(be.cx, k);
         for (uint32_t u = 0; u < 65536 && r; u++) {
             float x[N], y[N];
@@ -105,7 +107,7 @@ static void test_cpu__row_tails(void **state)
     (void)state;
     struct backend be;
     OK(cpu_open(&be, 1));
-    for (int k = 0; k < 3; k++) {
+    for (int k = 0; k < ISAS; k++) {
         const struct rows *r = each_isa(be.cx, k);
         float x[140], y[140], z[140];
         for (int64_t n = 0; n < 140 && r; n++) {
@@ -179,7 +181,7 @@ static void test_cpu__softmax(void **state)
     (void)state;
     struct backend be;
     OK(cpu_open(&be, 1));
-    for (int k = 0; k < 3; k++) {
+    for (int k = 0; k < ISAS; k++) {
         const struct rows *r = each_isa(be.cx, k);
         for (int64_t n = 1; n <= 40 && r; n++)
             for (int64_t ahead = -40; ahead <= 40; ahead += 3)
@@ -205,7 +207,7 @@ static void test_cpu__bfloat16(void **state)
     static uint16_t in[65536 + 3], out[65536 + 3];
     static float x[65536 + 3];
     OK(cpu_open(&be, 1));
-    for (int k = 0; k < 3; k++) {
+    for (int k = 0; k < ISAS; k++) {
         const struct rows *r = each_isa(be.cx, k);
         if (!r) continue;
         for (int32_t i = 0; i < 65536 + 3; i++)
@@ -238,7 +240,7 @@ static void test_cpu__pack_and_block(void **state)
         a[i] = (float)rng_normal(1, 5, (uint64_t)i);
         b[i] = (float)rng_normal(2, 5, (uint64_t)i);
     }
-    for (int k = 0; k < 3; k++) {
+    for (int k = 0; k < ISAS; k++) {
         const struct rows *r = each_isa(be.cx, k);
         for (int64_t M = 1; M < 70 && r; M += M < 30 ? 1 : 13)
             for (int64_t N = 1; N < 70; N += N < 36 ? 3 : 11) {
@@ -273,12 +275,12 @@ static void test_cpu__block_pairs(void **state)
     static uint16_t a[LD * LD], b[LD * LD];
     static float x[LD * LD], y[LD * LD], t[LD * LD], c[LD * LD];
     OK(cpu_open(&be, 1));
-    const struct rows *r = be.cx->rows;
-    if (!r->pairs) {
+    if (!test_isa(be.cx, "avx512_bf16")) {
         print_message("skipped: this processor has no instruction for pairs of bfloat16\n");
         backend_close(&be);
         skip();
     }
+    const struct rows *r = be.cx->rows;
     for (int64_t i = 0; i < LD * LD; i++) {
         x[i] = (float)rng_normal(1, 5, (uint64_t)i);
         y[i] = (float)rng_normal(2, 5, (uint64_t)i);

@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "../src/base/rng.h"
-#include "../src/cpu/cpu.h"
+#include "isa.h"
 
 enum { M_MAX = 17, N_MAX = 64, PAD = 5 };
 
@@ -92,7 +92,7 @@ static void run(const char *isa)
     static const int64_t depth[] = { 1, 2, 7, 16, 31, 33, 64, 100, 129, 896, 2051 };
     struct backend be;
     assert_int_equal(cpu_open(&be, 1), 0);
-    if (!cpu_force_isa(be.cx, isa)) {
+    if (!test_isa(be.cx, isa)) {
         print_message("skipped: this processor has no %s\n", isa);
         backend_close(&be);
         skip();

@@ -8,9 +8,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "isa.h"
 #include "model_fixture.h"
 #include "model_ref.h"
-#include "../src/cpu/cpu.h"
 
 enum { S = 2 * FIX_PAIRS };
 static char dir[64];
@@ -276,7 +276,7 @@ static void test_lora__steps_allocate_nothing(void **state)
         const bool train = k % 4 < 2;
         fix_open_lora(&f, dir, FIX_QWEN3, k % 2 ? DT_BF16 : DT_F32, k % 3 ? &big : &LORAS[0],
                       train ? &TRAIN : &INFER);
-        if (cpu_force_isa(f.be.cx, isa[k / 4])) {
+        if (test_isa(f.be.cx, isa[k / 4])) {
             assert_int_equal(f.be.mem->reserve(f.be.cx, &f.sizes), 0);
             const int64_t made = f.be.mem->allocations(f.be.cx);
             run(&f, &fb, logp, train);

@@ -9,9 +9,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include "../src/base/rng.h"
+#include "isa.h"
 #include "model_fixture.h"
 #include "model_ref.h"
-#include "../src/cpu/cpu.h"
 
 enum { S = 2 * FIX_PAIRS };
 static char dir[64];
@@ -320,7 +320,7 @@ static void test_model__steps_allocate_nothing(void **state)
         struct fix f;
         double logp[S];
         fix_open_as(&f, dir, k / 4 % FIX_SHAPES, k % 2 ? DT_BF16 : DT_F32, train, 1);
-        if (cpu_force_isa(f.be.cx, isa[k / 4 / FIX_SHAPES])) {
+        if (test_isa(f.be.cx, isa[k / 4 / FIX_SHAPES])) {
             const int64_t before = f.be.mem->allocations(f.be.cx);
             const int64_t bytes = f.be.mem->scratch(f.be.cx, &f.sizes);
             assert_true(bytes > 0);

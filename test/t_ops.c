@@ -6,8 +6,8 @@
 #include <cmocka.h>
 #include <stdlib.h>
 #include <string.h>
+#include "isa.h"
 #include "op_rows.h"
-#include "../src/cpu/cpu.h"
 
 #define OK(expr) assert_int_equal((expr), 0)
 
@@ -27,7 +27,7 @@ static void row_on(const struct op_row *row, enum dtype act, const char *isa)
         uint8_t digest[2][32];
         OK(cpu_open(&be, threads));
         assert_int_equal(be.threads, threads);
-        const bool can = cpu_force_isa(be.cx, isa);
+        const bool can = test_isa(be.cx, isa);
         for (int k = 0; k < (threads == 3 ? TWICE : 1) && can; k++) {
             struct op_run r = { .be = &be, .seed = 11, .act = act };
             row->run(&r, row->d);

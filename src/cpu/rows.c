@@ -264,8 +264,8 @@ INLINE void softmax_lanes(float *s, float *acc, int64_t ldc, float *m, float *l,
         vf p[EXPS];
         lds(p, s + j * ldc, ldc);
         UNROLL
-        for (int i4 = 0; i4 < EXPS; i4++)
-            p[i4] = p[i4] * a - top;
+        for (int q = 0; q < EXPS; q++)
+            p[q] = p[q] * a - top;
         vexps(p, EXPS);
         sts(s + j * ldc, ldc, p);
         e0 += p[0] + p[1];

@@ -19,7 +19,9 @@ enum dots_kind { DOTS_FLOATS, DOTS_HALVES, DOTS_PAIRS };
 typedef vi vi_mem __attribute__((aligned(1), may_alias));
 
 /* v stays in its register: a load that several products use would be repeated in each */
+#if !defined(KEEP)
 #define KEEP(v) __asm__("" : "+v"(v))
+#endif
 
 INLINE enum dots_kind dots_kind(bool xhalf, bool whalf)
 {
@@ -92,7 +94,8 @@ INLINE void dots_add(int m, vf *s, const float *x, const vf *b, enum dots_kind k
         for (int j = 0; j < DN; j++) {
 #if defined(__AVX512BF16__)
             if (kind == DOTS_PAIRS) {
-                s[DN * i + j] = (vf)_mm512_dpbf16_ps((vreg)s[DN * i + j], (__m512bh)a, (__m512bh)b[j]);
+                vf *t = &s[DN * i + j];
+                *t = (vf)_mm512_dpbf16_ps((vreg)*t, (__m512bh)a, (__m512bh)b[j]);
                 continue;
             }
 #endif
@@ -205,8 +208,8 @@ INLINE void dots_tile(int m, int n, float *y, int64_t ldy, const struct dots_par
 INLINE void dots_rows(int64_t m, int n, float *y, int64_t ldy, const struct dots_part *p,
                       enum dots_kind kind)
 {
-#define CASE(k)                         \
-    case k:                             \
+#define CASE(k)                           \
+    case k:                               \
         dots_tile(k, n, y, ldy, p, kind); \
         break
     switch (m) {

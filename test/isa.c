@@ -1,0 +1,23 @@
+/* SPDX-License-Identifier: MIT */
+#include "isa.h"
+#include <string.h>
+
+#if ISA_EMULATED
+extern const struct rows rows_emulated_avx512, rows_emulated_avx512_bf16;
+#endif
+
+bool test_isa(struct ctx *cx, const char *name)
+{
+    if (cpu_force_isa(cx, name)) return true;
+#if ISA_EMULATED
+    static const struct rows *const emulated[] = { &rows_emulated_avx512,
+                                                   &rows_emulated_avx512_bf16 };
+    for (size_t i = 0; i < COUNT_OF(emulated); i++) {
+        if (strcmp(emulated[i]->name + strlen("emulated_"), name) != 0) continue;
+        if (!cpu_force_isa(cx, "avx2")) return false;
+        cx->rows = emulated[i];
+        return true;
+    }
+#endif
+    return false;
+}

@@ -1,0 +1,9 @@
+/* SPDX-License-Identifier: MIT
+ * isa.h - the CPU backend's instruction sets, those that this processor lacks included. */
+#ifndef BDPO_TEST_ISA_H
+#define BDPO_TEST_ISA_H
+#include "../src/cpu/cpu.h"
+
+/* cpu_force_isa; AVX-512's tables are emulated (isa_emu) where the processor has AVX2 alone, but not under a sanitizer. False: it can be had neither way. */
+bool test_isa(struct ctx *cx, const char *name);
+#endif
