@@ -17,4 +17,5 @@ cat <<END
 wrote $out/model_answer/$name.jsonl
 To have it judged (needs FastChat and a key of the judge's service, which is paid for): copy it to fastchat/llm_judge/data/mt_bench/model_answer/ and, in fastchat/llm_judge,
   python3 gen_judgment.py --model-list $name --judge-model gpt-4 && python3 show_result.py --model-list $name
+and copy data/mt_bench/model_judgment/gpt-4_single.jsonl to $out/, where scripts/table.py finds it.
 END

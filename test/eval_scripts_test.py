@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: MIT
 """The evaluation scripts where they need nothing but the program: MT-bench's answers in FastChat's format, the table of results. Standard library only;
 $BDPO_TRAIN is run. (test/check_eval.py has the scores.)"""
+import json
 import os
 import subprocess
 import sys
@@ -59,6 +60,20 @@ def test_table(r, root):
     r.check(code == 1 and "paper.csv:3: error: " in said, "a metric that does not exist", said)
     code, said = call(sys.executable, table, f"bdpo={root}")
     r.check(code == 0, "folders below are looked at", said)
+    os.makedirs(f"{root}/judged")
+    judgment = lambda model, turn, score: json.dumps({"question_id": 81, "model": model, "judge": ["gpt-4", "single-v1"], "judgment": "x", "score": score, "turn": turn}) + "\n"
+    judged = f"{root}/judged/gpt-4_single.jsonl"
+    with open(judged, "w", encoding="utf-8") as f:
+        f.writelines([judgment("bdpo", 1, 4), judgment("other", 1, 10), judgment("bdpo", 2, 7), judgment("bdpo", 1, 5), judgment("bdpo", 2, -1)])
+    code, said = call(sys.executable, table, f"bdpo={root}/judged")
+    r.check(code == 0 and "| bdpo | mtbench, points of 10 | 5.33 (3.60 to 7.06), 3 items | 4.04 | Qwen2.5-0.5B |" in said and
+            "| mtbench-1, points of 10 | 4.50 (3.52 to 5.48), 2 items | | |" in said and "| mtbench-2, points of 10 | 7.00 | | |" in said, "MT-bench as its judge scored it", said)
+    code, said = call(sys.executable, table, f"dpo={root}/judged")
+    r.check(code == 1 and "no judgment of dpo: it has bdpo, other" in said, "judgments of others", said)
+    with open(judged, "a", encoding="utf-8") as f:
+        f.write("{}\n")
+    code, said = call(sys.executable, table, f"bdpo={root}/judged")
+    r.check(code == 1 and "gpt-4_single.jsonl:6: error: " in said, "what is no judgment", said)
     code, said = call(sys.executable, table, f"bdpo={root}/model")
     r.check(code == 1 and "no results.json" in said, "no results", said)
 
