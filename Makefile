@@ -90,7 +90,7 @@ BIN := $(O)/bdpo-train
 SLOW := test/t_cuda_ops.c test/t_ops.c test/t_cuda_attention.c
 TESTS := $(patsubst test/%.c,$(O)/test/%,$(filter-out $(if $(EMU),,test/t_cuda_%),$(SLOW) $(filter-out $(SLOW),$(wildcard test/t_*.c))))
 TESTLIB := $(patsubst %.c,$(O)/%.o,$(filter-out $(wildcard test/t_*.c) test/bench.c,$(wildcard test/*.c)))
-# AVX-512's loops in plain C, for processors without it
+# AVX-512's loops in plain C, for processors without it; more than -O1 takes the compiler a minute
 ROWS_EMU := $(if $(filter release,$(BUILD)),$(patsubst %,$(O)/test/isa_emu/rows_%.o,avx512 avx512_bf16))
 TESTLIB += $(ROWS_EMU)
 BENCH := $(O)/test/bench
@@ -165,7 +165,7 @@ $(patsubst %,$(O)/src/cpu/rows_%.o,$(ROWS_ISAS)): $(O)/src/cpu/rows_%.o: $(ROWS)
 $(ROWS_EMU): $(O)/test/isa_emu/rows_%.o: $(ROWS) $(O)/flags
 	@mkdir -p $(@D)
 	$(SAY) CC $(@:$(O)/%=%)
-	$(Q)$(CC) $(CFLAGS_ALL) $(ROWS_FLAGS) $(ROWS_avx2) $(if $(findstring bf16,$*),-DEMU_BF16) -Wno-psabi -Itest/isa_emu -DROWS_ISA=emulated_$* -MMD -MP -c -o $@ $<
+	$(Q)$(CC) $(CFLAGS_ALL) $(ROWS_FLAGS) $(ROWS_avx2) -O1 -g0 $(if $(findstring bf16,$*),-DEMU_BF16) -Wno-psabi -Itest/isa_emu -DROWS_ISA=emulated_$* -MMD -MP -c -o $@ $<
 $(O)/test/isa.o: CFLAGS_ALL += -DISA_EMULATED=$(words $(ROWS_EMU))
 $(O)/src/dist/comm_mpi.o: src/dist/comm_mpi.c $(O)/flags
 	@mkdir -p $(@D)

@@ -8,7 +8,7 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
-#define EMU static inline __attribute__((always_inline, unused))
+#define EMU static __attribute__((noinline, unused)) /* inlined, they take a compiler minutes */
 
 /* lanes of vectors, by their size in bits and what they hold */
 typedef uint16_t emu_u16x16 __attribute__((vector_size(32)));
