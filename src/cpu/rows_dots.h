@@ -5,10 +5,13 @@
 #define BDPO_ROWS_DOTS_H
 #include "rows_vec.h"
 
-/* DM rows of x by DN of w are summed in registers, UNIT elements a step. */
+/* DM rows of x by DN of w are summed in registers, or one by DN_FEW and two by DN_TWO, which read from more places at a time; UNIT
+ * elements a step. */
 enum {
     DM = W == 16 ? 8 : 6,
     DN = W == 16 ? 3 : 2,
+    DN_FEW = 6,
+    DN_TWO = 4,
     UNIT = 2 * W,
     L1 = 28 * 1024,
     COLUMNS = 64 /* the most rows of w at a time */
@@ -84,45 +87,45 @@ static void dots_pack(float *panel, int64_t i, const void *x, bool xhalf, bool w
         pack_row(to, x, true, DOTS_PAIRS, K);
 }
 
-/* One vector of each of w's rows against m of x */
-INLINE void dots_add(int m, vf *s, const float *x, const vf *b, enum dots_kind kind)
+/* One vector of each of c rows of w against m of x */
+INLINE void dots_add(int m, int c, vf *s, const float *x, const vf *b, enum dots_kind kind)
 {
     UNROLL
     for (int i = 0; i < m; i++) {
         vf a = ld(x + i * W);
         KEEP(a);
-        for (int j = 0; j < DN; j++) {
+        for (int j = 0; j < c; j++) {
 #if defined(__AVX512BF16__)
             if (kind == DOTS_PAIRS) {
-                vf *t = &s[DN * i + j];
+                vf *t = &s[c * i + j];
                 *t = (vf)_mm512_dpbf16_ps((vreg)*t, (__m512bh)a, (__m512bh)b[j]);
                 continue;
             }
 #endif
-            s[DN * i + j] += a * b[j];
+            s[c * i + j] += a * b[j];
         }
     }
     (void)kind;
 }
 
-/* A step: w holds addresses of DN rows' elements, `at` bytes further on. */
-INLINE void dots_step(int m, vf *s, const float *x, const char *const *w, int64_t at, vi upper,
+/* A step: w holds addresses of c rows' elements, `at` bytes further on. */
+INLINE void dots_step(int m, int c, vf *s, const float *x, const char *const *w, int64_t at, vi upper,
                       enum dots_kind kind)
 {
-    vf b[DN];
-    for (int j = 0; j < DN; j++) {
+    vf b[DN_FEW];
+    for (int j = 0; j < c; j++) {
         const vi word = *(const vi_mem *)(w[j] + at);
         b[j] = (vf)(kind == DOTS_HALVES ? word << 16 : word);
         KEEP(b[j]);
     }
-    dots_add(m, s, x, b, kind);
+    dots_add(m, c, s, x, b, kind);
     if (kind == DOTS_PAIRS) return;
-    for (int j = 0; j < DN; j++) {
+    for (int j = 0; j < c; j++) {
         const vi word = *(const vi_mem *)(w[j] + at + (kind == DOTS_HALVES ? 0 : W * 4));
         b[j] = (vf)(kind == DOTS_HALVES ? word & upper : word);
         KEEP(b[j]);
     }
-    dots_add(m, s, x + DM * W, b, kind);
+    dots_add(m, c, s, x + DM * W, b, kind);
 }
 
 /* The sums of four vectors' lanes */
@@ -156,15 +159,15 @@ INLINE __m128 sums4(const vf *s, int64_t step, int n)
 #endif
 }
 
-struct dots_part {        /* steps [from, end) of a block of x and DN rows of w */
-    const float *x;       /* the block's panel */
-    const char *w[DN];    /* the rows */
-    int64_t from, end, K; /* steps; K in elements */
-    vf *sums;             /* of earlier steps, unless from is 0, and of these, unless they are the last */
+struct dots_part {         /* steps [from, end) of a block of x and some rows of w */
+    const float *x;        /* the block's panel */
+    const char *w[DN_FEW]; /* the rows */
+    int64_t from, end, K;  /* steps; K in elements */
+    vf *sums;              /* of earlier steps, unless from is 0, and of these, unless they are the last */
 };
 
-/* y[m, n] where these steps are the last */
-INLINE void dots_tile(int m, int n, float *y, int64_t ldy, const struct dots_part *p,
+/* m rows by c, of which n count: y[m, n] where these steps are the last */
+INLINE void dots_tile(int m, int c, int n, float *y, int64_t ldy, const struct dots_part *p,
                       enum dots_kind kind)
 {
     const int64_t size = kind == DOTS_FLOATS ? 4 : 2, step = per_step(kind) * DM * W;
@@ -172,58 +175,67 @@ INLINE void dots_tile(int m, int n, float *y, int64_t ldy, const struct dots_par
     const vi upper = (vi){ 0 } + INT32_C(-65536);
     vf s[DM * DN];
     UNROLL
-    for (int i = 0; i < m * DN; i++)
+    for (int i = 0; i < m * c; i++)
         s[i] = p->from ? p->sums[i] : (vf){ 0 };
     for (int64_t k = p->from; k < whole; k++)
-        dots_step(m, s, p->x + k * step, p->w, k * UNIT * size, upper, kind);
+        dots_step(m, c, s, p->x + k * step, p->w, k * UNIT * size, upper, kind);
     if (whole < p->end) { /* the last one is cut */
-        float t[DN][UNIT] = { { 0 } };
-        const char *at[DN];
-        for (int j = 0; j < DN; j++) {
+        float t[DN_FEW][UNIT] = { { 0 } };
+        const char *at[DN_FEW];
+        for (int j = 0; j < c; j++) {
             memcpy(t[j], p->w[j] + whole * UNIT * size, (size_t)((p->K - whole * UNIT) * size));
             at[j] = (const char *)t[j];
         }
-        dots_step(m, s, p->x + whole * step, at, 0, upper, kind);
+        dots_step(m, c, s, p->x + whole * step, at, 0, upper, kind);
     }
     if (p->end * UNIT < p->K) {
         UNROLL
-        for (int i = 0; i < m * DN; i++)
+        for (int i = 0; i < m * c; i++)
             p->sums[i] = s[i];
         return;
     }
+    for (int i = 0; i < m && m <= 2; i++) { /* four of a row */
+        UNROLL
+        for (int j = 0; j < c; j += 4) {
+            float t[4];
+            _mm_storeu_ps(t, sums4(s + c * i + j, 1, MIN(4, c - j)));
+            for (int q = 0; q < MIN(4, n - j); q++)
+                y[i * ldy + j + q] = t[q];
+        }
+    }
     UNROLL
-    for (int i = 0; i < m; i += 4) {
+    for (int i = 0; i < m && m > 2; i += 4) { /* of four rows */
         const int rows = MIN(4, m - i);
         UNROLL
-        for (int j = 0; j < DN; j++) {
+        for (int j = 0; j < c; j++) {
             float t[4];
-            _mm_storeu_ps(t, sums4(s + DN * i + j, DN, rows));
+            _mm_storeu_ps(t, sums4(s + c * i + j, c, rows));
             for (int r = 0; r < rows && j < n; r++)
                 y[(i + r) * ldy + j] = t[r];
         }
     }
 }
 
-/* dots_tile with a constant m, so that the sums stay in registers */
+/* dots_tile with constants, so that the sums stay in registers */
 INLINE void dots_rows(int64_t m, int n, float *y, int64_t ldy, const struct dots_part *p,
                       enum dots_kind kind)
 {
-#define CASE(k)                           \
-    case k:                               \
-        dots_tile(k, n, y, ldy, p, kind); \
+#define CASE(k, c)                           \
+    case k:                                  \
+        dots_tile(k, c, n, y, ldy, p, kind); \
         break
     switch (m) {
-        CASE(1);
-        CASE(2);
-        CASE(3);
-        CASE(4);
-        CASE(5);
+        CASE(1, DN_FEW);
+        CASE(2, DN_TWO);
+        CASE(3, DN);
+        CASE(4, DN);
+        CASE(5, DN);
 #if defined(__AVX512F__)
-        CASE(6);
-        CASE(7);
+        CASE(6, DN);
+        CASE(7, DN);
 #endif
     default:
-        dots_tile(DM, n, y, ldy, p, kind);
+        dots_tile(DM, DN, n, y, ldy, p, kind);
     }
 #undef CASE
 }
@@ -234,6 +246,12 @@ INLINE void fetch(const char *w, int64_t ld, int64_t rows, int64_t size, int64_t
     for (int64_t r = 0; r < rows; r++)
         for (int64_t at = size * i / n; at < size * (i + 1) / n; at += 64)
             __builtin_prefetch(w + r * ld + at, 0, 2);
+}
+
+/* rows of w that meet m rows of x at a time */
+INLINE int64_t columns_of(int64_t m)
+{
+    return m == 1 ? DN_FEW : m == 2 ? DN_TWO : DN;
 }
 
 /* Blocks of x outside: they stay in the L1 cache, and w in the L2 cache, where each block fetches its share of the rows
@@ -249,18 +267,19 @@ INLINE void dots_of(float *y, int64_t ldy, const float *panel, int64_t M, const 
                   depth = (steps + cuts - 1) / cuts, shares = (M + DM - 1) / DM * cuts;
     for (int64_t i = 0, share = 0; i < M; i += DM)
         for (int64_t from = 0; from < steps; from += depth, share++)
-            for (int64_t j = 0; j < N; j += DN) {
-                const int64_t n = MIN(DN, N - j), end = MIN(from + depth, steps);
+            for (int64_t j = 0, c = columns_of(M - i); j < N; j += c) {
+                const int64_t n = MIN(c, N - j), end = MIN(from + depth, steps);
                 struct dots_part p = { .x = panel + i * steps * per_step(kind) * W,
                                        .from = from,
                                        .end = end,
                                        .K = K,
                                        .sums = sums[j / DN] };
-                for (int64_t c = 0; c < DN; c++)
-                    p.w[c] = (const char *)w + MIN(j + c, N - 1) * row;
+                for (int64_t q = 0; q < c; q++)
+                    p.w[q] = (const char *)w + MIN(j + q, N - 1) * row;
                 dots_rows(M - i, (int)n, y + i * ldy + j, ldy, &p, kind);
-                fetch((const char *)w + (N + j) * row, row, MIN(DN, next - j), K * size, share,
-                      shares);
+                if (M > 2) /* else w comes faster without */
+                    fetch((const char *)w + (N + j) * row, row, MIN(c, next - j), K * size, share,
+                          shares);
             }
 }
 
