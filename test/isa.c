@@ -8,6 +8,8 @@
 extern const struct rows rows_emulated_avx512, rows_emulated_avx512_bf16;
 #endif
 
+const char *const isa_names[ISAS] = { "base", "avx2", "avx512", "avx512_bf16" };
+
 bool test_isa(struct ctx *cx, const char *name)
 {
     if (cpu_force_isa(cx, name)) return true;

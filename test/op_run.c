@@ -82,24 +82,16 @@ struct tensor *op_run_f32(struct op_run *r, enum box_kind kind, int64_t d0, int6
 
 static uint16_t half_of(float x)
 {
-    uint32_t u;
-    memcpy(&u, &x, sizeof u);
+    const uint32_t u = bits_of(x);
     if (isnan(x)) return (uint16_t)(u >> 16 | 0x40);
     return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
-}
-
-static float float_of(uint16_t h)
-{
-    const uint32_t u = (uint32_t)h << 16;
-    float x;
-    memcpy(&x, &u, sizeof x);
-    return x;
 }
 
 void op_run_round(const struct op_run *r, double *p, int64_t n)
 {
     for (int64_t i = 0; i < n; i++)
-        p[i] = (double)(r->act == DT_BF16 ? float_of(half_of((float)p[i])) : (float)p[i]);
+        p[i] = (double)(r->act == DT_BF16 ? float_of((uint32_t)half_of((float)p[i]) << 16)
+                                          : (float)p[i]);
 }
 
 struct tensor *op_run_act(struct op_run *r, enum box_kind kind, int64_t d0, int64_t d1, int64_t pad,
@@ -179,7 +171,7 @@ static double element(const struct op_box *b, int64_t i)
 {
     const void *p = elements(b);
     if (b->t.dtype == DT_I16) return (double)((const int16_t *)p)[i];
-    return (double)(b->t.dtype == DT_BF16 ? float_of(((const uint16_t *)p)[i])
+    return (double)(b->t.dtype == DT_BF16 ? float_of((uint32_t)((const uint16_t *)p)[i] << 16)
                                           : ((const float *)p)[i]);
 }
 

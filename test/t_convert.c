@@ -6,20 +6,6 @@
 #include <string.h>
 #include <cmocka.h>
 
-static float float_of(uint32_t u)
-{
-    float x;
-    memcpy(&x, &u, sizeof x);
-    return x;
-}
-
-static uint32_t bits_of(float x)
-{
-    uint32_t u;
-    memcpy(&u, &x, sizeof u);
-    return u;
-}
-
 /* The value of a 16-bit float with e exponent bits, by its definition. */
 static double value16(uint16_t h, int e)
 {

@@ -19,12 +19,9 @@
 
 /* --- the inner loops by themselves
  * -------------------------------------------------------------------------------------- */
-enum { ISAS = 4 };
-
 static const struct rows *each_isa(struct ctx *cx, int i)
 {
-    static const char *const isa[ISAS] = { "base", "avx2", "avx512", "avx512_bf16" };
-    return test_isa(cx, isa[i]) ? cx->rows : NULL;
+    return test_isa(cx, isa_names[i]) ? cx->rows : NULL;
 }
 
 static void test_cpu__exp(void **state)

@@ -263,20 +263,19 @@ static void test_lora__recomputed_and_in_pieces(void **state)
 /* What is reserved before is enough: a step allocates nothing in the backend. */
 static void test_lora__steps_allocate_nothing(void **state)
 {
-    static const char *const isa[] = { "base", "avx2", "avx512", "avx512_bf16" };
     struct fix_pairs p;
     struct fix_batch fb;
     (void)state;
     fix_pairs_draw(&p, 6);
     fix_batch_pairs(&fb, &p, 0, FIX_PAIRS);
-    for (size_t k = 0; k < 4 * COUNT_OF(isa); k++) {
+    for (int k = 0; k < 4 * ISAS; k++) {
         struct lora big = { 40, 6, false, LORA_ALL, 0 };
         struct fix f;
         double logp[S];
         const bool train = k % 4 < 2;
         fix_open_lora(&f, dir, FIX_QWEN3, k % 2 ? DT_BF16 : DT_F32, k % 3 ? &big : &LORAS[0],
                       train ? &TRAIN : &INFER);
-        if (test_isa(f.be.cx, isa[k / 4])) {
+        if (test_isa(f.be.cx, isa_names[k / 4])) {
             assert_int_equal(f.be.mem->reserve(f.be.cx, &f.sizes), 0);
             const int64_t made = f.be.mem->allocations(f.be.cx);
             run(&f, &fb, logp, train);

@@ -309,18 +309,17 @@ static void test_model__inference_buffers_give_the_same_logp(void **state)
 /* What is reserved before is enough: a step allocates nothing in the backend, not even the first one. */
 static void test_model__steps_allocate_nothing(void **state)
 {
-    static const char *const isa[] = { "base", "avx2", "avx512", "avx512_bf16" };
     struct fix_pairs p;
     struct fix_batch fb;
     (void)state;
     fix_pairs_draw(&p, 6);
     fix_batch_pairs(&fb, &p, 0, FIX_PAIRS);
-    for (int k = 0; k < 4 * FIX_SHAPES * (int)COUNT_OF(isa); k++) {
+    for (int k = 0; k < 4 * FIX_SHAPES * ISAS; k++) {
         const bool train = k % 4 < 2;
         struct fix f;
         double logp[S];
         fix_open_as(&f, dir, k / 4 % FIX_SHAPES, k % 2 ? DT_BF16 : DT_F32, train, 1);
-        if (test_isa(f.be.cx, isa[k / 4 / FIX_SHAPES])) {
+        if (test_isa(f.be.cx, isa_names[k / 4 / FIX_SHAPES])) {
             const int64_t before = f.be.mem->allocations(f.be.cx);
             const int64_t bytes = f.be.mem->scratch(f.be.cx, &f.sizes);
             assert_true(bytes > 0);

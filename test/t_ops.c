@@ -50,10 +50,9 @@ static void row_on(const struct op_row *row, enum dtype act, const char *isa)
 
 static void test_ops__row(void **state)
 {
-    static const char *const isa[] = { "base", "avx2", "avx512", "avx512_bf16" };
-    for (size_t i = 0; i < COUNT_OF(isa); i++) {
-        row_on(*state, DT_F32, isa[i]);
-        row_on(*state, DT_BF16, isa[i]);
+    for (int i = 0; i < ISAS; i++) {
+        row_on(*state, DT_F32, isa_names[i]);
+        row_on(*state, DT_BF16, isa_names[i]);
     }
 }
 

@@ -5,6 +5,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -86,6 +87,19 @@ static inline bool mul_ok(int64_t a, int64_t b, int64_t *out) { return !__builti
 static inline bool add_ok(int64_t a, int64_t b, int64_t *out) { return !__builtin_add_overflow(a, b, out); }
 /* x rounded up to a multiple of m (m > 0, x >= 0). */
 static inline int64_t round_up(int64_t x, int64_t m) { return (x + m - 1) / m * m; }
+/* A float's bits, and the float of bits. */
+static inline uint32_t bits_of(float x)
+{
+    uint32_t u;
+    memcpy(&u, &x, sizeof u);
+    return u;
+}
+static inline float float_of(uint32_t u)
+{
+    float x;
+    memcpy(&x, &u, sizeof x);
+    return x;
+}
 static inline int64_t div_up(int64_t x, int64_t m) { return (x + m - 1) / m; }
 
 #ifdef __cplusplus

@@ -49,10 +49,7 @@ INLINE void transpose_tile(float *out, int64_t lo, tvec *r)
 
 INLINE float at_half(const uint16_t *p)
 {
-    const uint32_t u = (uint32_t)*p << 16;
-    float x;
-    memcpy(&x, &u, sizeof x);
-    return x;
+    return float_of((uint32_t)*p << 16);
 }
 
 /* mr x (2 W or c) of the product, all in registers */

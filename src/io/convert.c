@@ -2,20 +2,6 @@
 #include "safetensors.h"
 #include <string.h>
 
-static uint32_t bits_of(float x)
-{
-    uint32_t u;
-    memcpy(&u, &x, sizeof u);
-    return u;
-}
-
-static float float_of(uint32_t u)
-{
-    float x;
-    memcpy(&x, &u, sizeof x);
-    return x;
-}
-
 uint16_t f32_to_bf16(float x)
 {
     const uint32_t u = bits_of(x);

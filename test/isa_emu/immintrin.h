@@ -5,6 +5,7 @@
 #ifndef BDPO_ISA_EMU
 #define BDPO_ISA_EMU
 #include_next <immintrin.h>
+#include "../../src/base/base.h"
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -26,20 +27,6 @@ typedef double emu_f64x8 __attribute__((vector_size(64)));
         r_[i] = (EACH);           \
     return r_
 
-EMU float emu_float(uint32_t u)
-{
-    float x;
-    memcpy(&x, &u, sizeof x);
-    return x;
-}
-
-EMU uint32_t emu_bits(float x)
-{
-    uint32_t u;
-    memcpy(&u, &x, sizeof u);
-    return u;
-}
-
 /* loads and stores: lanes outside of a mask are not touched */
 EMU emu_f32x16 emu_mask_loadu_ps(emu_f32x16 other, unsigned k, const void *p)
 {
@@ -47,7 +34,7 @@ EMU emu_f32x16 emu_mask_loadu_ps(emu_f32x16 other, unsigned k, const void *p)
         if (k >> i & 1) {
             uint32_t u;
             memcpy(&u, (const char *)p + 4 * i, sizeof u);
-            other[i] = emu_float(u);
+            other[i] = float_of(u);
         }
     return other;
 }
@@ -55,7 +42,7 @@ EMU emu_f32x16 emu_mask_loadu_ps(emu_f32x16 other, unsigned k, const void *p)
 EMU void emu_mask_storeu_ps(void *p, unsigned k, emu_f32x16 x)
 {
     for (int i = 0; i < 16; i++) {
-        const uint32_t u = emu_bits(x[i]);
+        const uint32_t u = bits_of(x[i]);
         if (k >> i & 1) memcpy((char *)p + 4 * i, &u, sizeof u);
     }
 }
@@ -100,13 +87,6 @@ EMU emu_u16x16 emu_mask_mov_epi16(emu_u16x16 x, unsigned k, emu_u16x16 y)
 }
 
 /* halves and widths */
-EMU __m256i emu_low(emu_u64x8 x)
-{
-    __m256i y;
-    memcpy(&y, &x, sizeof y);
-    return y;
-}
-
 EMU __m256i emu_half(emu_u64x8 x, int upper)
 {
     __m256i y;
@@ -183,8 +163,8 @@ EMU float emu_flush(float x)
 EMU emu_f32x16 emu_dpbf16(emu_f32x16 s, emu_u32x16 a, emu_u32x16 b)
 {
     for (int i = 0; i < 16; i++) {
-        const float a1 = emu_flush(emu_float(a[i] & 0xffff0000)), b1 = emu_flush(emu_float(b[i] & 0xffff0000));
-        const float a0 = emu_flush(emu_float(a[i] << 16)), b0 = emu_flush(emu_float(b[i] << 16));
+        const float a1 = emu_flush(float_of(a[i] & 0xffff0000)), b1 = emu_flush(float_of(b[i] & 0xffff0000));
+        const float a0 = emu_flush(float_of(a[i] << 16)), b0 = emu_flush(float_of(b[i] << 16));
         s[i] = emu_flush(fmaf(a0, b0, emu_flush(fmaf(a1, b1, emu_flush(s[i])))));
     }
     return s;
@@ -194,7 +174,7 @@ EMU emu_u16x16 emu_cvtneps(emu_f32x16 x)
 {
     emu_u16x16 y;
     for (int i = 0; i < 16; i++) {
-        const uint32_t u = emu_bits(emu_flush(x[i]));
+        const uint32_t u = bits_of(emu_flush(x[i]));
         y[i] = (uint16_t)(isnan(x[i]) ? u >> 16 | 0x40 : (u + 0x7fff + (u >> 16 & 1)) >> 16);
     }
     return y;
@@ -241,7 +221,7 @@ EMU emu_u16x32 emu_permute16(emu_u16x32 at, emu_u16x32 x)
 #define _mm512_sqrt_ps(a)                    ((__m512)emu_sqrt_ps((emu_f32x16)(a)))
 #define _mm512_cmp_ps_mask(a, b, unordered)  ((__mmask16)emu_unordered((emu_f32x16)(a), (emu_f32x16)(b)))
 #define _mm512_fpclass_ps_mask(a, denormals) ((__mmask16)emu_denormals((emu_f32x16)(a)))
-#define _mm512_castps512_ps256(x)            ((__m256)emu_low((emu_u64x8)(x)))
+#define _mm512_castps512_ps256(x)            ((__m256)emu_half((emu_u64x8)(x), 0))
 #define _mm512_castps_si512(x)               ((__m512i)(x))
 #define _mm512_extractf32x8_ps(x, n)         ((__m256)emu_half((emu_u64x8)(x), n))
 #define _mm512_broadcast_i64x4(x)            ((__m512i)emu_twice(x))
@@ -258,7 +238,7 @@ EMU emu_u16x32 emu_permute16(emu_u16x32 at, emu_u16x32 x)
 #define _mm512_maskz_loadu_ps(k, p)          ((__m512)emu_mask_loadu_ps((emu_f32x16){ 0 }, k, p))
 #define _mm512_mask_storeu_ps(p, k, x)       emu_mask_storeu_ps(p, k, (emu_f32x16)(x))
 #define _mm512_maskz_loadu_epi16(k, p)       ((__m512i)emu_maskz_loadu_epi16(k, p, 32))
-#define _mm256_maskz_loadu_epi16(k, p)       emu_low((emu_u64x8)emu_maskz_loadu_epi16(k, p, 16))
+#define _mm256_maskz_loadu_epi16(k, p)       emu_half((emu_u64x8)emu_maskz_loadu_epi16(k, p, 16), 0)
 #define _mm256_mask_storeu_epi16(p, k, x)    emu_mask_storeu_epi16(p, k, (emu_u16x16)(x))
 #define _mm256_mask_mov_epi16(x, k, y)       ((__m256i)emu_mask_mov_epi16((emu_u16x16)(x), k, (emu_u16x16)(y)))
 #define _mm512_unpacklo_epi32(a, b)          ((__m512i)emu_unpack32((emu_u32x16)(a), (emu_u32x16)(b), 0))
