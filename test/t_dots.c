@@ -12,8 +12,8 @@
 
 enum { M_MAX = 17, N_MAX = 64, PAD = 5 };
 
-struct
-    side { /* rows of floats that bfloat16 has too, and the rows in either form, as long as they may be read */
+/* rows of floats that bfloat16 has too, and the rows in either form, as long as they may be read */
+struct side {
     int64_t rows, ld;
     float *x;
     void *form;
@@ -45,7 +45,7 @@ static void product(const struct rows *r, float *y, int64_t ldy, const struct si
                     int64_t first, int64_t M, const struct side *w, bool whalf, int64_t N,
                     int64_t K)
 {
-    float *panel = malloc((size_t)((M + 7) * round_up(K, 32)) * sizeof *panel);
+    float *panel = malloc((size_t)dots_panel(M, K) * sizeof *panel);
     assert_non_null(panel);
     for (int64_t i = 0; i < M; i++)
         r->dots_pack(panel, i, (char *)x->form + (first + i) * x->ld * (xhalf ? 2 : 4), xhalf,

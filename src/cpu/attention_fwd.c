@@ -29,7 +29,7 @@ static int64_t fwd_scores(const struct att *a)
 
 static int64_t fwd_queries(const struct att *a)
 {
-    return MAX(a->G * a->D * P, (a->G + 7) * round_up(a->D, 32));
+    return MAX(a->G * a->D * P, dots_panel(a->G, a->D));
 }
 
 static int64_t fwd_out(const struct att *a)
@@ -105,7 +105,7 @@ static void fwd_block(const struct rows *r, const struct att *a, const struct ou
                        n, D);
             for (int64_t i = 0; i < n; i += step) /* queries, and the keys that they see */
                 r->block(acc + i, P, v.p, 1, v.ld, b->s + i, P, D, MIN(step, n - i),
-                         step < ATT_K ? MIN(k.n, i + step) : k.n, true);
+                         MIN(k.n, i + step), true);
         }
     }
     for (int64_t h = 0; h < G; h++) {

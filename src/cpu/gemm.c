@@ -50,7 +50,7 @@ int cpu_product(struct ctx *cx, const struct product *p)
 
 int64_t cpu_few_shared(int64_t K)
 {
-    return (FEW + 7) * round_up(K, 32) * (int64_t)sizeof(float);
+    return dots_panel(FEW, K) * (int64_t)sizeof(float);
 }
 
 /* Few rows against all of b, as in decoding: reading b once is all that counts. */

@@ -154,8 +154,7 @@ static void exp_row(float *y, const float *x, int64_t n)
     int64_t i = 0;
     for (; i + EXPS * W <= n; i += EXPS * W) {
         vf p[EXPS];
-        lds(p, x + i, W);
-        vexps(p, EXPS);
+        exps_of(p, x + i, W, 1, (vf){ 0 });
         sts(y + i, W, p);
     }
     for (; i < n; i += W)
@@ -168,11 +167,7 @@ static float exp_sum(float *y, const float *x, float a, float b, int64_t n)
     int64_t i = 0;
     for (; i + EXPS * W <= n; i += EXPS * W) {
         vf p[EXPS];
-        lds(p, x + i, W);
-        UNROLL
-        for (int j = 0; j < EXPS; j++)
-            p[j] = p[j] * a - b;
-        vexps(p, EXPS);
+        exps_of(p, x + i, W, a, (vf){ 0 } + b);
         sts(y + i, W, p);
         s0 += p[0] + p[1];
         s1 += p[2] + p[3];
@@ -193,11 +188,7 @@ static double lse_sum(float *y, const float *x, float b, int64_t n)
     int64_t i = 0;
     for (; i + EXPS * W <= n; i += EXPS * W) {
         vf p[EXPS];
-        lds(p, x + i, W);
-        UNROLL
-        for (int j = 0; j < EXPS; j++)
-            p[j] -= b;
-        vexps(p, EXPS);
+        exps_of(p, x + i, W, 1, (vf){ 0 } + b);
         if (y) sts(y + i, W, p);
         UNROLL
         for (int j = 0; j < EXPS; j++) {
@@ -221,11 +212,7 @@ static void logp_grad(float *z, float lse, float coef, int64_t n)
     int64_t i = 0;
     for (; i + EXPS * W <= n; i += EXPS * W) {
         vf p[EXPS];
-        lds(p, z + i, W);
-        UNROLL
-        for (int j = 0; j < EXPS; j++)
-            p[j] -= lse;
-        vexps(p, EXPS);
+        exps_of(p, z + i, W, 1, (vf){ 0 } + lse);
         UNROLL
         for (int j = 0; j < EXPS; j++)
             p[j] *= -coef;
@@ -262,11 +249,7 @@ INLINE void softmax_lanes(float *s, float *acc, int64_t ldc, float *m, float *l,
     const vf top = VMAX(VMAX(t1, t0) * a, old), c = vexp(old - top);
     for (j = 0; j + EXPS <= some; j += EXPS) {
         vf p[EXPS];
-        lds(p, s + j * ldc, ldc);
-        UNROLL
-        for (int q = 0; q < EXPS; q++)
-            p[q] = p[q] * a - top;
-        vexps(p, EXPS);
+        exps_of(p, s + j * ldc, ldc, a, top);
         sts(s + j * ldc, ldc, p);
         e0 += p[0] + p[1];
         e1 += p[2] + p[3];
@@ -296,11 +279,7 @@ static void attn_grad(float *s, float *dp, float a, float lse, float delta, int6
     int64_t i = 0;
     for (; i + EXPS * W <= n; i += EXPS * W) {
         vf p[EXPS];
-        lds(p, s + i, W);
-        UNROLL
-        for (int j = 0; j < EXPS; j++)
-            p[j] = p[j] * a - lse;
-        vexps(p, EXPS);
+        exps_of(p, s + i, W, a, (vf){ 0 } + lse);
         sts(s + i, W, p);
         UNROLL
         for (int j = 0; j < EXPS; j++)
@@ -397,11 +376,7 @@ static void swiglu(float *y, const float *g, const float *u, int64_t n)
     int64_t i = 0;
     for (; i + EXPS * W <= n; i += EXPS * W) {
         vf p[EXPS];
-        lds(p, g + i, W);
-        UNROLL
-        for (int j = 0; j < EXPS; j++)
-            p[j] = -p[j];
-        vexps(p, EXPS);
+        exps_of(p, g + i, W, -1, (vf){ 0 });
         UNROLL
         for (int j = 0; j < EXPS; j++)
             p[j] = ld(g + i + j * W) / (p[j] + 1.0f) * ld(u + i + j * W);
@@ -431,11 +406,7 @@ static void swiglu_bwd(float *dg, float *du, float *y, const float *dy, const fl
     int64_t i = 0;
     for (; i + EXPS * W <= n; i += EXPS * W) {
         vf e[EXPS];
-        lds(e, g + i, W);
-        UNROLL
-        for (int j = 0; j < EXPS; j++)
-            e[j] = -e[j];
-        vexps(e, EXPS);
+        exps_of(e, g + i, W, -1, (vf){ 0 });
         UNROLL
         for (int j = 0; j < EXPS; j++) {
             const int64_t k = i + j * W;

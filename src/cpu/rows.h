@@ -26,6 +26,12 @@ struct panels {
     int64_t depth, task_rows; /* panel rows of a block; rows of a that a thread takes at a time: its L2 cache holds them */
 };
 
+/* Floats of a panel of `rows.dots_pack`: blocks of up to 8 rows, steps of up to 32 elements */
+static inline int64_t dots_panel(int64_t M, int64_t K)
+{
+    return (M + 7) * round_up(K, 32);
+}
+
 struct rows {
     const char *name;
     /* y = x, from bfloat16 (exact) and to it (nearest even; a NaN stays one) */
@@ -92,8 +98,8 @@ struct rows {
      * multiple of 16. NULL where `pairs` is. */
     void (*block_pairs)(float *c, int64_t ldc, const uint16_t *a, int64_t row, const float *b,
                         int64_t ldb, int64_t M, int64_t N, int64_t K);
-    /* Products of few rows. Row i of x [M, K], of floats or bfloat16 (xhalf), goes into a panel of M + 7 rows of
-     * round_up(K, 32) floats, to meet a w of floats or bfloat16 (whalf) */
+    /* Products of few rows. Row i of x [M, K], of floats or bfloat16 (xhalf), goes into a panel of
+     * dots_panel(M, K) floats, to meet a w of floats or bfloat16 (whalf) */
     void (*dots_pack)(float *panel, int64_t i, const void *x, bool xhalf, bool whalf, int64_t K);
     /* y[M,N] = x w[N,K]^T: N <= 64 rows of w, as many as the L2 cache holds; `next`: the rows behind them that are
      * wanted next, fetched meanwhile. An element's sum depends on its two rows alone. */

@@ -216,23 +216,29 @@ INLINE void dots_tile(int m, int c, int n, float *y, int64_t ldy, const struct d
     }
 }
 
+/* rows of w that meet m rows of x at a time */
+INLINE int columns_of(int64_t m)
+{
+    return m == 1 ? DN_FEW : m == 2 ? DN_TWO : DN;
+}
+
 /* dots_tile with constants, so that the sums stay in registers */
 INLINE void dots_rows(int64_t m, int n, float *y, int64_t ldy, const struct dots_part *p,
                       enum dots_kind kind)
 {
-#define CASE(k, c)                           \
-    case k:                                  \
-        dots_tile(k, c, n, y, ldy, p, kind); \
+#define CASE(k)                                          \
+    case k:                                              \
+        dots_tile(k, columns_of(k), n, y, ldy, p, kind); \
         break
     switch (m) {
-        CASE(1, DN_FEW);
-        CASE(2, DN_TWO);
-        CASE(3, DN);
-        CASE(4, DN);
-        CASE(5, DN);
+        CASE(1);
+        CASE(2);
+        CASE(3);
+        CASE(4);
+        CASE(5);
 #if defined(__AVX512F__)
-        CASE(6, DN);
-        CASE(7, DN);
+        CASE(6);
+        CASE(7);
 #endif
     default:
         dots_tile(DM, DN, n, y, ldy, p, kind);
@@ -246,12 +252,6 @@ INLINE void fetch(const char *w, int64_t ld, int64_t rows, int64_t size, int64_t
     for (int64_t r = 0; r < rows; r++)
         for (int64_t at = size * i / n; at < size * (i + 1) / n; at += 64)
             __builtin_prefetch(w + r * ld + at, 0, 2);
-}
-
-/* rows of w that meet m rows of x at a time */
-INLINE int64_t columns_of(int64_t m)
-{
-    return m == 1 ? DN_FEW : m == 2 ? DN_TWO : DN;
 }
 
 /* Blocks of x outside: they stay in the L1 cache, and w in the L2 cache, where each block fetches its share of the rows

@@ -193,6 +193,16 @@ INLINE void sts(float *p, int64_t step, const vf *x)
         st(p + i * step, x[i]);
 }
 
+/* p = exp(a x - b) of such vectors */
+INLINE void exps_of(vf *p, const float *x, int64_t step, float a, vf b)
+{
+    lds(p, x, step);
+    UNROLL
+    for (int i = 0; i < EXPS; i++)
+        p[i] = p[i] * a - b;
+    vexps(p, EXPS);
+}
+
 INLINE vf vexp(vf x)
 {
     vexps(&x, 1);
