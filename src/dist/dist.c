@@ -123,13 +123,13 @@ int dist_open(struct dist *d)
                      l.launcher, (long long)l.size, l.variable, library, d->size);
     } else if (rc == ERR_INPUT)
         rc = err_note(rc, "%s started %lld ranks (%s)", l.launcher, (long long)l.size, l.variable);
-    if (rc == 0) rc = share_cores(d);
     if (rc < 0) { /* the launcher's ranks are the only ones that are known apart */
         comm_close(d->comm);
         d->comm = NULL;
         d->rank = (int32_t)l.rank;
         d->size = 1;
-    }
+    } else /* if it fails, on this rank alone: closing would wait for the others, who wait for it */
+        rc = share_cores(d);
     if (d->rank > 0) err_quiet();
     return rc;
 }

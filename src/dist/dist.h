@@ -24,7 +24,8 @@ static inline int32_t dist_rank(const struct dist *d) { return d ? d->rank : 0; 
 static inline int32_t dist_size(const struct dist *d) { return d ? MAX(d->size, 1) : 1; }
 
 /* Join the ranks that mpirun or srun started; alone (no launcher, or one rank of it) MPI is not touched. ERR_INPUT where the launcher's ranks
- * are not those that the MPI library sees, or the program was built without one; d->rank is then the launcher's, so that one can speak. */
+ * are not those that the MPI library sees, or the program was built without one; d->rank is then the launcher's, so that one can speak.
+ * Where this rank fails after the others were joined, dist_alone says so: it ends them by dist_abort, as after any failure of its own. */
 int dist_open(struct dist *d);
 void dist_close(struct dist *d);
 /* The running kernel: equal on one machine, whatever its containers are called. */

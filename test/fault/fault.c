@@ -7,6 +7,7 @@
  *     (the call fails; a write leaves half of its bytes first), nan, inf (logp, grad: the first number of the result), flip (step: a bit of the last tensor,
  *     after the call), sleep (BDPO_FAULT_SLEEP ms, 200 by default, then the call)
  *   BDPO_FAULT_RANK=R               only in rank R of several
+ *   BDPO_FAULT_STEP=N               calls are counted from the N-th step on
  *   BDPO_FAULT_COUNTS=FILE          at the end, how often each point was called: "POINT N" lines
  *   BDPO_FAULT_TRACE=FILE           every call that changes a file, in order, one line each: what a disk sees */
 #include "../../src/model/model.h"
@@ -73,7 +74,7 @@ static struct fault {
 static int n_faults;
 static atomic_long counts[POINTS];
 static int trace = -1;
-static long sleep_ms = 200;
+static long sleep_ms = 200, first_step;
 
 int __real_open(const char *path, int flags, ...);
 ssize_t __real_write(int fd, const void *data, size_t n);
@@ -102,8 +103,9 @@ static bool other_rank(void)
 __attribute__((constructor)) static void start(void)
 {
     const char *p = getenv("BDPO_FAULT"), *file = getenv("BDPO_FAULT_TRACE"),
-               *ms = getenv("BDPO_FAULT_SLEEP");
+               *ms = getenv("BDPO_FAULT_SLEEP"), *step = getenv("BDPO_FAULT_STEP");
     if (other_rank()) return;
+    if (step) first_step = strtol(step, NULL, 10);
     if (ms) sleep_ms = strtol(ms, NULL, 10);
     while (p && *p) {
         struct fault *f = &faults[n_faults++];
@@ -173,6 +175,7 @@ static void act(enum what what, int *fails, float *number)
 static int hit(enum point point, float *number)
 {
     int fails = 0;
+    if (point != STEP && counts[STEP] < first_step) return 0;
     const long n = ++counts[point], io = point <= RESERVE ? ++counts[IO] : 0;
     for (int i = 0; i < n_faults; i++) {
         const struct fault *f = &faults[i];
