@@ -76,12 +76,13 @@ SRC := $(filter-out src/dist/comm_%.c,$(wildcard src/*/*.c)) $(if $(filter 0,$(C
 COMM := src/dist/comm_$(if $(MPI_FOUND),mpi,none)
 # rows.c holds the inner loops; it is built once per instruction set and chosen at run time
 ROWS := src/cpu/rows.c
-ROWS_ISAS := base avx2 avx512 avx512_bf16
+ROWS_ISAS := base avx2 avx512 avx512_bf16 amx_bf16
 ROWS_FLAGS := $(if $(filter release,$(BUILD)),-O3) -ffp-contract=fast
 ROWS_base := -march=x86-64
 ROWS_avx2 := -march=haswell
 ROWS_avx512 := -march=skylake-avx512 -mprefer-vector-width=512
 ROWS_avx512_bf16 := $(ROWS_avx512) -mavx512bf16
+ROWS_amx_bf16 := $(ROWS_avx512_bf16) -mamx-tile -mamx-bf16
 OBJ := $(patsubst %.c,$(O)/%.o,$(filter-out $(ROWS),$(SRC))) $(patsubst %,$(O)/src/cpu/rows_%.o,$(ROWS_ISAS)) $(O)/$(COMM).o \
        $(if $(filter 0,$(CUDA)),,$(patsubst %.cu,$(O)/%.o,$(CUDA_CU)) $(O)/$(CUDNN_OBJ))
 LIB := $(O)/libbdpo.a
@@ -90,8 +91,8 @@ BIN := $(O)/bdpo-train
 SLOW := test/t_cuda_ops.c test/t_ops.c test/t_cuda_attention.c
 TESTS := $(patsubst test/%.c,$(O)/test/%,$(filter-out $(if $(EMU),,test/t_cuda_%),$(SLOW) $(filter-out $(SLOW),$(wildcard test/t_*.c))))
 TESTLIB := $(patsubst %.c,$(O)/%.o,$(filter-out $(wildcard test/t_*.c) test/bench.c,$(wildcard test/*.c)))
-# AVX-512's loops in plain C, for processors without it; more than -O1 takes the compiler a minute
-ROWS_EMU := $(if $(filter release,$(BUILD)),$(patsubst %,$(O)/test/isa_emu/rows_%.o,avx512 avx512_bf16))
+# the loops of AVX-512 and AMX in plain C, for processors without them; more than -O1 takes the compiler a minute
+ROWS_EMU := $(if $(filter release,$(BUILD)),$(patsubst %,$(O)/test/isa_emu/rows_%.o,avx512 avx512_bf16 amx_bf16))
 TESTLIB += $(ROWS_EMU)
 BENCH := $(O)/test/bench
 # What a bundle has: the program with its libraries beside it and, in comm_mpi.c's place, a loader of whatever MPI starts it; comm_mpi.c for
@@ -165,7 +166,7 @@ $(patsubst %,$(O)/src/cpu/rows_%.o,$(ROWS_ISAS)): $(O)/src/cpu/rows_%.o: $(ROWS)
 $(ROWS_EMU): $(O)/test/isa_emu/rows_%.o: $(ROWS) $(O)/flags
 	@mkdir -p $(@D)
 	$(SAY) CC $(@:$(O)/%=%)
-	$(Q)$(CC) $(CFLAGS_ALL) $(ROWS_FLAGS) $(ROWS_avx2) -O1 -g0 $(if $(findstring bf16,$*),-DEMU_BF16) -Wno-psabi -Itest/isa_emu -DROWS_ISA=emulated_$* -MMD -MP -c -o $@ $<
+	$(Q)$(CC) $(CFLAGS_ALL) $(ROWS_FLAGS) $(ROWS_avx2) -O1 -g0 $(if $(findstring bf16,$*),-DEMU_BF16) $(if $(findstring amx,$*),-DEMU_AMX) -Wno-psabi -Itest/isa_emu -DROWS_ISA=emulated_$* -MMD -MP -c -o $@ $<
 $(O)/test/isa.o: CFLAGS_ALL += -DISA_EMULATED=$(words $(ROWS_EMU))
 $(O)/src/dist/comm_mpi.o: src/dist/comm_mpi.c $(O)/flags
 	@mkdir -p $(@D)

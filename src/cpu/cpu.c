@@ -2,15 +2,27 @@
 #include "cpu.h"
 #include "../base/cores.h"
 #include "../base/mem.h"
+#include <cpuid.h>
 #include <omp.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 enum { THREADS_MAX = 1024, HEADER = 64, PAGE = 4096 };
 
-static const struct rows *const tables[] = { &rows_avx512_bf16, &rows_avx512, &rows_avx2,
-                                             &rows_base };
+static const struct rows *const tables[] = { &rows_amx_bf16, &rows_avx512_bf16, &rows_avx512,
+                                             &rows_avx2, &rows_base };
+
+/* Tiles of bfloat16 (Intel's AMX): the processor has them, and the kernel, asked by the process, saves their registers. */
+static bool has_tiles(void)
+{
+    enum { REQUEST = 0x1023, TILE_DATA = 18, TILE_BITS = 1 << 22 | 1 << 24 }; /* ARCH_REQ_XCOMP_PERM; CPUID: AMX-BF16, AMX-TILE */
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & TILE_BITS) == TILE_BITS &&
+           syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+}
 
 static bool can_run(const struct rows *r)
 {
@@ -19,7 +31,9 @@ static bool can_run(const struct rows *r)
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                       __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
     if (r == &rows_avx2) return avx2;
-    if (r == &rows_avx512_bf16 && !__builtin_cpu_supports("avx512bf16")) return false;
+    const bool tiles = r == &rows_amx_bf16;
+    if ((tiles || r == &rows_avx512_bf16) && !__builtin_cpu_supports("avx512bf16")) return false;
+    if (tiles && !has_tiles()) return false;
     return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vl");

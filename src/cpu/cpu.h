@@ -92,6 +92,6 @@ static inline const void *cpu_at_const(const void *p, enum dtype d, int64_t i)
 {
     return (const char *)p + i * dtype_size(d);
 }
-/* Use the named table ("base", "avx2", "avx512", "avx512_bf16") from now on; false where this machine cannot run it. */
+/* Use the named table ("base", "avx2", "avx512", "avx512_bf16", "amx_bf16") from now on; false where this machine cannot run it. */
 bool cpu_force_isa(struct ctx *cx, const char *name);
 #endif

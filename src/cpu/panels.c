@@ -2,20 +2,23 @@
  * Large products by panels: a block of op(a) and one of op(b) are copied into panels of float that the registers'
  * tile reads in order (Goto and van de Geijn's scheme). The copy is where bfloat16 becomes float. */
 #include "cpu.h"
+#include <omp.h>
 #include <string.h>
 
 /* Of a block: rows and columns; its depth is that of the panels. A block of y stays in the L3 cache; a thread takes a
  * task of some rows by TASK_COLS at a time. */
 enum { ROWS = 2048, COLS = 1024, TASK_COLS = 256 };
-enum { TILE_MAX = 14 * 32, SMALL = 1 << 18 };
+enum { TILE_MAX = 32 * 32, SMALL = 1 << 18, PAD = 16 };
 
 struct block { /* y[m0.., n0..] (+)= a panels times b panels, over k of the depth */
     const struct panels *q;
     int64_t m0, m, n0, n, k0, k, rows; /* rows: of a panel */
+    int64_t step;                      /* of a's rows, where panels are rows */
+    bool in_place;                     /* a's rows are such, but for the last panel */
     float *a, *b;                      /* panels */
-    float *c; /* where it is summed up: y, or an f32 block beside a y of bfloat16 */
+    float *c; /* where it is summed up: y, an f32 block beside a y of bfloat16, or (own) one that a thread takes for a task */
     int64_t ldc;
-    bool add, last;
+    bool own, add, last;
 };
 
 static const void *element(const struct mat *x, int64_t i, int64_t k)
@@ -24,26 +27,60 @@ static const void *element(const struct mat *x, int64_t i, int64_t k)
     return (const char *)x->p + at * dtype_size(x->dtype);
 }
 
-/* A panel of op(a), or of op(b) transposed: either is seen as [rows, depth]. */
+/* A panel of op(a) of the first kind, or of op(b) transposed: either is seen as [rows, depth]. */
 static void pack_panel(const struct rows *r, float *out, int64_t width, const struct mat *x,
                        int64_t first, int64_t rows, const struct block *g, float alpha)
 {
+    const int64_t used = div_up(g->k, g->q->per);
     g->q->pack(out, width, element(x, first, g->k0), x->ld, x->dtype == DT_BF16, !x->t,
                MIN(width, rows), g->k);
     if (alpha != 1) r->scale(out, alpha, width * g->k);
+    memset(out + used * width, 0, (size_t)((g->rows - used) * width) * sizeof *out);
 }
 
-static void edge(const struct rows *r, const struct block *g, float *c, const float *a,
-                 const float *b, int64_t m, int64_t n)
+/* Panel `at` of op(a). */
+static float *panel_of(const struct block *g, int64_t at)
 {
+    const int64_t floats = g->q->panel_a * (g->q->pack_rows ? g->step : g->rows);
+    return g->a + (g->in_place ? 0 : at) * floats;
+}
+
+static void pack_a(const struct rows *r, const struct product *p, const struct block *g, int64_t at)
+{
+    const struct panels *q = g->q;
+    const int64_t i = at * q->tile_rows, rows = MIN(q->tile_rows, g->m - i);
+    if (!q->pack_rows)
+        pack_panel(r, panel_of(g, at), q->panel_a, &p->a, g->m0 + i, g->m - i, g, p->alpha);
+    else if (!g->in_place || rows < q->tile_rows)
+        q->pack_rows(panel_of(g, at), g->step, element(&p->a, g->m0 + i, g->k0), p->a.ld, !p->a.t,
+                     rows, g->k);
+}
+
+/* One panel of a times one of b, into c. */
+static void meet(const struct rows *r, const struct product *p, const struct block *g, float *c,
+                 int64_t i, int64_t j, int64_t r0, bool add)
+{
+    const struct panels *q = g->q;
+    const int64_t m = MIN(q->tile_rows, g->m - i), n = MIN(q->panel_b, g->n - j),
+                  R = MIN(q->chunk, g->rows - r0);
+    const float *b = g->b + j * g->rows + r0 * q->panel_b;
+    const float *a = panel_of(g, i / q->tile_rows) + r0 * (q->pack_rows ? 1 : q->panel_a);
+    int64_t step = g->step;
+    if (g->in_place && m == q->tile_rows) {
+        a = element(&p->a, g->m0 + i, g->k0 + r0 * q->per);
+        step = p->a.ld / q->per;
+    }
+    if (m == q->tile_rows && n == q->panel_b) {
+        q->tile(c, g->ldc, a, step, b, R, add);
+        return;
+    }
     _Alignas(64) float t[TILE_MAX];
-    const int64_t ldt = g->q->panel_b;
-    g->q->tile(t, ldt, a, b, g->rows, false);
-    for (int64_t i = 0; i < m; i++) {
-        if (g->add)
-            r->add(c + i * g->ldc, t + i * ldt, n);
+    q->tile(t, q->panel_b, a, step, b, R, false);
+    for (int64_t x = 0; x < m; x++) {
+        if (add)
+            r->add(c + x * g->ldc, t + x * q->panel_b, n);
         else
-            memcpy(c + i * g->ldc, t + i * ldt, (size_t)n * sizeof *c);
+            memcpy(c + x * g->ldc, t + x * q->panel_b, (size_t)n * sizeof *c);
     }
 }
 
@@ -53,23 +90,17 @@ static void multiply(const struct rows *r, const struct product *p, const struct
 {
     const struct panels *q = g->q;
     const bool half = p->y_dtype == DT_BF16;
-    for (int64_t i = i0; i < i1 && half && g->k0 == 0 && p->beta != 0; i++)
-        r->widen(g->c + i * g->ldc + j0, (const uint16_t *)p->y + (g->m0 + i) * p->ldy + g->n0 + j0,
-                 j1 - j0);
-    for (int64_t j = j0; j < j1; j += q->panel_b)
-        for (int64_t i = i0; i < i1; i += q->tile_rows) {
-            const float *a = g->a + i / q->tile_rows * q->panel_a * g->rows,
-                        *b = g->b + j * g->rows;
-            float *c = g->c + i * g->ldc + j;
-            if (i + q->tile_rows <= i1 && j + q->panel_b <= j1)
-                q->tile(c, g->ldc, a, b, g->rows, g->add);
-            else
-                edge(r, g, c, a, b, MIN(q->tile_rows, i1 - i), MIN(q->panel_b, j1 - j));
-        }
-    if (!g->last || !half) return;
-    for (int64_t i = i0; i < i1; i++)
-        r->narrow((uint16_t *)p->y + (g->m0 + i) * p->ldy + g->n0 + j0, g->c + i * g->ldc + j0,
-                  j1 - j0);
+    float *const c =
+        g->own ? g->c + omp_get_thread_num() * q->task_rows * g->ldc : g->c + i0 * g->ldc + j0;
+    uint16_t *const y = half ? (uint16_t *)p->y + (g->m0 + i0) * p->ldy + g->n0 + j0 : NULL;
+    for (int64_t i = 0; i < i1 - i0 && half && g->k0 == 0 && p->beta != 0; i++)
+        r->widen(c + i * g->ldc, y + i * p->ldy, j1 - j0);
+    for (int64_t r0 = 0; r0 < g->rows; r0 += q->chunk)
+        for (int64_t j = j0; j < j1; j += q->panel_b)
+            for (int64_t i = i0; i < i1; i += q->tile_rows)
+                meet(r, p, g, c + (i - i0) * g->ldc + j - j0, i, j, r0, g->add || r0 > 0);
+    for (int64_t i = 0; i < i1 - i0 && half && g->last; i++)
+        r->narrow(y + i * p->ldy, c + i * g->ldc, j1 - j0);
 }
 
 /* One block by the whole team, called by each thread of it. Each element is summed up by one thread in an order that
@@ -77,23 +108,25 @@ static void multiply(const struct rows *r, const struct product *p, const struct
 static void team_block(const struct rows *r, const struct product *p, const struct block *g)
 {
     const struct panels *q = g->q;
-    const int64_t step = q->tile_rows, pa = div_up(g->m, step), pb = div_up(g->n, q->panel_b);
+    const int64_t pa = div_up(g->m, q->tile_rows), pb = div_up(g->n, q->panel_b);
     const int64_t tm = div_up(g->m, q->task_rows), tn = div_up(g->n, TASK_COLS);
     struct mat bt = p->b;
     bt.t = !bt.t;
 #pragma omp for schedule(static) nowait
     for (int64_t i = 0; i < pa; i++)
-        pack_panel(r, g->a + i * q->panel_a * g->rows, q->panel_a, &p->a, g->m0 + i * step,
-                   g->m - i * step, g, p->alpha);
+        pack_a(r, p, g, i);
 #pragma omp for schedule(static)
     for (int64_t j = 0; j < pb; j++)
         pack_panel(r, g->b + j * q->panel_b * g->rows, q->panel_b, &bt, g->n0 + j * q->panel_b,
                    g->n - j * q->panel_b, g, 1);
-#pragma omp for schedule(dynamic)
+    if (q->begin) q->begin();
+#pragma omp for schedule(dynamic) nowait
     for (int64_t t = 0; t < tm * tn; t++) {
         const int64_t i = t % tm * q->task_rows, j = t / tm * TASK_COLS;
         multiply(r, p, g, i, MIN(i + q->task_rows, g->m), j, MIN(j + TASK_COLS, g->n));
     }
+    if (q->end) q->end();
+#pragma omp barrier
 }
 
 static const struct panels *panels_for(const struct rows *r, const struct product *p)
@@ -102,25 +135,42 @@ static const struct panels *panels_for(const struct rows *r, const struct produc
     return pairs ? r->pairs : r->floats;
 }
 
-struct layout { /* of the scratch: panels of a [a floats], of b [b], a block of y [c] */
-    int64_t depth, a, b, c;
+struct layout { /* of the scratch: panels of a [a floats], of b [b], sums beside a y of bfloat16 [c] */
+    int64_t depth, step, a, b, c;
+    bool in_place, own;
 };
 
-static struct layout layout_of(const struct panels *q, const struct product *p)
+/* Are the rows of a panels as they are? (In lines of the cache, and no row's end beside the next one's begin.) */
+static bool rows_fit(const struct panels *q, const struct mat *a, int64_t K)
+{
+    const int64_t line = 64 / dtype_size(a->dtype);
+    return q->pack_rows && !a->t && K % line == 0 && a->ld % line == 0 && (uintptr_t)a->p % 64 == 0;
+}
+
+static struct layout layout_of(const struct ctx *cx, const struct panels *q,
+                               const struct product *p)
 {
     const int64_t all = div_up(p->K, q->per),
-                  rows = round_up(div_up(all, div_up(all, q->depth)), 8);
+                  rows = round_up(div_up(all, div_up(all, q->depth)), MAX(q->unit, (int64_t)8));
     const int64_t m = MIN(p->M, ROWS), n = MIN(p->N, COLS);
-    struct layout l = { .depth = rows * q->per };
-    l.a = round_up(div_up(m, q->tile_rows) * q->panel_a * rows, 16);
+    struct layout l = { .depth = rows * q->per,
+                        .step = rows + PAD,
+                        .in_place = rows_fit(q, &p->a, p->K),
+                        .own = p->y_dtype == DT_BF16 && rows >= all };
+    l.a = round_up((l.in_place ? 1 : div_up(m, q->tile_rows)) * q->panel_a *
+                       (q->pack_rows ? l.step : rows),
+                   16);
     l.b = round_up(round_up(n, q->panel_b) * rows, 16);
-    if (p->y_dtype == DT_BF16) l.c = m * n;
+    if (l.own)
+        l.c = cx->threads * q->task_rows * MIN(n, (int64_t)TASK_COLS);
+    else if (p->y_dtype == DT_BF16)
+        l.c = m * n;
     return l;
 }
 
 int64_t cpu_panels_shared(const struct ctx *cx, const struct product *p)
 {
-    const struct layout l = layout_of(panels_for(cx->rows, p), p);
+    const struct layout l = layout_of(cx, panels_for(cx->rows, p), p);
     return (l.a + l.b + l.c) * (int64_t)sizeof(float);
 }
 
@@ -129,18 +179,17 @@ int cpu_panels(struct ctx *cx, const struct product *p)
     const struct rows *r = cx->rows;
     const bool half = p->y_dtype == DT_BF16;
     const struct panels *q = panels_for(r, p);
-    const struct layout l = layout_of(q, p);
-    const int64_t depth = l.depth, na = l.a, nb = l.b;
+    const struct layout l = layout_of(cx, q, p);
     float *mem;
-    TRY(cpu_shared(cx, cpu_panels_shared(cx, p)));
+    TRY(cpu_shared(cx, (l.a + l.b + l.c) * (int64_t)sizeof(float)));
     mem = cx->shared;
     const int team = p->M * p->N <= SMALL / p->K ? 1 : cx->threads;
 #pragma omp parallel num_threads(team)
     for (int64_t n0 = 0; n0 < p->N; n0 += COLS)
         for (int64_t m0 = 0; m0 < p->M; m0 += ROWS)
-            for (int64_t k0 = 0; k0 < p->K; k0 += depth) {
+            for (int64_t k0 = 0; k0 < p->K; k0 += l.depth) {
                 const int64_t m = MIN(ROWS, p->M - m0), n = MIN(COLS, p->N - n0),
-                              k = MIN(depth, p->K - k0);
+                              k = MIN(l.depth, p->K - k0);
                 const struct block g = {
                     .q = q,
                     .m0 = m0,
@@ -149,13 +198,16 @@ int cpu_panels(struct ctx *cx, const struct product *p)
                     .n = n,
                     .k0 = k0,
                     .k = k,
-                    .rows = div_up(k, q->per),
+                    .rows = round_up(div_up(k, q->per), q->unit),
+                    .step = l.step,
+                    .in_place = l.in_place,
                     .a = mem,
-                    .b = mem + na,
-                    .c = half ? mem + na + nb : (float *)p->y + m0 * p->ldy + n0,
-                    .ldc = half ? n : p->ldy,
+                    .b = mem + l.a,
+                    .c = half ? mem + l.a + l.b : (float *)p->y + m0 * p->ldy + n0,
+                    .ldc = l.own ? MIN(n, (int64_t)TASK_COLS) : half ? n : p->ldy,
+                    .own = l.own,
                     .add = k0 > 0 || p->beta != 0,
-                    .last = k0 + depth >= p->K,
+                    .last = k0 + l.depth >= p->K,
                 };
                 team_block(r, p, &g);
             }

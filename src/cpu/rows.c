@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "rows_dots.h"
 #include "rows_product.h"
+#include "rows_tiles.h"
 #include "../ops/split.h"
 #include "../ops/stochastic.h"
 

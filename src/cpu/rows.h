@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * rows.h - inner loops of the CPU backend: one table per instruction set, built from rows.c four
+ * rows.h - inner loops of the CPU backend: one table per instruction set, built from rows.c five
  * times and chosen at run time. All pointers may be unaligned; n >= 0; sums run in several lanes in
  * a fixed order, so a result depends on the table and the input alone. Private to src/cpu and its
  * tests. */
@@ -19,11 +19,19 @@ struct panels {
      * bfloat16 with half (always, where per is 2). width: a multiple of 16. */
     void (*pack)(float *out, int64_t width, const void *x, int64_t ldx, bool half, bool across,
                  int64_t n, int64_t K);
+    /* NULL: panels of a are pack's. Else they are tile_rows rows, `step` floats apart, of K bfloat16 of x and zeros up to a multiple of 32;
+     * rows of x that are so themselves may take their place. */
+    void (*pack_rows)(float *out, int64_t step, const void *x, int64_t ldx, bool across, int64_t n,
+                      int64_t K);
     /* c[tile_rows, panel_b] (+= with add, else =) a b from panels a [R, panel_a], of which tile_rows
-     * count, and b [R, panel_b]: one sum over the panel rows in order */
-    void (*tile)(float *c, int64_t ldc, const float *a, const float *b, int64_t R, bool add);
+     * count, or [tile_rows, R] with rows `step` apart, and b [R, panel_b]: one sum over the panel rows in order */
+    void (*tile)(float *c, int64_t ldc, const float *a, int64_t step, const float *b, int64_t R,
+                 bool add);
+    void (*begin)(void), (*end)(void); /* by each thread around its tiles; NULL: nothing is to be done */
     int64_t per, panel_a, panel_b, tile_rows;
+    int64_t unit;             /* R is a multiple of it */
     int64_t depth, task_rows; /* panel rows of a block; rows of a that a thread takes at a time: its L2 cache holds them */
+    int64_t chunk;            /* panel rows of a tile: the L1 cache holds a panel of b of so many */
 };
 
 /* Floats of a panel of `rows.dots_pack`: blocks of up to 8 rows, steps of up to 32 elements */
@@ -108,5 +116,5 @@ struct rows {
     /* Products by panels: of floats, and of pairs of bfloat16 (NULL without the processor's instruction for these) */
     const struct panels *floats, *pairs;
 };
-extern const struct rows rows_base, rows_avx2, rows_avx512, rows_avx512_bf16;
+extern const struct rows rows_base, rows_avx2, rows_avx512, rows_avx512_bf16, rows_amx_bf16;
 #endif

@@ -173,9 +173,11 @@ static void pack(float *out, int64_t width, const void *x, int64_t ldx, bool hal
 
 enum { PANEL_A = (MR + 7) / 8 * 8, PANEL_B = 2 * W };
 
-static void tile(float *c, int64_t ldc, const float *a, const float *b, int64_t R, bool add_c)
+static void tile(float *c, int64_t ldc, const float *a, int64_t step, const float *b, int64_t R,
+                 bool add_c)
 {
     vf s[MR][2];
+    (void)step;
     for (int i = 0; i < MR; i++) {
         s[i][0] = s[i][1] = (vf){ 0 };
         __builtin_prefetch(c + i * ldc, 1);
@@ -205,7 +207,9 @@ static const struct panels panels_floats = {
     .panel_a = PANEL_A,
     .panel_b = PANEL_B,
     .tile_rows = MR,
+    .unit = 1,
     .depth = 256,
+    .chunk = 256,
     .task_rows = 120 / MR * MR,
 };
 
@@ -293,9 +297,11 @@ static void pack_pairs(float *out, int64_t width, const void *x, int64_t ldx, bo
         pairs_along(out, width, x, ldx, n, K);
 }
 
-static void tile_pairs(float *c, int64_t ldc, const float *a, const float *b, int64_t R, bool add_c)
+static void tile_pairs(float *c, int64_t ldc, const float *a, int64_t step, const float *b,
+                       int64_t R, bool add_c)
 {
     __m512 s[PAIR_MR][2];
+    (void)step;
     for (int i = 0; i < PAIR_MR; i++) {
         s[i][0] = s[i][1] = _mm512_setzero_ps();
         __builtin_prefetch(c + i * ldc, 1);
@@ -329,7 +335,9 @@ static const struct panels panels_pairs = {
     .panel_a = PAIR_A,
     .panel_b = PAIR_B,
     .tile_rows = PAIR_MR,
+    .unit = 1,
     .depth = 512,
+    .chunk = 512,
     .task_rows = 168,
 };
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * immintrin.h - the instructions of AVX-512 that src/cpu/rows.c uses, in plain C: its tables for that are tested on
+ * immintrin.h - the instructions of AVX-512 and AMX that src/cpu/rows.c uses, in plain C: its tables for these are tested on
  * processors without them. Found before the compiler's own header, whose types and smaller vectors it keeps. What an
  * instruction does is as in Intel's Intrinsics Guide. */
 #ifndef BDPO_ISA_EMU
@@ -251,6 +251,84 @@ EMU emu_u16x32 emu_permute16(emu_u16x32 at, emu_u16x32 x)
 #define _mm512_unpackhi_pd(a, b)             ((__m512d)emu_unpack64((emu_u64x8)(a), (emu_u64x8)(b), 1))
 #define _mm512_shuffle_i32x4(a, b, imm)      ((__m512i)emu_shuffle128((emu_u32x16)(a), (emu_u32x16)(b), imm))
 #define _mm512_permutexvar_epi16(at, x)      ((__m512i)emu_permute16((emu_u16x32)(at), (emu_u16x32)(x)))
+
+#if defined(EMU_AMX)
+static _Thread_local struct {
+    bool ready; /* between loadconfig and release */
+    unsigned char at[8][16][64];
+} emu_tiles;
+
+/* 8 tiles of 16 rows of 64 bytes, the only configuration that is known here */
+EMU void emu_tile_loadconfig(const void *p)
+{
+    const uint8_t *c = p;
+    BUG_IF(c[0] != 1 || c[1] != 0);
+    for (int i = 0; i < 8; i++)
+        BUG_IF(c[16 + 2 * i] != 64 || c[17 + 2 * i] != 0 || c[48 + i] != 16);
+    memset(&emu_tiles, 0, sizeof emu_tiles);
+    emu_tiles.ready = true;
+}
+
+EMU void emu_tile_release(void)
+{
+    emu_tiles.ready = false;
+}
+
+EMU void emu_tile_zero(int t)
+{
+    BUG_IF(!emu_tiles.ready);
+    memset(emu_tiles.at[t], 0, sizeof emu_tiles.at[t]);
+}
+
+EMU void emu_tile_load(int t, const void *p, int64_t step)
+{
+    BUG_IF(!emu_tiles.ready);
+    for (int i = 0; i < 16; i++)
+        memcpy(emu_tiles.at[t][i], (const char *)p + i * step, 64);
+}
+
+EMU void emu_tile_store(int t, void *p, int64_t step)
+{
+    BUG_IF(!emu_tiles.ready);
+    for (int i = 0; i < 16; i++)
+        memcpy((char *)p + i * step, emu_tiles.at[t][i], 64);
+}
+
+EMU float emu_tile_half(int t, int i, int k)
+{
+    uint16_t u;
+    memcpy(&u, &emu_tiles.at[t][i][2 * k], sizeof u);
+    return float_of((uint32_t)u << 16);
+}
+
+EMU void emu_tile_dpbf16(int c, int a, int b)
+{
+    BUG_IF(!emu_tiles.ready);
+    for (int i = 0; i < 16; i++)
+        for (int j = 0; j < 16; j++) {
+            float sum, even = 0, odd = 0;
+            for (int k = 0; k < 16; k++) {
+                even += emu_tile_half(a, i, 2 * k) * emu_tile_half(b, k, 2 * j);
+                odd += emu_tile_half(a, i, 2 * k + 1) * emu_tile_half(b, k, 2 * j + 1);
+            }
+            memcpy(&sum, &emu_tiles.at[c][i][4 * j], sizeof sum);
+            sum += even + odd;
+            memcpy(&emu_tiles.at[c][i][4 * j], &sum, sizeof sum);
+        }
+}
+
+#undef _tile_loadd
+#undef _tile_stored
+#undef _tile_zero
+#undef _tile_dpbf16ps
+#define _tile_loadconfig       emu_tile_loadconfig
+#define _tile_release          emu_tile_release
+#define _tile_zero             emu_tile_zero
+#define _tile_loadd            emu_tile_load
+#define _tile_stored(t, p, n)  emu_tile_store(t, p, n)
+#define _tile_dpbf16ps         emu_tile_dpbf16
+#define __AMX_BF16__           1
+#endif
 
 /* a vector of 512 bits fits no register here */
 #define KEEP(v)         (void)0
