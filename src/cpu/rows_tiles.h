@@ -95,7 +95,7 @@ static void tiles_multiply(float *c, int64_t ldc, const float *a, int64_t step, 
     _tile_stored(3, c1 + TILE, row);
 }
 
-/* A chunk of b's panel, 32 KiB, stays in the L1 cache for all rows of a task. */
+/* A chunk of b's panel, 16 KiB, stays in the L1 cache for all rows of a task. */
 static const struct panels panels_tiles = {
     .pack = pack_pairs,
     .pack_rows = tiles_rows,
@@ -107,9 +107,9 @@ static const struct panels panels_tiles = {
     .panel_b = SIDE,
     .tile_rows = SIDE,
     .unit = TILE,
-    .depth = 2560,
-    .chunk = 256,
-    .task_rows = 256,
+    .depth = 1280,
+    .chunk = 128,
+    .task_rows = 128,
 };
 #undef PANELS_PAIRS
 #define PANELS_PAIRS &panels_tiles
