@@ -30,7 +30,7 @@ def machine():
             cpu.setdefault(key.strip(), value.strip())
     with open("/proc/meminfo", encoding="utf-8") as f:
         total = int(f.readline().split()[1]) / 2 ** 20
-    isa = next((x for x in ("avx512_bf16", "avx512f", "avx2") if x in cpu.get("flags", "").split()), "SSE2")
+    isa = next((x for x in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if x in cpu.get("flags", "").split()), "SSE2")
     return (f"{cpu.get('model name', platform.machine())} (family {cpu.get('cpu family', '?')}, model {cpu.get('model', '?')}), "
             f"{len(os.sched_getaffinity(0))} cores, {isa}, {total:.0f} GiB, Linux {platform.release().split('-')[0]}")
 

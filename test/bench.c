@@ -157,7 +157,7 @@ static void report(const struct bench *b, const char *name, double s, double flo
 
 /* --- the machine's own limits
  * ------------------------------------------------------------------------------------------ */
-enum { CHAINS = 12, STEPS = 2000000 };
+enum { CHAINS = 12, STEPS = 2000000, TILE_STEPS = 500000 };
 /* independent chains in registers, written out because an array of them would live in memory */
 #define FMA_LOOP(name, target_, vec, set1, madd, plus, first)                                   \
     target_ static float name(void)                                                             \
@@ -187,8 +187,26 @@ FMA_LOOP(fma_avx512, __attribute__((target("avx512f"))), __m512, _mm512_set1_ps,
 FMA_LOOP(dot_bf16, __attribute__((target("avx512f,avx512bf16"))), __m512, _mm512_set1_ps, DPBF16,
          _mm512_add_ps, _mm512_cvtss_f32)
 
-/* what all threads reach on `loop`, whose steps are `flops` operations each */
-static double loop_rate(const struct bench *b, float (*loop)(void), int flops)
+/* four chains of tiles; its arguments' values do not matter */
+__attribute__((target("amx-tile,amx-bf16"))) static float dot_tiles(void)
+{
+    static const uint8_t config[64] = { 1,  0, 0,  0, 0,  0, 0,  0,  0,  0,  0,  0,  0,  0,
+                                        0,  0, 64, 0, 64, 0, 64, 0,  64, 0,  64, 0,  64, 0,
+                                        64, 0, 64, 0, 0,  0, 0,  0,  0,  0,  0,  0,  0,  0,
+                                        0,  0, 0,  0, 0,  0, 16, 16, 16, 16, 16, 16, 16, 16 };
+    _tile_loadconfig(config);
+    for (int k = 0; k < TILE_STEPS; k++) {
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_release();
+    return 0;
+}
+
+/* what all threads reach on `loop` of `flops` operations */
+static double loop_rate(const struct bench *b, float (*loop)(void), double flops)
 {
     volatile float sink = 0;
     const double t = now();
@@ -198,15 +216,17 @@ static double loop_rate(const struct bench *b, float (*loop)(void), int flops)
 #pragma omp critical
         sink = sink + s;
     }
-    return (double)flops * CHAINS * STEPS * b->be.threads / (now() - t);
+    return flops * b->be.threads / (now() - t);
 }
 
 static void measure_peaks(struct bench *b)
 {
     const struct rows *r = b->be.cx->rows;
-    const int lanes = strncmp(r->name, "avx512", 6) == 0 ? 16
-                      : strcmp(r->name, "avx2") == 0     ? 8
-                                                         : 4;
+    const bool tiles = strcmp(r->name, "amx_bf16") == 0;
+    const int lanes = tiles || strncmp(r->name, "avx512", 6) == 0 ? 16
+                      : strcmp(r->name, "avx2") == 0              ? 8
+                                                                  : 4;
+    const double steps = (double)CHAINS * STEPS;
     const int64_t bytes = 256 << 20;
     struct tensor x = make(b, bytes / 4, 1), y = make(b, bytes / 4, 1);
     for (int k = 0; k < 5; k++) {
@@ -214,9 +234,11 @@ static void measure_peaks(struct bench *b)
                                      lanes == 16  ? fma_avx512
                                      : lanes == 8 ? fma_avx2
                                                   : fma_base,
-                                     2 * lanes);
+                                     2 * lanes * steps);
         /* without the instruction bfloat16 is widened and multiplied as float32 */
-        const double bf16 = r->pairs ? loop_rate(b, dot_bf16, 4 * lanes) : f32;
+        const double bf16 = tiles ? loop_rate(b, dot_tiles, 4.0 * 2 * 16 * 16 * 32 * TILE_STEPS)
+                            : r->pairs ? loop_rate(b, dot_bf16, 4 * lanes * steps)
+                                       : f32;
         b->peak_flops[0] = fmax(b->peak_flops[0], f32);
         b->peak_flops[1] = fmax(b->peak_flops[1], bf16);
         double t = now();

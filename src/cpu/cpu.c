@@ -18,7 +18,11 @@ static const struct rows *const tables[] = { &rows_amx_bf16, &rows_avx512_bf16, 
 /* Tiles of bfloat16 (Intel's AMX): the processor has them, and the kernel, asked by the process, saves their registers. */
 static bool has_tiles(void)
 {
-    enum { REQUEST = 0x1023, TILE_DATA = 18, TILE_BITS = 1 << 22 | 1 << 24 }; /* ARCH_REQ_XCOMP_PERM; CPUID: AMX-BF16, AMX-TILE */
+    enum {
+        REQUEST = 0x1023,
+        TILE_DATA = 18,
+        TILE_BITS = 1 << 22 | 1 << 24
+    }; /* ARCH_REQ_XCOMP_PERM; CPUID: AMX-BF16, AMX-TILE */
     unsigned a, b, c, d;
     return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & TILE_BITS) == TILE_BITS &&
            syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;

@@ -16,7 +16,8 @@ struct block { /* y[m0.., n0..] (+)= a panels times b panels, over k of the dept
     int64_t step;                      /* of a's rows, where panels are rows */
     bool in_place;                     /* a's rows are such, but for the last panel */
     float *a, *b;                      /* panels */
-    float *c; /* where it is summed up: y, an f32 block beside a y of bfloat16, or (own) one that a thread takes for a task */
+    float *
+        c; /* where it is summed up: y, an f32 block beside a y of bfloat16, or (own) one that a thread takes for a task */
     int64_t ldc;
     bool own, add, last;
 };
@@ -56,9 +57,9 @@ static void pack_a(const struct rows *r, const struct product *p, const struct b
                      rows, g->k);
 }
 
-/* One panel of a times one of b, into c. */
-static void meet(const struct rows *r, const struct product *p, const struct block *g, float *c,
-                 int64_t i, int64_t j, int64_t r0, bool add)
+/* One panel of a times one of b, into c. The bits of a sum do not depend on how many rows and columns count. */
+static void meet(const struct product *p, const struct block *g, float *c, int64_t i, int64_t j,
+                 int64_t r0, bool add)
 {
     const struct panels *q = g->q;
     const int64_t m = MIN(q->tile_rows, g->m - i), n = MIN(q->panel_b, g->n - j),
@@ -74,14 +75,12 @@ static void meet(const struct rows *r, const struct product *p, const struct blo
         q->tile(c, g->ldc, a, step, b, R, add);
         return;
     }
-    _Alignas(64) float t[TILE_MAX];
-    q->tile(t, q->panel_b, a, step, b, R, false);
-    for (int64_t x = 0; x < m; x++) {
-        if (add)
-            r->add(c + x * g->ldc, t + x * q->panel_b, n);
-        else
-            memcpy(c + x * g->ldc, t + x * q->panel_b, (size_t)n * sizeof *c);
-    }
+    _Alignas(64) float t[TILE_MAX] = { 0 };
+    for (int64_t x = 0; x < m && add; x++)
+        memcpy(t + x * q->panel_b, c + x * g->ldc, (size_t)n * sizeof *c);
+    q->tile(t, q->panel_b, a, step, b, R, add);
+    for (int64_t x = 0; x < m; x++)
+        memcpy(c + x * g->ldc, t + x * q->panel_b, (size_t)n * sizeof *c);
 }
 
 /* rows [i0, i1), columns [j0, j1) of the block */
@@ -98,7 +97,7 @@ static void multiply(const struct rows *r, const struct product *p, const struct
     for (int64_t r0 = 0; r0 < g->rows; r0 += q->chunk)
         for (int64_t j = j0; j < j1; j += q->panel_b)
             for (int64_t i = i0; i < i1; i += q->tile_rows)
-                meet(r, p, g, c + (i - i0) * g->ldc + j - j0, i, j, r0, g->add || r0 > 0);
+                meet(p, g, c + (i - i0) * g->ldc + j - j0, i, j, r0, g->add || r0 > 0);
     for (int64_t i = 0; i < i1 - i0 && half && g->last; i++)
         r->narrow(y + i * p->ldy, c + i * g->ldc, j1 - j0);
 }
@@ -135,7 +134,8 @@ static const struct panels *panels_for(const struct rows *r, const struct produc
     return pairs ? r->pairs : r->floats;
 }
 
-struct layout { /* of the scratch: panels of a [a floats], of b [b], sums beside a y of bfloat16 [c] */
+struct
+    layout { /* of the scratch: panels of a [a floats], of b [b], sums beside a y of bfloat16 [c] */
     int64_t depth, step, a, b, c;
     bool in_place, own;
 };
@@ -204,7 +204,9 @@ int cpu_panels(struct ctx *cx, const struct product *p)
                     .a = mem,
                     .b = mem + l.a,
                     .c = half ? mem + l.a + l.b : (float *)p->y + m0 * p->ldy + n0,
-                    .ldc = l.own ? MIN(n, (int64_t)TASK_COLS) : half ? n : p->ldy,
+                    .ldc = l.own  ? MIN(n, (int64_t)TASK_COLS)
+                           : half ? n
+                                  : p->ldy,
                     .own = l.own,
                     .add = k0 > 0 || p->beta != 0,
                     .last = k0 + l.depth >= p->K,

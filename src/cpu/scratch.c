@@ -7,9 +7,10 @@
 static int64_t product_need(const struct ctx *cx, enum dtype A, enum dtype y, int64_t M, int64_t N,
                             int64_t K, float alpha)
 {
-    const struct mat half = { .dtype = A };
+    const struct mat half = { .dtype = A },
+                     across = { .dtype = A, .t = true }; /* no row of it is a panel as it lies */
     const struct product p = {
-        .M = M, .N = N, .K = K, .alpha = alpha, .a = half, .b = half, .y_dtype = y
+        .M = M, .N = N, .K = K, .alpha = alpha, .a = across, .b = half, .y_dtype = y
     };
     return cpu_product_shared(cx, &p);
 }
