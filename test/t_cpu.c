@@ -264,15 +264,14 @@ static void test_cpu__pack_and_block(void **state)
 }
 
 /* Products of bfloat16 are exact in float: only the sums round. */
-static void test_cpu__block_pairs(void **state)
+static void block_pairs_by(const char *isa)
 {
-    (void)state;
     enum { LD = 80 };
     struct backend be;
     static uint16_t a[LD * LD], b[LD * LD];
     static float x[LD * LD], y[LD * LD], t[LD * LD], c[LD * LD];
     OK(cpu_open(&be, 1));
-    if (!test_isa(be.cx, "avx512_bf16")) {
+    if (!test_isa(be.cx, isa)) {
         print_message("skipped: this processor has no instruction for pairs of bfloat16\n");
         backend_close(&be);
         skip();
@@ -288,7 +287,7 @@ static void test_cpu__block_pairs(void **state)
     r->widen(y, b, LD * LD);
     for (int64_t M = 1; M < 40; M++)
         for (int64_t n = 1; n <= 64; n += 3) {
-            const int64_t K = (M * n) % 37 * 2 + 2, N = round_up(n, 16);
+            const int64_t K = n % 2 ? (M * n) % 37 * 2 + 2 : 32 + n % 4 * 16, N = round_up(n, 16);
             r->pairs->pack(t, 64, b, LD, true, true, n, K);
             c[(M - 1) * LD + N] = 7;
             r->block_pairs(c, LD, a, LD, t, 64, M, N, K);
@@ -301,6 +300,18 @@ static void test_cpu__block_pairs(void **state)
             }
         }
     backend_close(&be);
+}
+
+static void test_cpu__block_pairs(void **state)
+{
+    (void)state;
+    block_pairs_by("avx512_bf16");
+}
+
+static void test_cpu__block_tiles(void **state)
+{
+    (void)state;
+    block_pairs_by("amx_bf16");
 }
 
 /* --- the rest of the contract
@@ -552,19 +563,13 @@ static void test_cpu__signals(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_cpu__exp),
-        cmocka_unit_test(test_cpu__split),
-        cmocka_unit_test(test_cpu__row_tails),
-        cmocka_unit_test(test_cpu__softmax),
-        cmocka_unit_test(test_cpu__bfloat16),
-        cmocka_unit_test(test_cpu__pack_and_block),
-        cmocka_unit_test(test_cpu__block_pairs),
-        cmocka_unit_test(test_cpu__logp_extremes),
-        cmocka_unit_test(test_cpu__nan_is_seen),
-        cmocka_unit_test(test_cpu__memory),
-        cmocka_unit_test(test_cpu__open),
-        cmocka_unit_test(test_cpu__views),
-        cmocka_unit_test(test_cpu__wrong_calls_abort),
+        cmocka_unit_test(test_cpu__exp),           cmocka_unit_test(test_cpu__split),
+        cmocka_unit_test(test_cpu__row_tails),     cmocka_unit_test(test_cpu__softmax),
+        cmocka_unit_test(test_cpu__bfloat16),      cmocka_unit_test(test_cpu__pack_and_block),
+        cmocka_unit_test(test_cpu__block_pairs),   cmocka_unit_test(test_cpu__block_tiles),
+        cmocka_unit_test(test_cpu__logp_extremes), cmocka_unit_test(test_cpu__nan_is_seen),
+        cmocka_unit_test(test_cpu__memory),        cmocka_unit_test(test_cpu__open),
+        cmocka_unit_test(test_cpu__views),         cmocka_unit_test(test_cpu__wrong_calls_abort),
         cmocka_unit_test(test_cpu__signals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -89,7 +89,7 @@ static void check(const struct rows *r, int64_t M, int64_t N, int64_t K, bool xh
 
 static void run(const char *isa)
 {
-    static const int64_t depth[] = { 1, 2, 7, 16, 31, 33, 64, 100, 129, 896, 2051 };
+    static const int64_t depth[] = { 1, 2, 7, 16, 31, 33, 64, 100, 129, 544, 896, 2051 };
     struct backend be;
     assert_int_equal(cpu_open(&be, 1), 0);
     if (!test_isa(be.cx, isa)) {
@@ -133,13 +133,18 @@ static void test_dots__avx512_bf16(void **state)
     run("avx512_bf16");
 }
 
+static void test_dots__amx_bf16(void **state)
+{
+    (void)state;
+    run("amx_bf16");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_dots__base),
-        cmocka_unit_test(test_dots__avx2),
-        cmocka_unit_test(test_dots__avx512),
-        cmocka_unit_test(test_dots__avx512_bf16),
+        cmocka_unit_test(test_dots__base),     cmocka_unit_test(test_dots__avx2),
+        cmocka_unit_test(test_dots__avx512),   cmocka_unit_test(test_dots__avx512_bf16),
+        cmocka_unit_test(test_dots__amx_bf16),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

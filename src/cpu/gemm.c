@@ -6,7 +6,7 @@
 
 /* FEW: rows that few_rows takes, in pieces of at most STRIP columns; SMALL: multiplications that
  * are not worth a team */
-enum { FEW = 32, STRIP = 60, SMALL = 1 << 18 };
+enum { FEW = 32, STRIP = 64, SMALL = 1 << 18 };
 
 static int sgemm(struct ctx *cx, const struct product *p)
 {
@@ -57,8 +57,10 @@ int64_t cpu_few_shared(int64_t K)
 static int few_rows(struct ctx *cx, const struct product *p)
 {
     const int64_t M = p->M, N = p->N, K = p->K;
-    /* a piece of b stays in the L2 cache for all rows; pieces of 2 and of 3 columns at a time */
-    const int64_t strip = MAX(6, MIN(STRIP, (1 << 16) / K) / 6 * 6), parts = div_up(N, strip);
+    /* a piece of b stays in the L2 cache for all rows */
+    const int64_t unit = cx->rows->dots_unit,
+                  strip = MAX(unit, MIN(STRIP, (1 << 16) / K) / unit * unit),
+                  parts = div_up(N, strip);
     const bool ahalf = p->a.dtype == DT_BF16, bhalf = p->b.dtype == DT_BF16;
     TRY(cpu_shared(cx, cpu_few_shared(K)));
     float *panel = cx->shared;

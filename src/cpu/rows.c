@@ -508,8 +508,9 @@ const struct rows PASTE(rows_, ROWS_ISA) = {
     .adamw = adamw,
     .block = block,
     .block_pairs = BLOCK_PAIRS,
-    .dots_pack = dots_pack,
-    .dots = dots,
+    .dots_pack = DOTS_PACK,
+    .dots = DOTS,
+    .dots_unit = DOTS_UNIT,
     .floats = &panels_floats,
     .pairs = PANELS_PAIRS,
 };

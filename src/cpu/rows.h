@@ -113,6 +113,7 @@ struct rows {
      * wanted next, fetched meanwhile. An element's sum depends on its two rows alone. */
     void (*dots)(float *y, int64_t ldy, const float *panel, bool xhalf, int64_t M, const void *w,
                  int64_t ldw, bool whalf, int64_t N, int64_t next, int64_t K);
+    int64_t dots_unit; /* N had best be a multiple of it */
     /* Products by panels: of floats, and of pairs of bfloat16 (NULL without the processor's instruction for these) */
     const struct panels *floats, *pairs;
 };

@@ -300,4 +300,7 @@ static void dots(float *y, int64_t ldy, const float *panel, bool xhalf, int64_t 
         break;
     }
 }
+#define DOTS      dots
+#define DOTS_PACK dots_pack
+#define DOTS_UNIT 6 /* of DN, 2 and 3 */
 #endif
