@@ -15,16 +15,13 @@ enum { THREADS_MAX = 1024, HEADER = 64, PAGE = 4096 };
 static const struct rows *const tables[] = { &rows_amx_bf16, &rows_avx512_bf16, &rows_avx512,
                                              &rows_avx2, &rows_base };
 
-/* Tiles of bfloat16 (Intel's AMX): the processor has them, and the kernel, asked by the process, saves their registers. */
+/* Tiles of bfloat16 (Intel's AMX): the processor has them (CPUID: AMX-BF16, AMX-TILE), and the kernel, asked by the process (ARCH_REQ_XCOMP_PERM), saves
+ * their registers. */
 static bool has_tiles(void)
 {
-    enum {
-        REQUEST = 0x1023,
-        TILE_DATA = 18,
-        TILE_BITS = 1 << 22 | 1 << 24
-    }; /* ARCH_REQ_XCOMP_PERM; CPUID: AMX-BF16, AMX-TILE */
+    enum { TILES = 1 << 22 | 1 << 24, REQUEST = 0x1023, TILE_DATA = 18 };
     unsigned a, b, c, d;
-    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & TILE_BITS) == TILE_BITS &&
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & TILES) == TILES &&
            syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
 }
 

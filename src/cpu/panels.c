@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: MIT
- * Large products by panels: a block of op(a) and one of op(b) are copied into panels of float that the registers'
- * tile reads in order (Goto and van de Geijn's scheme). The copy is where bfloat16 becomes float. */
+ * Large products by panels: a block of op(a) and one of op(b) are copied into panels that the registers' tile reads in
+ * order (Goto and van de Geijn's scheme). The copy is where bfloat16 becomes float, or pairs of bfloat16. */
 #include "cpu.h"
 #include <omp.h>
 #include <string.h>
 
 /* Of a block: rows and columns; its depth is that of the panels. A block of y stays in the L3 cache; a thread takes a
- * task of some rows by TASK_COLS at a time. */
+ * task of some rows by TASK_COLS at a time. PAD: between rows of a panel, so that they are not of the same sets of a cache. */
 enum { ROWS = 2048, COLS = 1024, TASK_COLS = 256 };
 enum { TILE_MAX = 32 * 32, SMALL = 1 << 18, PAD = 16 };
 
@@ -16,10 +16,10 @@ struct block { /* y[m0.., n0..] (+)= a panels times b panels, over k of the dept
     int64_t step;                      /* of a's rows, where panels are rows */
     bool in_place;                     /* a's rows are such, but for the last panel */
     float *a, *b;                      /* panels */
-    float *
-        c; /* where it is summed up: y, an f32 block beside a y of bfloat16, or (own) one that a thread takes for a task */
+    float *c; /* where it is summed up: y, or beside a y of bfloat16 a block of floats */
+    bool own; /* the latter a thread's own, for one task */
     int64_t ldc;
-    bool own, add, last;
+    bool add, last;
 };
 
 static const void *element(const struct mat *x, int64_t i, int64_t k)
