@@ -254,9 +254,9 @@ def test_failures(r, runs):
     r.check(res.code == 80 and len(ours(res)) == 1, "divergence ends all ranks with 80", f"{res}")
 
 
-def long_run(runs, **sections):
+def long_run(runs, every=200, **sections):
     """A job of minutes that says where it is; its config and output."""
-    return runs.config(sft=None, preference={"epochs": 20000, "learning_rate": 1e-5}, checkpoint={"every": 200}, **sections)
+    return runs.config(sft=None, preference={"epochs": 20000, "learning_rate": 1e-5}, checkpoint={"every": every}, **sections)
 
 
 def launch(ranks, *args):
@@ -326,7 +326,7 @@ def status_of(out):
 def test_hang(r, runs):
     """A rank that stands still: the others find it after hang_timeout, say where, and all end."""
     for stopped in (1, 0):
-        path, out = long_run(runs, faults={"hang_timeout": 3})
+        path, out = long_run(runs, every=10 ** 6, faults={"hang_timeout": 3})  # a rank that may be writing is waited for ten times as long
         p = launch(3, "--config", path)
         ok = wait_steps(out, 20)
         end((pid for rank, pid in processes(path).items() if rank == stopped), signal.SIGSTOP)

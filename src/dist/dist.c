@@ -128,6 +128,7 @@ int dist_open(struct dist *d)
         d->comm = NULL;
         d->rank = (int32_t)l.rank;
         d->size = 1;
+        if (rc == ERR_OOM) d->speaker = d->rank; /* what the others need not meet */
     } else /* if it fails, on this rank alone: closing would wait for the others, who wait for it */
         rc = share_cores(d);
     if (d->rank > 0) err_quiet();
