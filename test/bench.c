@@ -190,18 +190,14 @@ FMA_LOOP(dot_bf16, __attribute__((target("avx512f,avx512bf16"))), __m512, _mm512
 /* four chains of tiles; its arguments' values do not matter */
 __attribute__((target("amx-tile,amx-bf16"))) static float dot_tiles(void)
 {
-    static const uint8_t config[64] = { 1,  0, 0,  0, 0,  0, 0,  0,  0,  0,  0,  0,  0,  0,
-                                        0,  0, 64, 0, 64, 0, 64, 0,  64, 0,  64, 0,  64, 0,
-                                        64, 0, 64, 0, 0,  0, 0,  0,  0,  0,  0,  0,  0,  0,
-                                        0,  0, 0,  0, 0,  0, 16, 16, 16, 16, 16, 16, 16, 16 };
-    _tile_loadconfig(config);
+    rows_amx_bf16.pairs->begin();
     for (int k = 0; k < TILE_STEPS; k++) {
         _tile_dpbf16ps(0, 4, 6);
         _tile_dpbf16ps(1, 4, 7);
         _tile_dpbf16ps(2, 5, 6);
         _tile_dpbf16ps(3, 5, 7);
     }
-    _tile_release();
+    rows_amx_bf16.pairs->end();
     return 0;
 }
 

@@ -39,6 +39,7 @@ static void test_products__bfloat16(void **state)
         for (size_t n = 0; test_isa(be.cx, isa_names[k]) && n < 4 * COUNT_OF(cases);
              n += test_isa_emulated(be.cx) ? 3 : 1) {
             const int64_t M = cases[n / 4].M, N = cases[n / 4].N, K = cases[n / 4].K;
+            const int64_t every = M * N > 5000 ? 37 : 1;
             const bool ta = n & 1, tb = n & 2;
             const int64_t lda = (ta ? M : K) + cases[n / 4].gap, ldb = tb ? K : N;
             struct product p = { .M = M,
@@ -55,7 +56,7 @@ static void test_products__bfloat16(void **state)
             for (int64_t i = 0; i < M * N; i++)
                 c[i] = 1;
             OK(cpu_product(be.cx, &p));
-            for (int64_t i = 0; i<M * N; i += M * N> 5000 ? 37 : 1) {
+            for (int64_t i = 0; i < M * N; i += every) {
                 double want = 1, size = 1;
                 for (int64_t j = 0; j < K; j++) {
                     const int64_t r = i / N, s = i % N;
@@ -70,8 +71,7 @@ static void test_products__bfloat16(void **state)
             p.y = again;
             be.cx->threads = 1;
             for (int64_t i = 0, m; i < M; i += m) {
-                m = MIN(i % 3 + 1,
-                        M - i); /* of their own address, so packed where the whole is not */
+                m = MIN(i % 3 + 1, M - i); /* at another address: packed where the whole is not */
                 p.M = m;
                 p.a.p = a + cases[n / 4].off + (ta ? i : i * lda);
                 for (int64_t e = 0; e < m * N; e++)

@@ -75,7 +75,8 @@ static void meet(const struct product *p, const struct block *g, float *c, int64
         q->tile(c, g->ldc, a, step, b, R, add);
         return;
     }
-    _Alignas(64) float t[TILE_MAX] = { 0 };
+    _Alignas(64) float t[TILE_MAX];
+    if (add) memset(t, 0, (size_t)(q->tile_rows * q->panel_b) * sizeof *t);
     for (int64_t x = 0; x < m && add; x++)
         memcpy(t + x * q->panel_b, c + x * g->ldc, (size_t)n * sizeof *c);
     q->tile(t, q->panel_b, a, step, b, R, add);
@@ -134,8 +135,8 @@ static const struct panels *panels_for(const struct rows *r, const struct produc
     return pairs ? r->pairs : r->floats;
 }
 
-struct
-    layout { /* of the scratch: panels of a [a floats], of b [b], sums beside a y of bfloat16 [c] */
+/* Of the scratch: panels of a [a floats], of b [b], sums beside a y of bfloat16 [c] */
+struct layout {
     int64_t depth, step, a, b, c;
     bool in_place, own;
 };
@@ -181,7 +182,7 @@ int cpu_panels(struct ctx *cx, const struct product *p)
     const struct panels *q = panels_for(r, p);
     const struct layout l = layout_of(cx, q, p);
     float *mem;
-    TRY(cpu_shared(cx, (l.a + l.b + l.c) * (int64_t)sizeof(float)));
+    TRY(cpu_shared(cx, cpu_panels_shared(cx, p)));
     mem = cx->shared;
     const int team = p->M * p->N <= SMALL / p->K ? 1 : cx->threads;
 #pragma omp parallel num_threads(team)

@@ -272,18 +272,23 @@ static void pairs_across(float *out, int64_t width, const uint16_t *x, int64_t l
     }
 }
 
+/* Rows k and k + 1 of x, as pairs; behind K they are 0 */
+INLINE __m512i pair_rows(const uint16_t *x, int64_t ldx, int64_t k, int64_t K, __mmask16 some)
+{
+    const __mmask16 first = k < K ? some : 0, second = k + 1 < K ? some : 0;
+    const uint16_t *p = first ? x + k * ldx : x, *q = second ? p + ldx : p;
+    const __m512i a = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first, p)),
+                  b = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(second, q));
+    return _mm512_or_si512(a, _mm512_slli_epi32(b, 16));
+}
+
 static void pairs_along(float *out, int64_t width, const uint16_t *x, int64_t ldx, int64_t n,
                         int64_t K)
 {
     for (int64_t k = 0; k < K; k += 2)
         for (int64_t i = 0; i < width; i += 16) {
             const __mmask16 some = (__mmask16)lanes32(MIN(n - i, (int64_t)16));
-            const __mmask16 second = k + 1 < K ? some : 0;
-            const uint16_t *p = x + k * ldx + i, *q = second ? p + ldx : p;
-            const __m512i a = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, p)),
-                          b = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(second, q));
-            _mm512_storeu_si512(out + k / 2 * width + i,
-                                _mm512_or_si512(a, _mm512_slli_epi32(b, 16)));
+            _mm512_storeu_si512(out + k / 2 * width + i, pair_rows(x + i, ldx, k, K, some));
         }
 }
 

@@ -35,13 +35,8 @@ INLINE void tile_from_columns(float *out, int64_t step, const uint16_t *x, int64
     const __mmask16 some = (__mmask16)lanes32(n);
     for (int64_t k = 0; k < K; k += 2 * TILE) {
         __m512i r[TILE];
-        for (int i = 0; i < TILE; i++) {
-            const __mmask16 first = k + 2 * i < K ? some : 0, second = k + 2 * i + 1 < K ? some : 0;
-            const uint16_t *p = x + (first ? k + 2 * i : 0) * ldx, *q = second ? p + ldx : p;
-            const __m512i a = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first, p)),
-                          b = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(second, q));
-            r[i] = _mm512_or_si512(a, _mm512_slli_epi32(b, 16));
-        }
+        for (int i = 0; i < TILE; i++)
+            r[i] = pair_rows(x, ldx, k + 2 * i, K, some);
         transpose_pairs(out + k / 2, step, r);
     }
 }
