@@ -17,20 +17,13 @@ struct att { /* one call's sizes and inputs */
     float scale;
 };
 
-/* Rows [row, row + n) of x, columns [col, col + cols), as floats ld apart: where they are, or widened
- * into buf [n, cols]. */
-struct att_view {
-    const float *p;
-    int64_t ld;
-};
-static inline struct att_view att_read(const struct rows *r, float *buf, const struct tensor *x,
-                                       int64_t row, int64_t n, int64_t col, int64_t cols)
+/* out[n, D] = n rows of x from element `at` on, `step` apart, as floats one behind the other: products read them many times, and rows that lie
+ * a large power of two apart share few places of the first cache. */
+static inline void att_read(const struct rows *r, float *out, const struct tensor *x, int64_t at,
+                            int64_t step, int64_t n, int64_t D)
 {
-    const int64_t at = row * x->ld + col;
-    if (x->dtype == DT_F32) return (struct att_view){ (const float *)x->data + at, x->ld };
-    for (int64_t i = 0; i < n; i++)
-        r->widen(buf + i * cols, (const uint16_t *)x->data + at + i * x->ld, cols);
-    return (struct att_view){ buf, cols };
+    r->floats->pack(out, D, cpu_at_const(x->data, x->dtype, at), step, x->dtype == DT_BF16, false,
+                    D, n);
 }
 /* Products of two inputs are taken from bfloat16 as it is, where the processor can. */
 static inline bool att_pairs(const struct rows *r, const struct tensor *x, int64_t D)
@@ -49,17 +42,17 @@ static inline void att_transpose(const struct rows *r, float *out, const struct 
             D);
 }
 
-/* c [M, ATT_COLS] = M rows of x from element `at` on, `step` apart, times what att_transpose made of N rows; `wide`: the same rows as floats, for
- * where att_pairs is false. */
+/* c [M, ATT_COLS] = M rows of x from element `at` on, `step` apart, times what att_transpose made of N rows; `wide`: what att_read made of
+ * the same rows, for where att_pairs is false. */
 static inline void att_scores(const struct rows *r, float *c, const struct tensor *x, int64_t at,
-                              int64_t step, const struct att_view *wide, const float *cols,
-                              int64_t M, int64_t N, int64_t D)
+                              int64_t step, const float *wide, const float *cols, int64_t M,
+                              int64_t N, int64_t D)
 {
     if (att_pairs(r, x, D))
         r->block_pairs(c, ATT_COLS, (const uint16_t *)x->data + at, step, cols, ATT_COLS, M,
                        round_up(N, 16), D);
     else
-        r->block(c, ATT_COLS, wide->p, wide->ld, 1, cols, ATT_COLS, M, N, D, false);
+        r->block(c, ATT_COLS, wide, D, 1, cols, ATT_COLS, M, N, D, false);
 }
 
 /* Key block b of a segment: kv rows [row, row + n); `first`: its first key's place among the own

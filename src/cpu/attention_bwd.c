@@ -14,15 +14,17 @@ struct grads {
     const float *lse;
 };
 
-struct bwd_buf {    /* a thread's scratch */
-    float *kt, *vt; /* [D, ATT_K]: keys and values, transposed */
-    float *dk, *dv; /* [D, ATT_K]: transposed, so that products of small heads fill a vector */
-    float *back;    /* [ATT_K, D rounded up to 16]: one of them as rows */
-    float *p, *dp;  /* [rows, ATT_K] */
-    float *k;       /* [ATT_K, D], then [rows, G D] each: widened */
-    float *q, *dout, *o;
-    float *far; /* the sums of a group's gradients that are not in their tensors */
+struct bwd_buf {     /* a thread's scratch */
+    float *kt, *vt;  /* [D, ATT_K]: keys and values, transposed */
+    float *dk, *dv;  /* [D, ATT_K]: transposed, so that products of small heads fill a vector */
+    float *back;     /* [ATT_K, D rounded up to 16]: one of them as rows */
+    float *p, *dp;   /* [rows, ATT_K] */
+    float *k;        /* [ATT_K, D] */
+    float *q, *dout; /* [rows, D] of a head; or all heads of a row */
+    float *delta;    /* [G, rows of the group]: dO O^T */
+    float *far;      /* the sums of a group's gradients that are not in their tensors */
     struct sums sq, sk, sv;
+    int64_t first, n; /* rows of the group */
 };
 
 /* Rows that the segments of a group own: of q with `kv` false, else of k and v. */
@@ -40,36 +42,36 @@ static struct sums group_span(const struct segments *segs, int64_t group, bool k
     return (struct sums){ .first = *n ? first : 0 };
 }
 
-static int64_t bwd_floats(const struct att *a, int64_t far)
+static int64_t bwd_floats(const struct att *a, int64_t rows, int64_t far)
 {
-    const int64_t rows = att_rows_max(a), GD = a->G * a->D;
-    return (5 * a->D + round_up(a->D, 16)) * ATT_K + 2 * rows * ATT_K + 3 * rows * GD + far;
+    const int64_t block = att_rows_max(a);
+    return (5 * a->D + round_up(a->D, 16)) * ATT_K + 2 * block * (ATT_K + a->D) + rows * a->G + far;
 }
 
 int64_t cpu_attention_bwd_arena(const struct op_sizes *s)
 {
     const struct att a = { .K = s->K, .G = s->H / s->K, .D = s->D };
     const int64_t far = s->A == DT_F32 ? 0 : s->group * (a.G + 2) * a.D;
-    return bwd_floats(&a, far) * (int64_t)sizeof(float);
+    return bwd_floats(&a, s->group, far) * (int64_t)sizeof(float);
 }
 
-/* Floats for the gradients of a group's rows, where these are bfloat16 and summed up over blocks. */
-static int64_t far_floats(const struct att *a, enum dtype A)
+/* A thread's scratch for the largest group, whose gradients, where they are bfloat16, are summed up beside their tensors. */
+static int64_t bwd_need(const struct att *a, enum dtype A)
 {
-    const int64_t GD = a->G * a->D;
-    int64_t far = 0;
-    for (int64_t i = 0; i < a->segs->n_groups && A != DT_F32; i++) {
+    int64_t rows = 0, far = 0;
+    for (int64_t i = 0; i < a->segs->n_groups; i++) {
         int64_t nq, nk;
         (void)group_span(a->segs, i, false, &nq);
         (void)group_span(a->segs, i, true, &nk);
-        far = MAX(far, nq * GD + 2 * nk * a->D);
+        rows = MAX(rows, nq);
+        if (A != DT_F32) far = MAX(far, nq * a->G * a->D + 2 * nk * a->D);
     }
-    return far;
+    return bwd_floats(a, rows, far) * (int64_t)sizeof(float);
 }
 
-static struct bwd_buf bwd_carve(const struct att *a, float *p)
+static struct bwd_buf bwd_carve(const struct att *a, float *p, int64_t first, int64_t n)
 {
-    const int64_t kd = a->D * ATT_K, s = att_rows_max(a) * ATT_K, x = att_rows_max(a) * a->G * a->D;
+    const int64_t kd = a->D * ATT_K, s = att_rows_max(a) * ATT_K, x = att_rows_max(a) * a->D;
     struct bwd_buf b = { .kt = p, .vt = p + kd, .dk = p + 2 * kd, .dv = p + 3 * kd };
     b.k = p + 4 * kd;
     b.back = p + 5 * kd;
@@ -77,66 +79,57 @@ static struct bwd_buf bwd_carve(const struct att *a, float *p)
     b.dp = b.p + s;
     b.q = b.dp + s;
     b.dout = b.q + x;
-    b.o = b.dout + x;
-    b.far = b.o + x;
+    b.delta = b.dout + x;
+    b.far = b.delta + n * a->G;
+    b.first = first;
+    b.n = n;
     return b;
 }
 
-struct bwd_in { /* a block of query rows, all heads of a kv head */
-    struct att_view q, dout, o;
-};
-
-/* One head's rows against one key block: P = exp(scale q k^T - lse), dS = P (dO v^T - delta) scale,
+/* One head's rows, from the i-th of b->q on, against one key block: P = exp(scale q k^T - lse), dS = P (dO v^T - delta) scale,
  * dV += P^T dO, dK += dS^T q, dQ += dS k. */
 static void bwd_rows(const struct rows *r, const struct att *a, const struct grads *d,
                      const struct segment *s, const struct att_rows *q, const struct att_keys *k,
-                     const struct bwd_in *in, const struct att_view *key, int64_t h, int64_t g,
-                     const struct bwd_buf *b)
+                     int64_t i0, int64_t h, int64_t g, const struct bwd_buf *b)
 {
-    const int64_t D = a->D, row = s->q + q->q0, ahead = att_ahead(q, k);
-    const int64_t step_q = q->across ? D : in->q.ld, step_do = q->across ? D : in->dout.ld;
-    const int64_t step_o = q->across ? D : in->o.ld, step_dq = q->across ? D : b->sq.ld;
-    const float *pq = in->q.p + h * D, *pdo = in->dout.p + h * D, *po = in->o.p + h * D;
-    const float *lse = d->lse + row * a->H + g * a->G + h;
+    const int64_t D = a->D, row = s->q + q->q0, head = g * a->G + h, ahead = att_ahead(q, k);
+    const float *pq = b->q + i0 * D, *pdo = b->dout + i0 * D;
+    const float *lse = d->lse + row * a->H + head, *delta = b->delta + h * b->n + row - b->first;
+    const int64_t step_lse = q->across ? 1 : a->H, step_delta = q->across ? b->n : 1;
     float *dq = b->sq.p + (row - b->sq.first) * b->sq.ld + h * D;
-    const int64_t at = row * a->q->ld + (g * a->G + h) * D;
-    const int64_t at_do = row * d->dout->ld + (g * a->G + h) * D;
-    att_scores(r, b->p, a->q, at, q->across ? D : a->q->ld, &(struct att_view){ pq, step_q }, b->kt,
-               q->n, k->n, D);
-    att_scores(r, b->dp, d->dout, at_do, q->across ? D : d->dout->ld,
-               &(struct att_view){ pdo, step_do }, b->vt, q->n, k->n, D);
+    att_scores(r, b->p, a->q, row * a->q->ld + head * D, q->across ? D : a->q->ld, pq, b->kt, q->n,
+               k->n, D);
+    att_scores(r, b->dp, d->dout, row * d->dout->ld + head * D, q->across ? D : d->dout->ld, pdo,
+               b->vt, q->n, k->n, D);
     for (int64_t i = 0; i < q->n; i++) {
         float *p = b->p + i * ATT_K, *dp = b->dp + i * ATT_K;
         const int64_t n = MIN(k->n, i + ahead + 1);
-        /* delta costs D of about 5 * 64 * D, so it is cheaper to make again than to keep */
-        const float delta = r->dot(pdo + i * step_do, po + i * step_o, D);
-        r->attn_grad(p, dp, a->scale, lse[q->across ? i : i * a->H], delta, n);
+        r->attn_grad(p, dp, a->scale, lse[i * step_lse], delta[i * step_delta], n);
+        if (n == k->n) continue;
         memset(p + n, 0, (size_t)(k->n - n) * sizeof *p);
         memset(dp + n, 0, (size_t)(k->n - n) * sizeof *dp);
     }
-    r->block(b->dv, ATT_K, pdo, 1, step_do, b->p, ATT_K, D, k->n, q->n, true);
-    r->block(b->dk, ATT_K, pq, 1, step_q, b->dp, ATT_K, D, k->n, q->n, true);
-    r->block(dq, step_dq, b->dp, ATT_K, 1, key->p, key->ld, q->n, D, k->n, true);
+    r->block(b->dv, ATT_K, pdo, 1, D, b->p, ATT_K, D, k->n, q->n, true);
+    r->block(b->dk, ATT_K, pq, 1, D, b->dp, ATT_K, D, k->n, q->n, true);
+    r->block(dq, q->across ? D : b->sq.ld, b->dp, ATT_K, 1, b->k, D, q->n, D, k->n, true);
 }
 
-/* bwd_rows, by strips where the diagonal cuts the block */
+/* bwd_rows of head h (of the first and all others, where these are the rows), by strips where the diagonal cuts the block */
 static void bwd_block(const struct rows *r, const struct att *a, const struct grads *d,
                       const struct segment *s, const struct att_rows *q, const struct att_keys *k,
-                      const struct bwd_in *in, const struct att_view *key, int64_t h, int64_t g,
-                      const struct bwd_buf *b)
+                      int64_t h, int64_t g, const struct bwd_buf *b)
 {
+    const int64_t D = a->D, row = s->q + q->q0, col = (g * a->G + h) * D;
     const int64_t step = att_diagonal(q, k) ? ATT_STRIP : q->n;
+    att_read(r, b->q, a->q, row * a->q->ld + col, q->across ? D : a->q->ld, q->n, D);
+    att_read(r, b->dout, d->dout, row * d->dout->ld + col, q->across ? D : d->dout->ld, q->n, D);
     for (int64_t i = 0; i < q->n; i += step) {
         struct att_rows rows = *q;
         struct att_keys keys = *k;
-        struct bwd_in from = *in;
         rows.q0 += i;
         rows.n = MIN(step, q->n - i);
         if (step < q->n) keys.n = MIN(k->n, i + rows.n);
-        from.q.p += i * in->q.ld;
-        from.dout.p += i * in->dout.ld;
-        from.o.p += i * in->o.ld;
-        bwd_rows(r, a, d, s, &rows, &keys, &from, key, h, g, b);
+        bwd_rows(r, a, d, s, &rows, &keys, i, h, g, b);
     }
 }
 
@@ -154,23 +147,19 @@ static void bwd_add(const struct rows *r, const struct att *a, const struct att_
 static void bwd_segment(const struct rows *r, const struct att *a, const struct grads *d,
                         const struct segment *s, int64_t g, const struct bwd_buf *b)
 {
-    const int64_t D = a->D, GD = a->G * D, blocks = att_key_blocks(s),
-                  before = div_up(s->prefix_len, ATT_K);
+    const int64_t D = a->D, blocks = att_key_blocks(s), before = div_up(s->prefix_len, ATT_K);
     for (int64_t kb = 0; kb < blocks; kb++) {
         const struct att_keys k = att_keys_at(s, kb);
-        const struct att_view key = att_read(r, b->k, a->k, k.row, k.n, g * D, D);
-        att_transpose(r, b->kt, a->k, k.row * a->k->ld + g * D, a->k->ld, k.n, D);
-        att_transpose(r, b->vt, a->v, k.row * a->v->ld + g * D, a->v->ld, k.n, D);
+        const int64_t at_k = k.row * a->k->ld + g * D, at_v = k.row * a->v->ld + g * D;
+        att_read(r, b->k, a->k, at_k, a->k->ld, k.n, D);
+        att_transpose(r, b->kt, a->k, at_k, a->k->ld, k.n, D);
+        att_transpose(r, b->vt, a->v, at_v, a->v->ld, k.n, D);
         memset(b->dk, 0, (size_t)(ATT_K * D) * sizeof *b->dk);
         memset(b->dv, 0, (size_t)(ATT_K * D) * sizeof *b->dv);
         for (int64_t qb = kb < before ? 0 : kb - before; qb < div_up(s->len, ATT_Q); qb++) {
             const struct att_rows q = att_rows_at(a, s, qb);
-            const int64_t row = s->q + q.q0, n = q.across ? 1 : q.n;
-            const struct bwd_in in = { att_read(r, b->q, a->q, row, n, g * GD, GD),
-                                       att_read(r, b->dout, d->dout, row, n, g * GD, GD),
-                                       att_read(r, b->o, d->o, row, n, g * GD, GD) };
             for (int64_t h = 0; h < q.heads; h++)
-                bwd_block(r, a, d, s, &q, &k, &in, &key, h, g, b);
+                bwd_block(r, a, d, s, &q, &k, h, g, b);
         }
         bwd_add(r, a, &k, &b->sk, b->dk, b->back);
         bwd_add(r, a, &k, &b->sv, b->dv, b->back);
@@ -208,10 +197,26 @@ static void sums_store(const struct rows *r, const struct sums *s, struct tensor
         r->narrow((uint16_t *)x->data + i * x->ld + col, s->p + (i - s->first) * s->ld, cols);
 }
 
+/* delta of a segment's rows, which every key block needs */
+static void bwd_delta(const struct rows *r, const struct att *a, const struct grads *d,
+                      const struct segment *s, int64_t g, const struct bwd_buf *b)
+{
+    const int64_t D = a->D, GD = a->G * D;
+    for (int64_t row = s->q; row < s->q + s->len; row++) {
+        const float *dout =
+            cpu_read(r, b->dout, d->dout->data, d->dout->dtype, row * d->dout->ld + g * GD, GD);
+        const float *o = cpu_read(r, b->q, d->o->data, d->o->dtype, row * d->o->ld + g * GD, GD);
+        for (int64_t h = 0; h < a->G; h++)
+            b->delta[h * b->n + row - b->first] = r->dot(dout + h * D, o + h * D, D);
+    }
+}
+
 static void bwd_group(const struct rows *r, const struct att *a, const struct grads *d,
                       int64_t group, int64_t g, float *scratch)
 {
-    struct bwd_buf b = bwd_carve(a, scratch);
+    int64_t rows;
+    const int64_t row = group_span(a->segs, group, false, &rows).first;
+    struct bwd_buf b = bwd_carve(a, scratch, row, rows);
     const int32_t first = a->segs->group[group], end = a->segs->group[group + 1];
     const int64_t D = a->D, GD = a->G * D;
     float *far = b.far;
@@ -223,6 +228,7 @@ static void bwd_group(const struct rows *r, const struct att *a, const struct gr
         sums_zero(&b.sq, s->q, s->len, GD);
         sums_zero(&b.sk, s->own, s->len, D);
         sums_zero(&b.sv, s->own, s->len, D);
+        bwd_delta(r, a, d, s, g, &b);
     }
     for (int32_t i = first; i < end; i++)
         bwd_segment(r, a, d, &a->segs->seg[i], g, &b);
@@ -254,7 +260,7 @@ int cpu_attention_bwd(struct ctx *cx, struct tensor *dq, struct tensor *dk, stru
     for (int32_t s = 0; s < segs->n; s++)
         work += (int64_t)segs->seg[s].len * (segs->seg[s].prefix_len + segs->seg[s].len) * H *
                 head_size;
-    TRY(cpu_arena(cx, bwd_floats(&a, far_floats(&a, q->dtype)) * (int64_t)sizeof(float)));
+    TRY(cpu_arena(cx, bwd_need(&a, q->dtype)));
     /* a task owns its group's rows of one kv head in dq, dk and dv, so it adds them up in a fixed
      * order */
 #pragma omp parallel for schedule(dynamic) num_threads(cpu_team(cx, work))

@@ -14,7 +14,7 @@ struct out {
 enum { P = ATT_COLS };
 
 struct fwd_buf {  /* a thread's scratch */
-    float *k, *v; /* [ATT_K, D]: widened */
+    float *k, *v; /* [ATT_K, D] */
     float *qt;    /* [G, D, P]: the queries, transposed; or a panel of dots_pack */
     float *s;     /* [ATT_K, P], or [G, ATT_K] */
     float *acc;   /* [G, D, P], or [G, D] */
@@ -90,21 +90,19 @@ static void fwd_block(const struct rows *r, const struct att *a, const struct ou
     for (int64_t kb = 0; kb < before + div_up(q.q0 + q.n, ATT_K); kb++) {
         const struct att_keys k = att_keys_at(s, kb);
         const int64_t at = k.row * a->k->ld + g * D;
-        const struct att_view v = att_read(r, b->v, a->v, k.row, k.n, g * D, D);
-        struct att_view key = { 0 };
-        if (!att_pairs(r, a->k, D)) key = att_read(r, b->k, a->k, k.row, k.n, g * D, D);
+        att_read(r, b->v, a->v, k.row * a->v->ld + g * D, a->v->ld, k.n, D);
+        if (!att_pairs(r, a->k, D)) att_read(r, b->k, a->k, at, a->k->ld, k.n, D);
         for (int64_t h = 0; h < G; h++) {
             float *acc = b->acc + h * D * P;
             const float *qt = b->qt + h * D * P;
             const int64_t step = att_diagonal(&q, &k) ? ATT_STRIP : ATT_K;
             for (int64_t j = 0; j < k.n; j += step) /* keys, and the queries that see them */
-                att_scores(r, b->s + j * P + j, a->k, at + j * a->k->ld, a->k->ld,
-                           &(struct att_view){ key.p + j * key.ld, key.ld }, qt + j,
-                           MIN(step, k.n - j), n - j, D);
+                att_scores(r, b->s + j * P + j, a->k, at + j * a->k->ld, a->k->ld, b->k + j * D,
+                           qt + j, MIN(step, k.n - j), n - j, D);
             r->softmax(b->s, acc, P, b->m + h * P, b->l + h * P, a->scale, att_ahead(&q, &k), k.n,
                        n, D);
             for (int64_t i = 0; i < n; i += step) /* queries, and the keys that they see */
-                r->block(acc + i, P, v.p, 1, v.ld, b->s + i, P, D, MIN(step, n - i),
+                r->block(acc + i, P, b->v, 1, D, b->s + i, P, D, MIN(step, n - i),
                          MIN(k.n, i + step), true);
         }
     }
@@ -132,7 +130,10 @@ static void fwd_single(const struct rows *r, const struct att *a, const struct o
         b->m[h] = -INFINITY;
     for (int64_t kb = 0; kb < att_key_blocks(s); kb++) {
         const struct att_keys k = att_keys_at(s, kb);
-        const struct att_view v = att_read(r, b->v, a->v, k.row, k.n, g * D, D);
+        const int64_t at_v = k.row * a->v->ld + g * D;
+        const bool wide = a->v->dtype == DT_F32; /* read once, so it is left where it is */
+        const float *v = wide ? (const float *)a->v->data + at_v : b->v;
+        if (!wide) att_read(r, b->v, a->v, at_v, a->v->ld, k.n, D);
         r->dots(b->s, ATT_K, b->qt, qhalf, G,
                 cpu_at_const(a->k->data, a->k->dtype, k.row * a->k->ld + g * D), a->k->ld, khalf,
                 k.n, 0, D);
@@ -147,7 +148,7 @@ static void fwd_single(const struct rows *r, const struct att *a, const struct o
             }
             b->l[h] += r->exp_sum(p, p, a->scale, b->m[h], k.n);
         }
-        r->block(b->acc, D, b->s, ATT_K, 1, v.p, v.ld, G, D, k.n, true);
+        r->block(b->acc, D, b->s, ATT_K, 1, v, wide ? a->v->ld : D, G, D, k.n, true);
     }
     for (int64_t h = 0; h < G; h++)
         fwd_store(r, a, out, s->q, g * G + h, b->acc + h * D, b->m[h], b->l[h]);
