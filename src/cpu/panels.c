@@ -9,6 +9,11 @@
  * task of some rows by TASK_COLS at a time. PAD: between rows of a panel, so that they are not of the same sets of a cache. */
 enum { ROWS = 2048, COLS = 1024, TASK_COLS = 256 };
 enum { TILE_MAX = 32 * 32, SMALL = 1 << 18, PAD = 16 };
+enum {
+    GROUP = 16,
+    STEPS = 16,
+    LINE = 64
+}; /* of packing: panels and steps of the depth; the latter even */
 
 struct block { /* y[m0.., n0..] (+)= a panels times b panels, over k of the depth */
     const struct panels *q;
@@ -28,15 +33,35 @@ static const void *element(const struct mat *x, int64_t i, int64_t k)
     return (const char *)x->p + at * dtype_size(x->dtype);
 }
 
-/* A panel of op(a) of the first kind, or of op(b) transposed: either is seen as [rows, depth]. */
-static void pack_panel(const struct rows *r, float *out, int64_t width, const struct mat *x,
-                       int64_t first, int64_t rows, const struct block *g, float alpha)
+/* Rows [i, i + rows) at the steps [k, k + depth) of x, which is transposed, are on their way into the cache. */
+static void fetch(const struct mat *x, int64_t i, int64_t rows, int64_t k, int64_t depth)
 {
-    const int64_t used = div_up(g->k, g->q->per);
-    g->q->pack(out, width, element(x, first, g->k0), x->ld, x->dtype == DT_BF16, !x->t,
-               MIN(width, rows), g->k);
-    if (alpha != 1) r->scale(out, alpha, width * g->k);
-    memset(out + used * width, 0, (size_t)((g->rows - used) * width) * sizeof *out);
+    const int64_t line = LINE / dtype_size(x->dtype);
+    for (const int64_t end = k + depth; k < end; k++)
+        for (int64_t j = 0; j < rows; j += line)
+            __builtin_prefetch(element(x, i + j, k));
+}
+
+/* `rows` rows of x from `first` on, of `left` that there are, become panels of `each` rows: op(a), or op(b) transposed, seen as [rows, depth].
+ * Where rows lie side by side, a line of the cache holds pieces of several panels, so all take a few steps of the depth in turn,
+ * and the next few, strides that no processor foresees, are fetched meanwhile. */
+static void pack_panels(const struct rows *r, float *out, int64_t width, int64_t each,
+                        const struct mat *x, int64_t first, int64_t rows, int64_t left,
+                        const struct block *g, float alpha)
+{
+    const int64_t per = g->q->per, used = div_up(g->k, per), steps = x->t ? STEPS : g->k;
+    for (int64_t k = 0; k < g->k; k += steps) {
+        const int64_t depth = MIN(steps, g->k - k);
+        if (x->t) fetch(x, first, rows, g->k0 + k + depth, MIN(steps, g->k - k - depth));
+        for (int64_t i = 0; i < rows; i += each)
+            g->q->pack(out + (i / each * g->rows + k / per) * width, width,
+                       element(x, first + i, g->k0 + k), x->ld, x->dtype == DT_BF16, !x->t,
+                       MIN(width, left - i), depth);
+    }
+    for (int64_t i = 0; i < rows; i += each, out += g->rows * width) {
+        if (alpha != 1) r->scale(out, alpha, width * g->k);
+        memset(out + used * width, 0, (size_t)((g->rows - used) * width) * sizeof *out);
+    }
 }
 
 /* Panel `at` of op(a). */
@@ -46,15 +71,34 @@ static float *panel_of(const struct block *g, int64_t at)
     return g->a + (g->in_place ? 0 : at) * floats;
 }
 
-static void pack_a(const struct rows *r, const struct product *p, const struct block *g, int64_t at)
+/* Panels [at, end) of op(a). */
+static void pack_a(const struct rows *r, const struct product *p, const struct block *g, int64_t at,
+                   int64_t end)
 {
     const struct panels *q = g->q;
-    const int64_t i = at * q->tile_rows, rows = MIN(q->tile_rows, g->m - i);
-    if (!q->pack_rows)
-        pack_panel(r, panel_of(g, at), q->panel_a, &p->a, g->m0 + i, g->m - i, g, p->alpha);
-    else if (!g->in_place || rows < q->tile_rows)
-        q->pack_rows(panel_of(g, at), g->step, element(&p->a, g->m0 + i, g->k0), p->a.ld, !p->a.t,
-                     rows, g->k);
+    const int64_t first = at * q->tile_rows, last = MIN(end * q->tile_rows, g->m);
+    if (!q->pack_rows) {
+        pack_panels(r, panel_of(g, at), q->panel_a, q->tile_rows, &p->a, g->m0 + first,
+                    last - first, g->m - first, g, p->alpha);
+        return;
+    }
+    for (int64_t i = first; i < last; i += q->tile_rows) {
+        const int64_t rows = MIN(q->tile_rows, last - i);
+        if (!g->in_place || rows < q->tile_rows)
+            q->pack_rows(panel_of(g, i / q->tile_rows), g->step, element(&p->a, g->m0 + i, g->k0),
+                         p->a.ld, !p->a.t, rows, g->k);
+    }
+}
+
+/* Panels [at, end) of op(b). */
+static void pack_b(const struct rows *r, const struct product *p, const struct block *g, int64_t at,
+                   int64_t end)
+{
+    const int64_t width = g->q->panel_b, first = at * width, last = MIN(end * width, g->n);
+    struct mat bt = p->b;
+    bt.t = !bt.t;
+    pack_panels(r, g->b + first * g->rows, width, width, &bt, g->n0 + first, last - first,
+                g->n - first, g, 1);
 }
 
 /* One panel of a times one of b, into c. The bits of a sum do not depend on how many rows and columns count. */
@@ -110,15 +154,14 @@ static void team_block(const struct rows *r, const struct product *p, const stru
     const struct panels *q = g->q;
     const int64_t pa = div_up(g->m, q->tile_rows), pb = div_up(g->n, q->panel_b);
     const int64_t tm = div_up(g->m, q->task_rows), tn = div_up(g->n, TASK_COLS);
-    struct mat bt = p->b;
-    bt.t = !bt.t;
+    const int64_t team = omp_get_num_threads(), ga = MIN(GROUP, div_up(pa, team)),
+                  gb = MIN(GROUP, div_up(pb, team)); /* packed at a time */
 #pragma omp for schedule(static) nowait
-    for (int64_t i = 0; i < pa; i++)
-        pack_a(r, p, g, i);
+    for (int64_t i = 0; i < pa; i += ga)
+        pack_a(r, p, g, i, MIN(i + ga, pa));
 #pragma omp for schedule(static)
-    for (int64_t j = 0; j < pb; j++)
-        pack_panel(r, g->b + j * q->panel_b * g->rows, q->panel_b, &bt, g->n0 + j * q->panel_b,
-                   g->n - j * q->panel_b, g, 1);
+    for (int64_t j = 0; j < pb; j += gb)
+        pack_b(r, p, g, j, MIN(j + gb, pb));
     if (q->begin) q->begin();
 #pragma omp for schedule(dynamic) nowait
     for (int64_t t = 0; t < tm * tn; t++) {

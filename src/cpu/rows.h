@@ -16,7 +16,7 @@ struct adamw_row { /* struct adamw, prepared for f32: d = scale g; m += mix1 (d 
  * a float, or two bfloat16, of which the second is 0 behind an odd K. */
 struct panels {
     /* out[r, i] = (i < n ? x(i, k) : 0), r < div_up(K, per): x(i, k) is x[i * ldx + k] with across, else x[k * ldx + i];
-     * bfloat16 with half (always, where per is 2). width: a multiple of 16. */
+     * bfloat16 with half (always, where per is 2). width: a multiple of 16 with across or where per is 2. */
     void (*pack)(float *out, int64_t width, const void *x, int64_t ldx, bool half, bool across,
                  int64_t n, int64_t K);
     /* NULL: panels of a are pack's. Else they are tile_rows rows, `step` floats apart, of K bfloat16 of x and zeros up to a multiple of 32;

@@ -109,7 +109,8 @@ static void block(float *c, int64_t ldc, const float *a, int64_t row, int64_t co
                   int64_t ldb, int64_t M, int64_t N, int64_t K, bool add_c)
 {
     int64_t i = 0;
-    for (; i + MR <= M; i += MR)
+    /* the last 8 are taken as 4 and 4: a strip of 2 waits for its sums */
+    for (; i + MR <= M && M - i != 8; i += MR)
         strip(MR, c + i * ldc, ldc, a + i * row, row, col, b, ldb, N, K, add_c);
     for (; i + 4 <= M; i += 4)
         strip(4, c + i * ldc, ldc, a + i * row, row, col, b, ldb, N, K, add_c);
@@ -144,6 +145,14 @@ INLINE void pack_across(float *out, int64_t width, const void *x, int64_t ldx, b
 INLINE void pack_along(float *out, int64_t width, const void *x, int64_t ldx, bool half, int64_t n,
                        int64_t K)
 {
+    const bool whole = n >= width && width % W == 0;
+    for (int64_t k = 0; k < K && whole; k++)
+        for (int64_t i = 0; i < width; i += W) {
+            const int64_t at = k * ldx + i;
+            st(out + k * width + i,
+               half ? ld_half((const uint16_t *)x + at) : ld((const float *)x + at));
+        }
+    if (whole) return;
     for (int64_t k = 0; k < K; k++) {
         int64_t i = 0;
         float *p = out + k * width;
