@@ -94,7 +94,7 @@ float *cpu_thread_arena(const struct ctx *cx)
 
 int cpu_team(const struct ctx *cx, int64_t work)
 {
-    return work < 1 << 18 ? 1 : cx->threads;
+    return work < (int64_t)cx->threads << 14 ? 1 : cx->threads;
 }
 
 int cpu_open(struct backend *be, int32_t threads)

@@ -64,7 +64,7 @@ int cpu_rmsnorm_fwd(struct ctx *cx, struct tensor *y, struct tensor *rstd, struc
     float *pr = rstd->data;
     const float *pw;
     TRY(prepare(cx, &pw, w, C));
-#pragma omp parallel for schedule(static) num_threads(cpu_team(cx, T *C))
+#pragma omp parallel for schedule(static) num_threads(cpu_team(cx, 4 * T * C))
     for (int64_t t = 0; t < T; t++) {
         const struct line l = { x, r, sum, t * C, C };
         float *buf = cpu_thread_arena(cx), q, *out = cpu_write(buf, y->data, y->dtype, t * C);
@@ -82,7 +82,7 @@ int cpu_rmsnorm_apply(struct ctx *cx, struct tensor *y, const struct tensor *x,
     const int64_t T = y->dim[0], C = y->dim[1];
     const float *pr = rstd->data, *pw;
     TRY(prepare(cx, &pw, w, C));
-#pragma omp parallel for schedule(static) num_threads(cpu_team(cx, T *C))
+#pragma omp parallel for schedule(static) num_threads(cpu_team(cx, 4 * T * C))
     for (int64_t t = 0; t < T; t++) {
         float *buf = cpu_thread_arena(cx), *out = cpu_write(buf, y->data, y->dtype, t * C);
         cx->rows->rms_scale(out, cpu_read(cx->rows, buf, x->data, x->dtype, t * C, C), pw, pr[t],
@@ -133,7 +133,7 @@ static void bwd_run(const struct rows *r, const struct norm_bwd *a, int64_t t, i
 static void norm_bwd(const struct ctx *cx, const struct norm_bwd *a, struct tensor *dw)
 {
     const int64_t T = a->dy->dim[0], n = a->n, runs = a->dy->dim[1] / n, blocks = div_up(T, ROWS);
-#pragma omp parallel for schedule(static) num_threads(cpu_team(cx, T *runs *n))
+#pragma omp parallel for schedule(static) num_threads(cpu_team(cx, 4 * T * runs * n))
     for (int64_t b = 0; b < blocks; b++) {
         float *part = a->part + b * n, *buf = cpu_thread_arena(cx);
         memset(part, 0, (size_t)n * sizeof *part);
@@ -168,7 +168,7 @@ int cpu_headnorm_fwd(struct ctx *cx, struct tensor *y, struct tensor *rstd, cons
     float *pr = rstd->data;
     const float *pw;
     TRY(prepare(cx, &pw, w, D));
-#pragma omp parallel for schedule(static) num_threads(cpu_team(cx, T *n *D))
+#pragma omp parallel for schedule(static) num_threads(cpu_team(cx, 4 * T * n * D))
     for (int64_t t = 0; t < T; t++)
         for (int64_t h = 0; h < n; h++) {
             const int64_t at = t * y->ld + h * D;

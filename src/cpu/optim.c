@@ -61,7 +61,7 @@ int cpu_adamw(struct ctx *cx, struct tensor *w, struct tensor *m, struct tensor 
     };
     const struct state st = { .w = w, .m = m, .v = v, .low = low, .opt = opt };
     const float *pg = g->data;
-#pragma omp parallel for schedule(static) num_threads(cpu_team(cx, n))
+#pragma omp parallel for schedule(static) num_threads(cpu_team(cx, 4 * n))
     for (int64_t i = 0; i < parts; i++) {
         const int64_t at = i * PART, k_n = MIN(PART, n - at);
         float buf[3][PART];

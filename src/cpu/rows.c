@@ -15,10 +15,12 @@ enum { DROPOUT_WORDS = 16 };
 #define TEXT_(a)     #a
 #define TEXT(a)      TEXT_(a)
 
+/* These loops and others are written by hand: a compiler's is made for long rows, and many are short. */
 static void add(float *y, const float *x, int64_t n)
 {
-    for (int64_t i = 0; i < n; i++)
-        y[i] += x[i];
+#define STEP(i, c) st_n(y + (i), ld_n(y + (i), (c), 0) + ld_n(x + (i), (c), 0), (c))
+    EACH(n, STEP);
+#undef STEP
 }
 
 typedef uint32_t bits_mem __attribute__((may_alias));
@@ -26,7 +28,10 @@ typedef uint32_t bits_mem __attribute__((may_alias));
 static void widen(float *y, const uint16_t *x, int64_t n)
 {
     bits_mem *out = (bits_mem *)y;
-    for (int64_t i = 0; i < n; i++)
+    int64_t i = 0;
+    for (; i + W <= n; i += W)
+        st(y + i, ld_half(x + i));
+    for (; i < n; i++)
         out[i] = (uint32_t)x[i] << 16;
 }
 
@@ -51,10 +56,36 @@ static void narrow(uint16_t *y, const float *x, int64_t n)
     }
 }
 #else
+#if defined(__AVX2__)
+/* 8 halves, each in a lane of 32 bits */
+INLINE __m256i near_halves(const float *x)
+{
+    const __m256 v = _mm256_loadu_ps(x);
+    const __m256i u = _mm256_castps_si256(v), upper = _mm256_srli_epi32(u, 16);
+    const __m256i odd = _mm256_and_si256(upper, _mm256_set1_epi32(1)),
+                  near = _mm256_add_epi32(_mm256_add_epi32(u, odd), _mm256_set1_epi32(0x7fff)),
+                  quiet = _mm256_or_si256(upper, _mm256_set1_epi32(0x40));
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    return _mm256_blendv_epi8(_mm256_srli_epi32(near, 16), quiet, nan);
+}
+#endif
+
 static void narrow(uint16_t *y, const float *x, int64_t n)
 {
     const bits_mem *in = (const bits_mem *)x;
-    for (int64_t i = 0; i < n; i++) {
+    int64_t i = 0;
+#if defined(__AVX2__)
+    for (; i + 16 <= n; i += 16) {
+        const __m256i both = _mm256_packus_epi32(near_halves(x + i), near_halves(x + i + 8));
+        _mm256_storeu_si256((__m256i_u *)(y + i), _mm256_permute4x64_epi64(both, 0xd8));
+    }
+    for (; i + 8 <= n; i += 8) {
+        const __m256i h = near_halves(x + i);
+        _mm_storeu_si128((__m128i_u *)(y + i), _mm_packus_epi32(_mm256_castsi256_si128(h),
+                                                                _mm256_extracti128_si256(h, 1)));
+    }
+#endif
+    for (; i < n; i++) {
         const uint32_t u = in[i], near = (u + 0x7fff + (u >> 16 & 1)) >> 16;
         const uint32_t quiet = u >> 16 | 0x40; /* a NaN must not round to infinity */
         y[i] = (uint16_t)((u & 0x7fffffff) > 0x7f800000 ? quiet : near);
@@ -77,8 +108,9 @@ static void split(uint16_t *restrict upper, int16_t *restrict lower, const float
 
 static void scale(float *y, float a, int64_t n)
 {
-    for (int64_t i = 0; i < n; i++)
-        y[i] *= a;
+#define STEP(i, c) st_n(y + (i), ld_n(y + (i), (c), 0) * a, (c))
+    EACH(n, STEP);
+#undef STEP
 }
 
 static float dot(const float *x, const float *y, int64_t n)
@@ -317,8 +349,9 @@ static float rms_sum(float *sum, const float *x, const float *r, int64_t n)
 
 static void rms_scale(float *y, const float *s, const float *w, float rstd, int64_t n)
 {
-    for (int64_t i = 0; i < n; i++)
-        y[i] = s[i] * rstd * w[i];
+#define STEP(i, c) st_n(y + (i), ld_n(s + (i), (c), 0) * rstd * ld_n(w + (i), (c), 0), (c))
+    EACH(n, STEP);
+#undef STEP
 }
 
 INLINE void rms_bwd_step(float *dx, float *dw, const float *dy, const float *s, const float *w,
