@@ -202,7 +202,7 @@ int cpu_cast(struct ctx *cx, struct tensor *y, const struct tensor *x)
 int cpu_fill(struct ctx *cx, struct tensor *y, float value)
 {
     const int64_t n = tensor_count(y), size = dtype_size(y->dtype);
-    const int32_t whole = (int32_t)value;
+    const int32_t whole = y->dtype == DT_I32 ? (int32_t)value : 0;
     uint16_t half;
     uint32_t v = 0;
     cx->rows->narrow(&half, &value, 1);
