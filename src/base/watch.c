@@ -21,12 +21,14 @@ static struct {
     char who[64];
     watch_fn *fn;
     void *payload;
-    atomic_bool stop;
+    bool stop;    /* under `gate` */
     double grace; /* seconds after a SIGTERM; 0: it is not told */
     double term;  /* seconds since one was seen */
     bool told;    /* of it */
     atomic_bool muted, speaking;
 } w;
+static pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t stopping;
 static atomic_llong beats, calls, step;
 static atomic_int patience = 1;
 static const char *_Atomic stage, *_Atomic call;
@@ -121,14 +123,29 @@ static double now(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
+/* Waits so long, or until watch_stop: does it want the end? */
+static bool stop_within(double seconds)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    t.tv_sec += (time_t)seconds;
+    t.tv_nsec += (long)((seconds - (double)(time_t)seconds) * 1e9);
+    if (t.tv_nsec >= 1000000000) t.tv_sec++, t.tv_nsec -= 1000000000;
+    pthread_mutex_lock(&gate);
+    while (!w.stop && pthread_cond_timedwait(&stopping, &gate, &t) == 0)
+        ;
+    const bool stop = w.stop;
+    pthread_mutex_unlock(&gate);
+    return stop;
+}
+
 static void *watcher(void *unused)
 {
     const double period = MIN(w.seconds / 20, w.grace > 0 ? 0.1 : 0.5);
     long long seen = -1;
     double idle = 0, last = now();
     (void)unused;
-    while (!atomic_load(&w.stop)) {
-        nap(period);
+    while (!stop_within(period)) {
         const double t = now(), passed = t - last;
         const long long b = atomic_load(&beats);
         last = t;
@@ -164,12 +181,18 @@ int watch_start(double seconds, int exit_code, const char *who, watch_fn *fn, vo
     w.told = false;
     atomic_store(&w.muted, false);
     snprintf(w.who, sizeof w.who, "%s", who);
-    atomic_store(&w.stop, false);
+    w.stop = false;
+    pthread_condattr_t clock;
+    pthread_condattr_init(&clock);
+    pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
+    pthread_cond_init(&stopping, &clock);
+    pthread_condattr_destroy(&clock);
     watch_beat();
     sigfillset(&all); /* signals are for the main thread */
     pthread_sigmask(SIG_SETMASK, &all, &old);
     const int code = pthread_create(&w.thread, NULL, watcher, NULL);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
+    if (code) pthread_cond_destroy(&stopping);
     if (code) return err_set(ERR_OOM, "cannot start the watching thread: %s", strerror(code));
     w.running = true;
     return 0;
@@ -190,7 +213,11 @@ void watch_mute(void)
 void watch_stop(void)
 {
     if (!w.running) return;
-    atomic_store(&w.stop, true);
+    pthread_mutex_lock(&gate);
+    w.stop = true;
+    pthread_cond_signal(&stopping);
+    pthread_mutex_unlock(&gate);
     pthread_join(w.thread, NULL);
+    pthread_cond_destroy(&stopping);
     w.running = false;
 }
