@@ -18,7 +18,9 @@ BDPO_TRAIN=${BDPO_TRAIN:-$PWD/build/bdpo-train}
 export BDPO_TRAIN
 ASAN_OPTIONS=${ASAN_OPTIONS:-print_legend=0}
 UBSAN_OPTIONS=${UBSAN_OPTIONS:-print_stacktrace=1}
-export ASAN_OPTIONS UBSAN_OPTIONS
+# Tests beside each other share cores: a thread that waits for its team soon sleeps.
+GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-500}
+export ASAN_OPTIONS UBSAN_OPTIONS GOMP_SPINCOUNT
 
 # Prints "passed failed skipped" of a TAP output; the reason of each skip goes to the file $reasons.
 count_tap() {
