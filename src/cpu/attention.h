@@ -88,6 +88,11 @@ static inline struct att_rows att_rows_at(const struct att *a, const struct segm
     if (s->len == 1) return (struct att_rows){ 0, a->G, 1, true };
     return (struct att_rows){ q0, MIN(ATT_Q, s->len - q0), a->G, false };
 }
+/* Elements of x between two rows of a block. */
+static inline int64_t att_step(const struct att_rows *r, const struct tensor *x, int64_t D)
+{
+    return r->across ? D : x->ld;
+}
 /* Most rows of a block. */
 static inline int64_t att_rows_max(const struct att *a)
 {

@@ -21,10 +21,9 @@ struct bwd_buf {     /* a thread's scratch */
     float *p, *dp;   /* [rows, ATT_K] */
     float *k;        /* [ATT_K, D] */
     float *q, *dout; /* [rows, D] of a head; or all heads of a row */
-    float *delta;    /* [G, rows of the group]: dO O^T */
     float *far;      /* the sums of a group's gradients that are not in their tensors */
+    float *delta;    /* behind them, [rows of the group, G]: dO O^T */
     struct sums sq, sk, sv;
-    int64_t first, n; /* rows of the group */
 };
 
 /* Rows that the segments of a group own: of q with `kv` false, else of k and v. */
@@ -69,7 +68,7 @@ static int64_t bwd_need(const struct att *a, enum dtype A)
     return bwd_floats(a, rows, far) * (int64_t)sizeof(float);
 }
 
-static struct bwd_buf bwd_carve(const struct att *a, float *p, int64_t first, int64_t n)
+static struct bwd_buf bwd_carve(const struct att *a, float *p)
 {
     const int64_t kd = a->D * ATT_K, s = att_rows_max(a) * ATT_K, x = att_rows_max(a) * a->D;
     struct bwd_buf b = { .kt = p, .vt = p + kd, .dk = p + 2 * kd, .dv = p + 3 * kd };
@@ -79,10 +78,7 @@ static struct bwd_buf bwd_carve(const struct att *a, float *p, int64_t first, in
     b.dp = b.p + s;
     b.q = b.dp + s;
     b.dout = b.q + x;
-    b.delta = b.dout + x;
-    b.far = b.delta + n * a->G;
-    b.first = first;
-    b.n = n;
+    b.far = b.dout + x;
     return b;
 }
 
@@ -94,13 +90,14 @@ static void bwd_rows(const struct rows *r, const struct att *a, const struct gra
 {
     const int64_t D = a->D, row = s->q + q->q0, head = g * a->G + h, ahead = att_ahead(q, k);
     const float *pq = b->q + i0 * D, *pdo = b->dout + i0 * D;
-    const float *lse = d->lse + row * a->H + head, *delta = b->delta + h * b->n + row - b->first;
-    const int64_t step_lse = q->across ? 1 : a->H, step_delta = q->across ? b->n : 1;
+    const float *lse = d->lse + row * a->H + head;
+    const float *delta = b->delta + (row - b->sq.first) * a->G + h;
+    const int64_t step_lse = q->across ? 1 : a->H, step_delta = q->across ? 1 : a->G;
     float *dq = b->sq.p + (row - b->sq.first) * b->sq.ld + h * D;
-    att_scores(r, b->p, a->q, row * a->q->ld + head * D, q->across ? D : a->q->ld, pq, b->kt, q->n,
+    att_scores(r, b->p, a->q, row * a->q->ld + head * D, att_step(q, a->q, D), pq, b->kt, q->n,
                k->n, D);
-    att_scores(r, b->dp, d->dout, row * d->dout->ld + head * D, q->across ? D : d->dout->ld, pdo,
-               b->vt, q->n, k->n, D);
+    att_scores(r, b->dp, d->dout, row * d->dout->ld + head * D, att_step(q, d->dout, D), pdo, b->vt,
+               q->n, k->n, D);
     for (int64_t i = 0; i < q->n; i++) {
         float *p = b->p + i * ATT_K, *dp = b->dp + i * ATT_K;
         const int64_t n = MIN(k->n, i + ahead + 1);
@@ -121,8 +118,8 @@ static void bwd_block(const struct rows *r, const struct att *a, const struct gr
 {
     const int64_t D = a->D, row = s->q + q->q0, col = (g * a->G + h) * D;
     const int64_t step = att_diagonal(q, k) ? ATT_STRIP : q->n;
-    att_read(r, b->q, a->q, row * a->q->ld + col, q->across ? D : a->q->ld, q->n, D);
-    att_read(r, b->dout, d->dout, row * d->dout->ld + col, q->across ? D : d->dout->ld, q->n, D);
+    att_read(r, b->q, a->q, row * a->q->ld + col, att_step(q, a->q, D), q->n, D);
+    att_read(r, b->dout, d->dout, row * d->dout->ld + col, att_step(q, d->dout, D), q->n, D);
     for (int64_t i = 0; i < q->n; i += step) {
         struct att_rows rows = *q;
         struct att_keys keys = *k;
@@ -207,22 +204,21 @@ static void bwd_delta(const struct rows *r, const struct att *a, const struct gr
             cpu_read(r, b->dout, d->dout->data, d->dout->dtype, row * d->dout->ld + g * GD, GD);
         const float *o = cpu_read(r, b->q, d->o->data, d->o->dtype, row * d->o->ld + g * GD, GD);
         for (int64_t h = 0; h < a->G; h++)
-            b->delta[h * b->n + row - b->first] = r->dot(dout + h * D, o + h * D, D);
+            b->delta[(row - b->sq.first) * a->G + h] = r->dot(dout + h * D, o + h * D, D);
     }
 }
 
 static void bwd_group(const struct rows *r, const struct att *a, const struct grads *d,
                       int64_t group, int64_t g, float *scratch)
 {
-    int64_t rows;
-    const int64_t row = group_span(a->segs, group, false, &rows).first;
-    struct bwd_buf b = bwd_carve(a, scratch, row, rows);
+    struct bwd_buf b = bwd_carve(a, scratch);
     const int32_t first = a->segs->group[group], end = a->segs->group[group + 1];
     const int64_t D = a->D, GD = a->G * D;
     float *far = b.far;
     b.sq = sums_open(a, d->dq, group, false, g * GD, GD, &far);
     b.sk = sums_open(a, d->dk, group, true, g * D, D, &far);
     b.sv = sums_open(a, d->dv, group, true, g * D, D, &far);
+    b.delta = far;
     for (int32_t i = first; i < end; i++) {
         const struct segment *s = &a->segs->seg[i];
         sums_zero(&b.sq, s->q, s->len, GD);
