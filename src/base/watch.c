@@ -65,10 +65,14 @@ static void print_stack(int number)
     errno = keep;
 }
 
+static struct timespec time_of(double seconds)
+{
+    return (struct timespec){ (time_t)seconds, (long)((seconds - (double)(time_t)seconds) * 1e9) };
+}
+
 static void nap(double seconds)
 {
-    const struct timespec t = { (time_t)seconds,
-                                (long)((seconds - (double)(time_t)seconds) * 1e9) };
+    const struct timespec t = time_of(seconds);
     nanosleep(&t, NULL);
 }
 
@@ -126,11 +130,7 @@ static double now(void)
 /* Waits so long, or until watch_stop: does it want the end? */
 static bool stop_within(double seconds)
 {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    t.tv_sec += (time_t)seconds;
-    t.tv_nsec += (long)((seconds - (double)(time_t)seconds) * 1e9);
-    if (t.tv_nsec >= 1000000000) t.tv_sec++, t.tv_nsec -= 1000000000;
+    const struct timespec t = time_of(now() + seconds);
     pthread_mutex_lock(&gate);
     while (!w.stop && pthread_cond_timedwait(&stopping, &gate, &t) == 0)
         ;
@@ -192,8 +192,10 @@ int watch_start(double seconds, int exit_code, const char *who, watch_fn *fn, vo
     pthread_sigmask(SIG_SETMASK, &all, &old);
     const int code = pthread_create(&w.thread, NULL, watcher, NULL);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
-    if (code) pthread_cond_destroy(&stopping);
-    if (code) return err_set(ERR_OOM, "cannot start the watching thread: %s", strerror(code));
+    if (code) {
+        pthread_cond_destroy(&stopping);
+        return err_set(ERR_OOM, "cannot start the watching thread: %s", strerror(code));
+    }
     w.running = true;
     return 0;
 }
