@@ -2,6 +2,7 @@
 #include "cpu.h"
 #include "../ops/nf4.h"
 #include "../ops/stochastic.h"
+#include <math.h>
 #include <string.h>
 
 /* COLS: elements that are widened at a time; ROWS: of a partial sum of bias_sums */
@@ -198,27 +199,40 @@ int cpu_cast(struct ctx *cx, struct tensor *y, const struct tensor *x)
     return 0;
 }
 
-/* Nearly always with 0, for which the C library's memset is the fastest. */
-int cpu_fill(struct ctx *cx, struct tensor *y, float value)
+static void zero(void *p, int64_t bytes, int team)
 {
-    const int64_t n = tensor_count(y), size = dtype_size(y->dtype);
-    const int32_t whole = y->dtype == DT_I32 ? (int32_t)value : 0;
-    uint16_t half;
-    uint32_t v = 0;
-    cx->rows->narrow(&half, &value, 1);
-    memcpy(&v,
-           y->dtype == DT_BF16  ? (const void *)&half
-           : y->dtype == DT_I32 ? (const void *)&whole
-                                : &value,
-           (size_t)size);
-    const int team = cpu_team(cx, n);
 #pragma omp parallel for schedule(static) num_threads(team)
     for (int i = 0; i < team; i++) {
-        const int64_t from = n * i / team, to = n * (i + 1) / team;
-        if (v == 0) memset((char *)y->data + from * size, 0, (size_t)((to - from) * size));
-        for (int64_t j = from; j < to && v != 0; j++)
-            memcpy((char *)y->data + j * size, &v, (size_t)size);
+        const int64_t from = bytes * i / team, to = bytes * (i + 1) / team;
+        memset((char *)p + from, 0, (size_t)(to - from));
     }
+}
+
+int cpu_fill(struct ctx *cx, struct tensor *y, float value)
+{
+    const int64_t n = tensor_count(y);
+    if (value == 0 && !signbit(value)) { /* nearly always, and memset is the fastest */
+        zero(y->data, n * dtype_size(y->dtype), cpu_team(cx, n));
+        return 0;
+    }
+    if (y->dtype == DT_BF16) {
+        uint16_t *p = y->data, v;
+        cx->rows->narrow(&v, &value, 1);
+#pragma omp parallel for schedule(static) num_threads(cpu_team(cx, n))
+        for (int64_t i = 0; i < n; i++)
+            p[i] = v;
+        return 0;
+    }
+    uint32_t v;
+    uint32_t *p = y->data;
+    const int32_t whole = y->dtype == DT_I32 ? (int32_t)value : 0;
+    if (y->dtype == DT_I32)
+        memcpy(&v, &whole, sizeof v);
+    else
+        memcpy(&v, &value, sizeof v);
+#pragma omp parallel for schedule(static) num_threads(cpu_team(cx, n))
+    for (int64_t i = 0; i < n; i++)
+        p[i] = v;
     return 0;
 }
 
