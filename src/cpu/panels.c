@@ -9,11 +9,9 @@
  * task of some rows by TASK_COLS at a time. PAD: between rows of a panel, so that they are not of the same sets of a cache. */
 enum { ROWS = 2048, COLS = 1024, TASK_COLS = 256 };
 enum { TILE_MAX = 32 * 32, SMALL = 1 << 18, PAD = 16 };
-enum {
-    GROUP = 16,
-    STEPS = 16,
-    LINE = 64
-}; /* of packing: panels and steps of the depth; the latter even */
+/* Packed in a turn: panels, and steps of the depth (even). LINE: bytes of one of the cache. */
+enum { GROUP = 16, STEPS = 16 };
+enum { LINE = 64 };
 
 struct block { /* y[m0.., n0..] (+)= a panels times b panels, over k of the depth */
     const struct panels *q;
@@ -187,8 +185,9 @@ struct layout {
 /* Are the rows of a panels as they are? (In lines of the cache, and no row's end beside the next one's begin.) */
 static bool rows_fit(const struct panels *q, const struct mat *a, int64_t K)
 {
-    const int64_t line = 64 / dtype_size(a->dtype);
-    return q->pack_rows && !a->t && K % line == 0 && a->ld % line == 0 && (uintptr_t)a->p % 64 == 0;
+    const int64_t line = LINE / dtype_size(a->dtype);
+    return q->pack_rows && !a->t && K % line == 0 && a->ld % line == 0 &&
+           (uintptr_t)a->p % LINE == 0;
 }
 
 static struct layout layout_of(const struct ctx *cx, const struct panels *q,

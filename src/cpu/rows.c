@@ -27,12 +27,9 @@ typedef uint32_t bits_mem __attribute__((may_alias));
 
 static void widen(float *y, const uint16_t *x, int64_t n)
 {
-    bits_mem *out = (bits_mem *)y;
-    int64_t i = 0;
-    for (; i + W <= n; i += W)
-        st(y + i, ld_half(x + i));
-    for (; i < n; i++)
-        out[i] = (uint32_t)x[i] << 16;
+#define STEP(i, c) st_n(y + (i), ld_half_n(x + (i), (c)), (c))
+    EACH(n, STEP);
+#undef STEP
 }
 
 #if defined(__AVX512BF16__)
